@@ -1,0 +1,44 @@
+"""What long work tells its caller while it runs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+__all__ = ["Eta", "Log", "Progress"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a request has come."""
+
+    done: int
+    """Steps finished, 0 .. total."""
+    total: int
+    """Steps in all; may shrink when a stop rule ends a direction early."""
+    seconds_left: float | None = None
+    """Estimated seconds to the end; None before the first step is known."""
+    text: str = ""
+    """What is being done, for a person."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """One line for a person, e.g. why propagation stopped at a slice."""
+
+    text: str
+
+
+class Eta:
+    """Turns step counts into `Progress` with the time left, from the mean pace since it was made."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._started = time.monotonic()
+
+    def step(self, done: int, text: str = "") -> Progress:
+        """Report `done` of `total` steps finished."""
+        if done <= 0:
+            return Progress(0, self.total, None, text)
+        pace_s = (time.monotonic() - self._started) / done
+        return Progress(done, self.total, pace_s * max(self.total - done, 0), text)

@@ -1,0 +1,91 @@
+"""The two faces a promptable model shows to the rest of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..prompts import SlicePrompt
+from ..volume import Window
+
+if TYPE_CHECKING:
+    from ..volume import Volume
+
+__all__ = ["ImagePredictor", "Prediction", "SliceTracker", "TrackedSlice", "TrackingSession"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A model's answer on one slice."""
+
+    mask: NDArray[np.bool_]
+    """(H, W) on the slice's own grid."""
+    score: float
+    """The model's own estimate of the mask's quality, 0 .. 1."""
+    logits: NDArray[np.float32]
+    """(h, w) mask logits at the model's own resolution (> 0 is inside)."""
+
+
+class ImagePredictor(Protocol):
+    """Set a slice once, ask about it many times."""
+
+    def set_image(self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]) -> None:
+        """Encode one slice.
+
+        Args:
+            slice_hu: (H, W) raw intensities.
+            window: the volume-wide window that maps intensities to what the model sees.
+            spacing_rc_mm: pixel size, rows then columns.
+        """
+
+    def predict(self, prompt: SlicePrompt) -> Prediction:
+        """Answer one prompt on the slice that was set."""
+
+    def predict_boxes(self, boxes_xyxy_px: NDArray[np.float32]) -> list[Prediction]:
+        """Answer (B, 4) boxes on the slice that was set, in one batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedSlice:
+    """One object on one slice, as a tracker saw it."""
+
+    object_id: int
+    index: int
+    mask: NDArray[np.bool_]
+    """(H, W) on the slice's own grid."""
+    probability: NDArray[np.float32] | None
+    """(H, W) foreground probability, for blending between references; None where the tracker has only a mask."""
+    score: float
+    """Probability that the object is on this slice, 0 .. 1."""
+
+
+class TrackingSession(Protocol):
+    """A tracker at work on one volume, axis and window."""
+
+    def add_reference(self, object_id: int, prompt: SlicePrompt) -> TrackedSlice:
+        """Tell the tracker what an object is on one slice; a second call for the same slice replaces the first."""
+
+    def remove_reference(self, object_id: int, index: int) -> None:
+        """Forget a reference slice."""
+
+    def run(
+        self, object_ids: Sequence[int], start: int, stop: int, anchors: Sequence[int] | None = None
+    ) -> Iterator[list[TrackedSlice]]:
+        """Track objects from reference slice `start` (not yielded) to slice `stop` (yielded), one step per slice.
+
+        Either direction. An object that the caller drops with `drop` in between is no longer computed.
+        """
+
+    def drop(self, object_id: int) -> None:
+        """Stop computing an object in the run under way (its stop rule has fired)."""
+
+
+class SliceTracker(Protocol):
+    """A model that carries masks from slice to slice."""
+
+    def open(self, volume: Volume, axis: int, window: Window) -> TrackingSession:
+        """Begin work on a volume; the voxels are only read."""
