@@ -15,7 +15,7 @@ from ..volume import Window
 if TYPE_CHECKING:
     from ..volume import Volume
 
-__all__ = ["ImagePredictor", "Prediction", "SliceTracker", "TrackedSlice", "TrackingSession"]
+__all__ = ["ImagePredictor", "Prediction", "SliceTracker", "TrackJob", "TrackedSlice", "TrackingSession"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +63,24 @@ class TrackedSlice:
     """Probability that the object is on this slice, 0 .. 1."""
 
 
+@dataclass(frozen=True)
+class TrackJob:
+    """Carry one object from one of its reference slices towards another slice."""
+
+    object_id: int
+    start: int
+    """Index of the reference slice; it is not tracked itself."""
+    stop: int
+    """Index of the last slice to track; below `start` to go towards lower indices."""
+
+    @property
+    def step(self) -> int:
+        """+1 towards higher indices, -1 towards lower ones."""
+        return 1 if self.stop > self.start else -1
+
+
 class TrackingSession(Protocol):
-    """A tracker at work on one volume, axis and window."""
+    """A tracker at work on one volume, axis and window; what it computed about slices is kept for the next run."""
 
     def add_reference(self, object_id: int, prompt: SlicePrompt) -> TrackedSlice:
         """Tell the tracker what an object is on one slice; a second call for the same slice replaces the first."""
@@ -72,16 +88,14 @@ class TrackingSession(Protocol):
     def remove_reference(self, object_id: int, index: int) -> None:
         """Forget a reference slice."""
 
-    def run(
-        self, object_ids: Sequence[int], start: int, stop: int, anchors: Sequence[int] | None = None
-    ) -> Iterator[list[TrackedSlice]]:
-        """Track objects from reference slice `start` (not yielded) to slice `stop` (yielded), one step per slice.
+    def run(self, jobs: Sequence[TrackJob]) -> Iterator[list[tuple[TrackJob, TrackedSlice]]]:
+        """Track all jobs side by side, every job one slice further per item, until each has come to its `stop`.
 
-        Either direction. An object that the caller drops with `drop` in between is no longer computed.
+        A job that the caller hands to `drop` in between is no longer computed.
         """
 
-    def drop(self, object_id: int) -> None:
-        """Stop computing an object in the run under way (its stop rule has fired)."""
+    def drop(self, job: TrackJob) -> None:
+        """Stop computing a job of the run under way (its stop rule has fired)."""
 
 
 class SliceTracker(Protocol):
