@@ -1,0 +1,94 @@
+"""The ground the promptable models stand on: torchvision's operators and the compute device."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+
+import torch
+
+from ..errors import ModelError
+
+__all__ = ["ensure_torchvision_operators", "pick_device"]
+
+_OPERATOR_SCHEMAS = {
+    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+_kept_alive: list[torch.library.Library] = []  # a library that is collected takes its schemas with it
+_lock = threading.Lock()
+
+
+def ensure_torchvision_operators() -> None:
+    """Make ``import torchvision`` work beside a build of torch its compiled part does not match.
+
+    torchvision's wheel from the package index is linked against CUDA torch. Beside CPU torch its compiled part does
+    not load, the operators it registers are missing, and the import stops at the first one. Nothing the promptable
+    models use is compiled, so declaring the schemas is enough. Does nothing where torchvision imports as it is.
+
+    Raises:
+        ModelError: torchvision is not installed.
+    """
+    with _lock:
+        try:
+            _import_torchvision()
+        except RuntimeError as error:
+            if "torchvision::" not in str(error):
+                raise
+            _define_missing_operators()
+            _import_torchvision()
+
+
+def _import_torchvision() -> None:
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        if error.name != "torchvision":
+            raise
+        raise ModelError(
+            "The package torchvision is missing; install it with: pip install torchvision."
+        ) from error
+    except RuntimeError:
+        for name in [n for n in sys.modules if n == "torchvision" or n.startswith("torchvision.")]:
+            del sys.modules[name]  # a half-imported package would hide the schemas' effect
+        raise
+
+
+def _define_missing_operators() -> None:
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name, schema in _OPERATOR_SCHEMAS.items():
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(schema)
+    _kept_alive.append(library)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Turn a device name into a device that is really there.
+
+    Args:
+        name: ``auto`` (CUDA, else Apple's MPS, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        ModelError: the name is unknown or this machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"Unknown device {name!r}; use auto, cpu, cuda, cuda:N or mps.") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ModelError(
+                f"This machine has {count} CUDA devices, so {name} is not available; use auto or cpu."
+            )
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise ModelError("The device mps is not available on this machine; use auto or cpu.")
+    elif device.type != "cpu":
+        raise ModelError(f"Unknown device {name!r}; use auto, cpu, cuda, cuda:N or mps.")
+    return device
