@@ -1,0 +1,261 @@
+"""One annotated slice per object: which objects, which slice, and how the answer is scored.
+
+Every labelled object with an extent of at least `MIN_EXTENT` slices along axis 0 is one task. Its annotated slice is the
+non-empty slice nearest the middle of its extent. A method gets the volume and that one slice, never the extent (only
+`copy_mask`, the baseline that repeats the annotated mask, is told it), and answers with a mask for the whole volume. The
+annotated slice counts in no figure.
+
+- own-extent Dice: over the slices where the object exists;
+- whole-volume Dice: over all slices, so that running past the object's end costs;
+- overrun: slices with foreground beyond the object's first and last slice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+__all__ = [
+    "COPY",
+    "EARLY_ENDING",
+    "MIN_EXTENT",
+    "Case",
+    "Interval",
+    "ObjectScore",
+    "ObjectTask",
+    "bootstrap_mean",
+    "copy_mask",
+    "data_root",
+    "held_out_cases",
+    "mean_dice",
+    "object_tasks",
+    "paired_gain",
+    "patient_of",
+    "read_case",
+    "score_object",
+]
+
+MIN_EXTENT = 5
+"""Smallest extent of an object in slices, first to last."""
+EARLY_ENDING = ("spinal_cord", "esophagus")
+"""Organs that go on past where the clinical contours of the head-and-neck cases end; means are given with and without them."""
+COPY = "copy"
+"""Name of the baseline that is told the object's true extent."""
+_HOLDOUT = Path(__file__).with_name("holdout.json")
+_RESAMPLES = 2000
+
+
+def data_root(argument: str | None) -> Path | None:
+    """Data folder of the `--data` argument, else of the environment variable MEDSSL_DATA, else None."""
+    given = argument or os.environ.get("MEDSSL_DATA")
+    return Path(given).expanduser() if given else None
+
+
+def held_out_cases() -> dict[str, list[str]]:
+    """Held-out folder names by group: `head_neck`, `abdomen`, `same_patient_as_abdomen`, `mr`."""
+    groups = json.loads(_HOLDOUT.read_text())
+    return {name: list(folders) for name, folders in groups.items() if name != "rule"}
+
+
+def patient_of(case: str) -> str:
+    """Patient behind a case folder; the two folders cut from one TotalSegmentator example are one patient."""
+    groups = held_out_cases()
+    return groups["abdomen"][0] if case in groups["same_patient_as_abdomen"] else case
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A labelled volume of a data folder."""
+
+    name: str
+    """Folder name."""
+    voxels_kji: NDArray[np.generic]
+    """(K, J, I) intensities."""
+    labels_kji: NDArray[np.uint8]
+    """(K, J, I) label values."""
+    ijk_to_ras: NDArray[np.float64]
+    """(4, 4) voxel indices (i, j, k, 1) to RAS mm."""
+    organs: dict[int, str]
+    """Organ name of each label value."""
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectTask:
+    """One object of one case, and the slice that is annotated for it."""
+
+    case: str
+    patient: str
+    organ: str
+    truth_kji: NDArray[np.bool_]
+    """(K, J, I) the object."""
+    index: int
+    """Annotated slice along axis 0."""
+    first: int
+    """First slice of the object."""
+    last: int
+    """Last slice of the object."""
+
+    @property
+    def annotation(self) -> NDArray[np.bool_]:
+        """(J, I) the mask a method is given."""
+        return self.truth_kji[self.index]
+
+
+@dataclass(frozen=True)
+class ObjectScore:
+    """How well one method did on one object."""
+
+    method: str
+    case: str
+    patient: str
+    organ: str
+    own_dice: float
+    whole_dice: float
+    overrun: int
+    slices: int
+    """Slices the method had to answer for."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def read_case(folder: Path) -> Case:
+    """Read `ct.nii.gz` (or `mr.nii.gz`), `label.nii.gz` and `labels.json` of a case folder.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+        ValueError: image and label differ in shape.
+    """
+    images = [folder / name for name in ("ct.nii.gz", "mr.nii.gz") if (folder / name).exists()]
+    if not images or not (folder / "label.nii.gz").exists():
+        raise FileNotFoundError(f"{folder} needs ct.nii.gz (or mr.nii.gz) and label.nii.gz.")
+    image = sitk.ReadImage(str(images[0]))
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "label.nii.gz")))
+    voxels = sitk.GetArrayFromImage(image)
+    if labels.shape != voxels.shape:
+        raise ValueError(f"{folder}: image {voxels.shape} and label {labels.shape} differ in shape.")
+    organs = {int(k): str(v) for k, v in json.loads((folder / "labels.json").read_text()).items()}
+    return Case(folder.name, voxels, labels.astype(np.uint8), _ijk_to_ras(image), organs)
+
+
+def _ijk_to_ras(image: sitk.Image) -> NDArray[np.float64]:
+    lps_to_ras = np.diag([-1.0, -1.0, 1.0])
+    affine = np.eye(4)
+    affine[:3, :3] = lps_to_ras @ np.reshape(image.GetDirection(), (3, 3)) @ np.diag(image.GetSpacing())
+    affine[:3, 3] = lps_to_ras @ np.array(image.GetOrigin())
+    return affine
+
+
+def object_tasks(case: Case, min_extent: int = MIN_EXTENT) -> Iterator[ObjectTask]:
+    """The objects of a case that are long enough, in the order of their label values."""
+    for label, organ in sorted(case.organs.items()):
+        truth = case.labels_kji == label
+        filled = np.flatnonzero(truth.any(axis=(1, 2)))
+        if filled.size == 0 or filled[-1] - filled[0] + 1 < min_extent:
+            continue
+        first, last = int(filled[0]), int(filled[-1])
+        index = int(filled[np.abs(filled - (first + last) / 2).argmin()])
+        yield ObjectTask(case.name, patient_of(case.name), organ, truth, index, first, last)
+
+
+def copy_mask(task: ObjectTask) -> NDArray[np.bool_]:
+    """(K, J, I) the annotated mask repeated over the object's true extent."""
+    answer = np.zeros_like(task.truth_kji)
+    answer[task.first : task.last + 1] = task.annotation
+    return answer
+
+
+def mean_dice(answer: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """3D Dice of two boolean stacks; 1 when both are empty."""
+    total = int(answer.sum()) + int(truth.sum())
+    return 1.0 if total == 0 else 2 * int((answer & truth).sum()) / total
+
+
+def score_object(method: str, task: ObjectTask, answer_kji: NDArray[np.bool_], seconds: float) -> ObjectScore:
+    """Score a method's mask for one object.
+
+    Args:
+        method: its name.
+        task: the object.
+        answer_kji: (K, J, I) bool, the method's mask.
+        seconds: wall time it took.
+    """
+    counted = np.ones(len(answer_kji), bool)
+    counted[task.index] = False
+    own = counted & task.truth_kji.any(axis=(1, 2))
+    beyond = answer_kji.any(axis=(1, 2))
+    beyond[task.first : task.last + 1] = False
+    return ObjectScore(
+        method=method,
+        case=task.case,
+        patient=task.patient,
+        organ=task.organ,
+        own_dice=mean_dice(answer_kji[own], task.truth_kji[own]),
+        whole_dice=mean_dice(answer_kji[counted], task.truth_kji[counted]),
+        overrun=int(beyond.sum()),
+        slices=int(counted.sum()),
+        seconds=seconds,
+    )
+
+
+def bootstrap_mean(values: Sequence[float], clusters: Sequence[str], resamples: int = _RESAMPLES) -> Interval:
+    """Mean over objects with a percentile bootstrap interval.
+
+    Whole patients are drawn, because the objects of one patient are not independent; where there is only one patient
+    its objects are drawn, and the interval then says nothing about other patients.
+
+    Args:
+        values: (n,) one value per object.
+        clusters: (n,) the patient of each object.
+        resamples: number of bootstrap samples; the random numbers are always the same.
+    """
+    keys: Sequence[object] = list(clusters) if len(set(clusters)) > 1 else list(range(len(values)))
+    grouped: dict[object, list[float]] = {}
+    for key, value in zip(keys, values, strict=True):
+        grouped.setdefault(key, []).append(value)
+    sums = np.array([sum(group) for group in grouped.values()])
+    counts = np.array([len(group) for group in grouped.values()])
+    drawn = np.random.default_rng(0).integers(0, len(sums), (resamples, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return Interval(float(np.mean(values)), float(low), float(high))
+
+
+def paired_gain(
+    scores: Iterable[ObjectScore], method: str, parents: Sequence[str], figure: Callable[[ObjectScore], float]
+) -> tuple[str, Interval]:
+    """Gain of a method over the better of its parents, paired by object.
+
+    Args:
+        scores: scores of all methods on the same objects.
+        method: the method that should gain.
+        parents: the methods it is held against; the one with the highest mean is the better parent.
+        figure: which number of a score to compare.
+
+    Returns:
+        The better parent's name and the mean difference with its interval.
+    """
+    table: dict[str, dict[tuple[str, str], float]] = {}
+    for score in scores:
+        table.setdefault(score.method, {})[score.case, score.organ] = figure(score)
+    better = max(parents, key=lambda name: float(np.mean(list(table[name].values()))))
+    objects = list(table[method])
+    gains = [table[method][key] - table[better][key] for key in objects]
+    return better, bootstrap_mean(gains, [patient_of(case) for case, _ in objects])
