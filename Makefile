@@ -9,7 +9,7 @@ VENV     ?= .venv
 PIP_ARGS ?=
 
 PY    := $(VENV)/bin/python
-PIP    = SAM2_BUILD_CUDA=0 $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
+PIP    = SAM2_BUILD_CUDA=0 $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
 CODE  := MedSSLSegment Testing
 SYSTEM_LIBRARIES := libgl1 libgl1-mesa-dri libegl1 libxkbcommon0 libfontconfig1 libdbus-1-3 libglib2.0-0
 

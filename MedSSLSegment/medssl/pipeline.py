@@ -1,0 +1,292 @@
+"""The whole story: a volume and one annotated slice per organ go in, the organs come out.
+
+    volume = read_volume("ct.nii.gz")
+    annotation = read_segmentation("annotation.nii.gz", like=volume)
+    result = propagate_volume(volume, annotation)
+    write_segmentation(result.segmentation, "organs.nii.gz")
+    scores = evaluate(result.segmentation, read_segmentation("truth.nii.gz", like=volume))
+
+`propagate_volume` is four steps, each of which can be used alone: `references_from_annotation` finds the annotated
+slices, `load_tracker` loads a model, `propagate` carries the masks from slice to slice, and `collect` puts the slices
+together on the volume's own grid.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .events import Progress
+from .prompts import Reference, SlicePrompt
+from .registry import DEFAULT_MODEL
+from .results import SliceMask
+from .segmentation import Segment, Segmentation
+from .volume import Volume, as_stack, take_slice
+
+if TYPE_CHECKING:
+    from .foundation.protocols import SliceTracker
+    from .propagate import PropagateOptions
+
+__all__ = [
+    "PropagationResult",
+    "SliceChoice",
+    "annotated_slices",
+    "choose_axis",
+    "collect",
+    "propagate_volume",
+    "references_from_annotation",
+]
+
+SliceChoice = Mapping[str, Sequence[int]] | Sequence[int] | Literal["all"] | None
+"""Which annotated slices to start from: per segment, the same for every segment, all of them, or left to the program."""
+
+_MANY_SLICES = 20
+"""More annotated slices than this in a row look like a finished segmentation rather than like reference slices."""
+_REFERENCE_RANK = 2.0
+"""Rank of a reference slice where segments overlap: above every confidence, which ends at 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class PropagationResult:
+    """Every organ in the whole volume."""
+
+    segmentation: Segmentation
+    """On the volume's own grid; segments keep the annotation's names, labels and colours."""
+    confidence: Mapping[str, NDArray[np.float32]]
+    """(N,) per segment: 0 .. 1 for each slice across `axis`, NaN where propagation did not come."""
+    references: Mapping[str, Sequence[int]]
+    """Reference slices of each segment, in order."""
+    axis: int
+    """Slice axis that was propagated along: 0 = K, 1 = J, 2 = I."""
+    seconds: float
+    """Wall time, without loading the model."""
+
+
+def propagate_volume(
+    volume: Volume,
+    annotation: Segmentation,
+    *,
+    model: str = DEFAULT_MODEL,
+    device: str = "auto",
+    tracker: SliceTracker | None = None,
+    axis: int | None = None,
+    slices: SliceChoice = None,
+    segments: Sequence[str] | None = None,
+    options: PropagateOptions | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> PropagationResult:
+    """Carry annotated slices through a volume.
+
+    Args:
+        volume: the image.
+        annotation: annotated slices on the volume's grid; see `references_from_annotation`.
+        model: id of a tracker in the model registry.
+        device: auto, cpu, cuda, cuda:N or mps.
+        tracker: a tracker that is already loaded; `model` and `device` are then not used.
+        axis: slice axis 0, 1 or 2; None takes the one that `choose_axis` finds.
+        slices: which annotated slices to start from.
+        segments: names of the segments to do; None means all.
+        options: range, direction, stop rule and window; its axis is replaced by `axis`.
+        on_progress: called after each step.
+        cancelled: asked between steps; True ends the work with `Cancelled`.
+
+    Raises:
+        InputError: the annotation is empty, or a segment, slice or range does not exist.
+        ModelError: the model is unknown, missing or damaged.
+        Cancelled: `cancelled` said so.
+    """
+    from .foundation import load_tracker
+    from .propagate import PropagateOptions, propagate
+
+    axis = choose_axis(volume, annotation) if axis is None else axis
+    references = references_from_annotation(volume, annotation, axis, slices, segments)
+    if tracker is None:
+        tracker = load_tracker(model, device)
+    started = time.monotonic()
+    options = replace(options or PropagateOptions(), axis=axis)
+    events = propagate(volume, references, tracker, options, cancelled)
+    return collect(volume, annotation, references, events, started, on_progress)
+
+
+def references_from_annotation(
+    volume: Volume,
+    annotation: Segmentation,
+    axis: int | None = None,
+    slices: SliceChoice = None,
+    segments: Sequence[str] | None = None,
+) -> list[Reference]:
+    """Turn an annotation's non-empty slices into reference slices.
+
+    Args:
+        volume: the image.
+        annotation: a segmentation on the volume's grid in which only some slices are filled.
+        axis: slice axis 0, 1 or 2; None takes the one that `choose_axis` finds.
+        slices: None takes every non-empty slice of a segment, but refuses a segment that is filled on more than 20
+            slices in a row: that is a finished segmentation, and starting from all of it would only give it back. "all"
+            takes it as it is; slice numbers pick some.
+        segments: names of the segments to use; None means all that are annotated.
+
+    Returns:
+        One mask reference per segment and slice, in the order of the annotation's segments.
+
+    Raises:
+        InputError: other grid, nothing annotated, or a segment or slice that does not exist.
+    """
+    if annotation.labels_kji.shape != volume.shape_kji:
+        raise InputError(
+            f"The annotation has shape {annotation.labels_kji.shape} and the volume {volume.shape_kji};"
+            " annotate on the volume's own grid."
+        )
+    axis = choose_axis(volume, annotation) if axis is None else axis
+    volume.require_stack(axis)
+    chosen = {
+        name: _chosen_slices(name, annotated_slices(as_stack(annotation.mask(name), axis)), slices)
+        for name in _chosen_segments(annotation, segments, slices)
+    }
+    _check_choice(chosen, slices, segments)
+    return [
+        Reference(name, SlicePrompt(axis, index, mask=take_slice(annotation.mask(name), axis, index)))
+        for name, indices in chosen.items()
+        for index in indices
+    ]
+
+
+def choose_axis(volume: Volume, annotation: Segmentation) -> int:
+    """Find the axis an annotation was drawn across: the one with the fewest annotated slices; axial when in doubt.
+
+    It is in doubt when two axes tie, or when the annotation is filled on so many slices that it looks finished.
+    """
+    axial = volume.axis_of("axial")
+    filled = annotation.labels_kji != 0
+    counts = {axis: len(annotated_slices(as_stack(filled, axis))) for axis in (axial, 0, 1, 2)}
+    return axial if min(counts.values()) > _MANY_SLICES else min(counts, key=lambda axis: counts[axis])
+
+
+def annotated_slices(mask_nhw: NDArray[np.bool_]) -> list[int]:
+    """Indices of the non-empty slices of a stack (N, H, W), in order."""
+    return [int(index) for index in np.flatnonzero(mask_nhw.any(axis=(1, 2)))]
+
+
+def collect(
+    volume: Volume,
+    annotation: Segmentation,
+    references: Sequence[Reference],
+    events: Iterable[SliceMask | Progress],
+    started: float,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> PropagationResult:
+    """Put propagated slices together on the volume's grid.
+
+    A label map holds one segment per voxel: where segments overlap, a reference slice wins, then the more confident one.
+
+    Args:
+        volume: the image.
+        annotation: says names, labels and colours of the segments.
+        references: the reference slices the events come from.
+        events: slices and progress in any order.
+        started: `time.monotonic()` at the beginning of the work.
+        on_progress: called with each progress event.
+    """
+    axis = references[0].prompt.axis
+    indices: dict[str, list[int]] = {}
+    for reference in references:
+        indices.setdefault(reference.segment, []).append(reference.prompt.index)
+    canvas = _Canvas(volume, axis, [s for s in annotation.segments if s.name in indices])
+    for event in events:
+        if isinstance(event, Progress):
+            on_progress(event)
+        else:
+            canvas.write(event)
+    return PropagationResult(
+        canvas.segmentation(), canvas.confidence(), indices, axis, time.monotonic() - started
+    )
+
+
+class _Canvas:
+    """Label map under construction; holds the segments' positions 1 .. S, so that 0 stays the background."""
+
+    def __init__(self, volume: Volume, axis: int, segments: Sequence[Segment]) -> None:
+        self._volume = volume
+        self._axis = axis
+        self._segments = tuple(segments)
+        self._position = {segment.name: position for position, segment in enumerate(segments, start=1)}
+        self._owner_kji = np.zeros(volume.shape_kji, np.uint8 if len(segments) < 256 else np.uint16)
+        slices = volume.shape_kji[axis]
+        self._rank = np.full((len(segments) + 1, slices), -1.0, np.float32)  # the background's row stays at -1
+        self._confidence = np.full((len(segments) + 1, slices), np.nan, np.float32)
+
+    def write(self, result: SliceMask) -> None:
+        position = self._position[result.segment]
+        owner_hw = as_stack(self._owner_kji, self._axis)[result.index]
+        rank = self._rank[:, result.index]
+        rank[position] = _REFERENCE_RANK if result.is_reference else result.confidence
+        self._confidence[position, result.index] = result.confidence
+        owner_hw[result.mask & (rank[owner_hw] < rank[position])] = position
+
+    def confidence(self) -> dict[str, NDArray[np.float32]]:
+        return {name: self._confidence[position] for name, position in self._position.items()}
+
+    def segmentation(self) -> Segmentation:
+        labels = np.array([0, *(segment.label for segment in self._segments)])
+        values = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+        return Segmentation(values[self._owner_kji], self._volume.ijk_to_ras, self._segments)
+
+
+def _chosen_segments(
+    annotation: Segmentation, segments: Sequence[str] | None, slices: SliceChoice
+) -> list[str]:
+    names = [segment.name for segment in annotation.segments]
+    asked = [*(segments or ()), *(slices if isinstance(slices, Mapping) else ())]
+    for name in asked:
+        if name not in names:
+            raise InputError(
+                f"The annotation has no segment '{name}'; it has {', '.join(names) or 'none at all'}."
+            )
+    return [name for name in names if segments is None or name in segments]
+
+
+def _chosen_slices(name: str, annotated: list[int], slices: SliceChoice) -> list[int]:
+    wanted = slices.get(name) if isinstance(slices, Mapping) else slices
+    if wanted == "all":
+        return annotated
+    if wanted is None:
+        if _looks_finished(annotated):
+            raise InputError(
+                f"The annotation of {name} fills slices {annotated[0]} to {annotated[-1]} without a gap, which leaves nothing to"
+                f" find; name the slices to start from, e.g. {annotated[len(annotated) // 2]}, or 'all' to start from every one."
+            )
+        return annotated
+    if isinstance(slices, Mapping):
+        for index in sorted(set(wanted) - set(annotated)):
+            raise InputError(f"Slice {index} of {name} is not annotated; {_known(annotated)}.")
+    return sorted(set(wanted) & set(annotated))
+
+
+def _check_choice(
+    chosen: Mapping[str, Sequence[int]], slices: SliceChoice, segments: Sequence[str] | None
+) -> None:
+    if isinstance(slices, Sequence) and slices != "all":
+        for index in sorted(set(slices) - {index for indices in chosen.values() for index in indices}):
+            raise InputError(f"Slice {index} is not annotated for any segment; choose an annotated slice.")
+    for name in segments or ():
+        if not chosen[name]:
+            raise InputError(f"The annotation of {name} is empty; paint at least one slice of it.")
+    if not any(chosen.values()):
+        raise InputError("The annotation is empty; paint at least one slice of a segment.")
+
+
+def _looks_finished(annotated: Sequence[int]) -> bool:
+    return len(annotated) > _MANY_SLICES and annotated[-1] - annotated[0] + 1 == len(annotated)
+
+
+def _known(annotated: Sequence[int]) -> str:
+    if not annotated:
+        return "none of its slices is"
+    return "its annotated slices are " + ", ".join(map(str, annotated[:10])) + (", ..." if len(annotated) > 10 else "")
