@@ -1,7 +1,8 @@
 """Volumes: voxels on a grid in space, slices across any axis, and intensity windows.
 
-Arrays are indexed (K, J, I): slice, row, column of the file. The world is RAS (right, anterior, superior) in millimetres and
-``ijk_to_ras`` maps (i, j, k, 1) there. A slice axis is 0 = K, 1 = J or 2 = I. A volume is never resampled and never written to.
+Arrays are indexed (K, J, I): slice, row, column of the file. The world is RAS (right, anterior, superior) in
+millimetres and ``ijk_to_ras`` maps (i, j, k, 1) there. A slice axis is 0 = K, 1 = J or 2 = I. A volume is
+never resampled and never written to.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .dicom import DicomSeries, list_dicom_series, read_dicom
 from .errors import InputError
+from .imagefile import read_image, write_image
 
 __all__ = [
     "VIEWS",
     "WINDOWS",
+    "DicomSeries",
     "View",
     "Volume",
     "Window",
     "as_stack",
     "check_affine",
     "from_stack",
+    "list_dicom_series",
     "put_slice",
     "read_volume",
     "spacing_of",
@@ -39,7 +44,7 @@ VIEWS: tuple[View, View, View] = ("axial", "coronal", "sagittal")
 """The anatomical views; on a grid stored as RAS they cut across axes 0, 1 and 2 in this order."""
 
 _MAX_COSINE = 1e-3
-"""Two voxel axes further than this (0.06 degrees) from a right angle make a sheared grid; files round to about 1e-6."""
+"""Cosine between two voxel axes above which a grid is sheared (0.06 degrees); headers round to less."""
 _AIR_HU = -300.0
 """An image whose darkest voxels lie below this holds air in Hounsfield units: it is a CT."""
 _SAMPLES_PER_AXIS = 96
@@ -54,11 +59,11 @@ class Volume:
     Oblique, left-handed and anisotropic grids are welcome.
 
     Raises:
-        InputError: the image is not 3D, empty, constant, has NaN or infinite voxels, or its grid is sheared or flat.
+        InputError: not 3D, no voxels, constant, NaN or infinite voxels, or a sheared or flat grid.
     """
 
     voxels_kji: NDArray[Any]
-    """(K, J, I) intensities, read-only; int16 where every value fits, else float32. CT is in Hounsfield units."""
+    """(K, J, I) intensities, read-only; whole numbers as int16 if they fit, else float32. CT is in HU."""
     ijk_to_ras: NDArray[np.float64]
     """(4, 4) maps voxel (i, j, k, 1) to RAS millimetres, read-only."""
     name: str = ""
@@ -82,15 +87,15 @@ class Volume:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 (hex) over shape, type, voxels and grid: equal hashes mean the same volume. The name does not count."""
+        """SHA-256 (hex) over shape, type, voxels and grid, but not the name: equal for equal volumes."""
         digest = hashlib.sha256(f"{self.shape_kji} {self.voxels_kji.dtype.str}".encode())
-        digest.update(np.ascontiguousarray(self.ijk_to_ras))
+        digest.update(self.ijk_to_ras.tobytes())
         for slab in self.voxels_kji:
-            digest.update(np.ascontiguousarray(slab))
+            digest.update(np.ascontiguousarray(slab).data)
         return digest.hexdigest()
 
     def axis_of(self, view: View) -> int:
-        """Slice axis (0 = K, 1 = J, 2 = I) whose slices come closest to an anatomical view; no two views share one."""
+        """Slice axis (0 = K, 1 = J, 2 = I) closest to an anatomical view; no two views share one."""
         if view not in VIEWS:
             raise InputError(f"There is no view '{view}'; choose axial, coronal or sagittal.")
         return self._axes_of_views[VIEWS.index(view)]
@@ -116,17 +121,16 @@ class Volume:
         _check_axis(axis)
         if self.shape_kji[axis] < 2:
             raise InputError(
-                f"{self.name or 'The volume'} has only one {self.view_of(axis)} slice (shape {self.shape_kji});"
-                " at least 2 are needed, so give the whole series or choose another axis."
+                f"{self.name or 'The volume'} has only one {self.view_of(axis)} slice, but at least 2 are"
+                " needed; give the whole series or choose another axis."
             )
 
     @cached_property
     def _axes_of_views(self) -> tuple[int, ...]:
-        cosines = np.abs(self.ijk_to_ras[:3, :3] / np.linalg.norm(self.ijk_to_ras[:3, :3], axis=0))[
-            ::-1, ::-1
-        ]
-        # Rows are now S, A, R (the normals of axial, coronal, sagittal slices) and columns are K, J, I. The plain order
-        # comes first and rounding stops a grid turned by exactly 45 degrees from flipping.
+        vectors = self.ijk_to_ras[:3, :3]
+        cosines = np.abs(vectors / np.linalg.norm(vectors, axis=0))[::-1, ::-1]
+        # Rows are now S, A, R (the normals of axial, coronal, sagittal slices) and columns are K, J, I. The
+        # plain order comes first and rounding stops a grid turned by exactly 45 degrees from flipping.
         orders = list(itertools.permutations(range(3)))
         fits = [round(float(cosines[range(3), order].sum()), 6) for order in orders]
         return orders[fits.index(max(fits))]
@@ -134,7 +138,7 @@ class Volume:
 
 @dataclass(frozen=True)
 class Window:
-    """Linear map from intensities to [0, 1], one for the whole volume so that neighbouring slices never flicker."""
+    """Linear map from intensities to [0, 1]; one for the whole volume, so that slices never flicker."""
 
     level: float
     """Intensity that becomes 0.5 (Hounsfield units for CT)."""
@@ -149,9 +153,10 @@ class Window:
 
     def apply(self, array: NDArray[Any]) -> NDArray[np.float32]:
         """Map intensities of any shape to float32 in [0, 1]; what lies outside the window is clipped."""
-        scaled = np.subtract(array, self.level - self.width / 2, dtype=np.float32)
+        scaled: NDArray[np.float32] = np.subtract(array, self.level - self.width / 2, dtype=np.float32)
         scaled /= np.float32(self.width)
-        return np.clip(scaled, 0.0, 1.0, out=scaled)
+        np.clip(scaled, 0.0, 1.0, out=scaled)
+        return scaled
 
     def to_uint8(self, array: NDArray[Any]) -> NDArray[np.uint8]:
         """Map intensities of any shape to 0 .. 255, rounded to the nearest."""
@@ -163,8 +168,8 @@ class Window:
     def auto(cls, volume: Volume) -> Window:
         """Soft tissue for a CT; for anything else the 0.5th to 99.5th percentile of the whole volume.
 
-        A volume counts as CT when its darkest voxels are air in Hounsfield units. Looks at a regular sample of at most
-        about a million voxels, so it costs no copy of a large volume.
+        A volume counts as CT when its darkest voxels are air in Hounsfield units. Looks at a regular sample
+        of a few million voxels at most, so it costs no copy of a large volume.
         """
         k, j, i = (max(1, n // _SAMPLES_PER_AXIS) for n in volume.shape_kji)
         sample = volume.voxels_kji[::k, ::j, ::i].astype(np.float32)
@@ -202,9 +207,10 @@ def take_slice(array_kji: NDArray[_T], axis: int, index: int) -> NDArray[_T]:
     _check_axis(axis)
     if not 0 <= index < array_kji.shape[axis]:
         raise InputError(
-            f"Slice {index} does not exist; slices across axis {axis} run from 0 to {array_kji.shape[axis] - 1}."
+            f"Slice {index} does not exist; axis {axis} runs from 0 to {array_kji.shape[axis] - 1}."
         )
-    return as_stack(array_kji, axis)[index]
+    chosen: NDArray[_T] = as_stack(array_kji, axis)[index]
+    return chosen
 
 
 def put_slice(array_kji: NDArray[_T], axis: int, index: int, slice_hw: NDArray[_T]) -> None:
@@ -243,10 +249,10 @@ def check_affine(ijk_to_ras: NDArray[Any], what: str) -> NDArray[np.float64]:
     Raises:
         InputError: wrong shape, not finite, a spacing of 0, or sheared.
     """
-    affine = np.array(ijk_to_ras, np.float64)
+    affine = np.array(ijk_to_ras, np.float64) + 0.0  # -0 becomes 0, so that equal grids have equal bytes
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], (0, 0, 0, 1)):
         raise InputError(
-            f"{what} has no valid position in space; ijk_to_ras must be a finite 4x4 matrix ending in 0 0 0 1."
+            f"{what} has no valid place in space; ijk_to_ras must be a finite 4x4 matrix ending in 0 0 0 1."
         )
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if (spacing <= 0).any():
@@ -258,8 +264,8 @@ def check_affine(ijk_to_ras: NDArray[Any], what: str) -> NDArray[np.float64]:
     if cosines.max() > _MAX_COSINE:
         off_degrees = float(np.degrees(np.arcsin(min(1.0, float(cosines.max())))))
         raise InputError(
-            f"{what} lies on a sheared grid (its axes are {off_degrees:.2g} degrees off a right angle, as with a tilted gantry);"
-            " resample it to a right-angled grid first."
+            f"{what} lies on a sheared grid (axes {off_degrees:.2g} degrees off a right angle, as with a"
+            " tilted gantry); resample it to a right-angled grid first."
         )
     affine.flags.writeable = False
     return affine
@@ -268,7 +274,7 @@ def check_affine(ijk_to_ras: NDArray[Any], what: str) -> NDArray[np.float64]:
 def _checked_voxels(voxels: NDArray[Any], what: str) -> NDArray[Any]:
     if voxels.ndim != 3:
         raise InputError(
-            f"{what} has {voxels.ndim} dimensions (shape {voxels.shape}); a volume has 3, so give one 3D image of it."
+            f"{what} has {voxels.ndim} dimensions (shape {voxels.shape}), not 3; give one 3D image of it."
         )
     if voxels.size == 0:
         raise InputError(
@@ -280,11 +286,12 @@ def _checked_voxels(voxels: NDArray[Any], what: str) -> NDArray[Any]:
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = sum(int(np.count_nonzero(~np.isfinite(slab))) for slab in voxels)
         raise InputError(
-            f"{what} holds {bad} NaN or infinite voxels of {voxels.size}; replace them, e.g. by -1000 for air."
+            f"{what} holds NaN or infinity in {bad} of {voxels.size} voxels;"
+            " replace them, e.g. by -1000 for air."
         )
     if low == high:
         raise InputError(
-            f"{what} is constant (every voxel is {float(low):g}), so there is nothing to segment; check the file."
+            f"{what} is constant (every voxel is {float(low):g}), so there is nothing to see; check the file."
         )
     fits_int16 = voxels.dtype.kind in "biu" and int(low) >= -32768 and int(high) <= 32767
     kept = voxels.astype(np.int16 if fits_int16 else np.float32, copy=False).view()
@@ -302,29 +309,30 @@ def _listed(values: NDArray[np.float64]) -> str:
 
 
 def read_volume(path: str | Path, series: str | None = None) -> Volume:
-    """Read a NIfTI, NRRD or MetaImage file.
+    """Read a volume: a NIfTI, NRRD or MetaImage file, or a folder with a DICOM series.
+
+    Args:
+        path: .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd file, or the folder that holds the DICOM slices.
+        series: for a folder with several series, the UID of the one to read, or the beginning of it.
 
     Raises:
-        InputError: the file is missing, damaged, or not one 3D image.
+        InputError: the file is missing, damaged, of an unknown kind, or not one volume; the message says
+        which.
     """
-    import SimpleITK as sitk
-
-    image = sitk.ReadImage(str(path))
-    lps_to_ras = np.diag([-1.0, -1.0, 1.0])
-    affine = np.eye(4)
-    affine[:3, :3] = lps_to_ras @ np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
-    affine[:3, 3] = lps_to_ras @ np.array(image.GetOrigin())
-    return Volume(sitk.GetArrayFromImage(image), affine, Path(path).name)
+    path = Path(path)
+    if series is not None and not path.is_dir():
+        raise InputError(
+            f"{path} is no DICOM folder, so no series {series} can be taken from it; give the folder."
+        )
+    raw = read_dicom(path, series) if path.is_dir() else read_image(path)
+    return Volume(raw.voxels, raw.ijk_to_ras, path.name)
 
 
 def write_volume(volume: Volume, path: str | Path) -> None:
-    """Write a volume as NIfTI, NRRD or MetaImage."""
-    import SimpleITK as sitk
+    """Write a volume as .nii.gz, .nii, .nrrd or .mha, whole or not at all.
 
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.ijk_to_ras
-    i, j, k = spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image = sitk.GetImageFromArray(volume.voxels_kji)
-    image.SetSpacing([float(i), float(j), float(k)])
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    sitk.WriteImage(image, str(path), useCompression=True)
+    Raises:
+        InputError: the suffix is none of these.
+        StorageError: no space, no permission.
+    """
+    write_image(Path(path), volume.voxels_kji, volume.ijk_to_ras)

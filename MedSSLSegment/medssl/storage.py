@@ -1,0 +1,73 @@
+"""Writing files so that a reader sees either the old file or the whole new one, never half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import StorageError
+
+__all__ = ["atomic_path"]
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path to write to; it takes the name `path` once the block ends without an error.
+
+    The temporary file lies in the same folder and ends in the same name, so writers that go by the suffix
+    work on it. It is flushed to the disk before it is renamed. If the block raises, it is removed and `path`
+    stays as it was.
+
+    Args:
+        path: the file to create or replace; its folder must exist.
+
+    Yields:
+        The temporary path. The block must have created it when it ends.
+
+    Raises:
+        StorageError: in place of any OSError: no space, no permission, no such folder.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{secrets.token_hex(4)}.{target.name}")
+    try:
+        if target.is_dir():
+            raise IsADirectoryError("there is a folder of that name")
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise StorageError(_sentence(target, error)) from error
+    finally:
+        with contextlib.suppress(
+            OSError
+        ):  # gone already if it was renamed; if it cannot go, the first error counts
+            temporary.unlink()
+    _flush_folder(target.parent)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut, where the system can (Windows cannot open a folder)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _sentence(target: Path, error: OSError) -> str:
+    reason = (error.strerror or str(error)).rstrip(".")
+    try:
+        free = f"{shutil.disk_usage(target.parent).free / 1e6:.0f} MB are free there"
+    except OSError:
+        free = "its folder cannot be reached"
+    return f"{target} could not be written ({reason}; {free}); make room or choose another folder."
