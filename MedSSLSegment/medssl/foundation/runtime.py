@@ -23,9 +23,10 @@ _lock = threading.Lock()
 def ensure_torchvision_operators() -> None:
     """Make ``import torchvision`` work beside a build of torch its compiled part does not match.
 
-    torchvision's wheel from the package index is linked against CUDA torch. Beside CPU torch its compiled part does
-    not load, the operators it registers are missing, and the import stops at the first one. Nothing the promptable
-    models use is compiled, so declaring the schemas is enough. Does nothing where torchvision imports as it is.
+    torchvision's wheel from the package index is linked against CUDA torch. Beside CPU torch its compiled
+    part does not load, the operators it registers are missing, and the import stops at the first one. Nothing
+    that the promptable models use is compiled, so declaring the schemas is enough. Does nothing where
+    torchvision imports.
 
     Raises:
         ModelError: torchvision is not installed.
@@ -56,10 +57,10 @@ def _import_torchvision() -> None:
 
 
 def _define_missing_operators() -> None:
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name, schema in _OPERATOR_SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
-            library.define(schema)
+            library.define(schema)  # type: ignore[no-untyped-call]
     _kept_alive.append(library)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoints import load_into
 from ..errors import ModelError
 from .runtime import ensure_torchvision_operators
 
@@ -44,7 +45,7 @@ def build_sam2_model(
         raise ModelError(f"SAM 2 needs an image size that is a multiple of 32, not {image_size}.")
     model = _instantiate(config, [_VIDEO_PREDICTOR, f"++model.image_size={image_size}", *overrides])
     if weights is not None:
-        _load_strictly(model, weights, config)
+        load_into(model, weights)
     return model.to(device).eval()
 
 
@@ -76,12 +77,3 @@ def _instantiate(config: str, overrides: Sequence[str]) -> nn.Module:
     OmegaConf.resolve(tree)
     model: nn.Module = instantiate(tree.model, _recursive_=True)
     return model
-
-
-def _load_strictly(model: nn.Module, weights: Mapping[str, torch.Tensor], config: str) -> None:
-    try:
-        model.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        raise ModelError(
-            f"The weights do not belong to {config}: {str(error).splitlines()[-1].strip()}"
-        ) from error
