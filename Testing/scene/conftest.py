@@ -103,7 +103,7 @@ class FakeRun:
 
     @property
     def done(self) -> bool:
-        return self.finished and not self.events
+        return self.finished
 
     def poll(self) -> list[Any]:
         events, self.events = self.events, []
@@ -124,8 +124,11 @@ class FakeClient:
         self.asked: list[dict[str, Any]] = []
         self.runs: list[FakeRun] = []
 
-    def propagate(self, volume: Any, references: Any, options: Mapping[str, Any], model: str) -> FakeRun:
-        self.asked.append({"volume": volume, "references": references, "options": options, "model": model})
+    def propagate(
+        self, volume: Any, references: Any, options: Mapping[str, Any], *, model: str, device: str
+    ) -> FakeRun:
+        asked = {"volume": volume, "references": references, "options": options}
+        self.asked.append({**asked, "model": model, "device": device})
         self.runs.append(FakeRun())
         return self.runs[-1]
 

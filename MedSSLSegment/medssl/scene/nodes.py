@@ -37,6 +37,7 @@ __all__ = [
     "read_volume_node",
     "set_reference_geometry",
     "slice_fingerprint",
+    "volume_stamp",
     "write_predicted_slices",
     "write_slices",
 ]
@@ -92,9 +93,20 @@ def read_volume_node(volume_node: Any) -> Volume:
             f"Volume '{name}' has {image.GetNumberOfScalarComponents()} values per voxel;"
             " choose a volume with one (a color image cannot be used)."
         )
+    return Volume(_array_kji(image), _ijk_to_world(volume_node), name)
+
+
+def volume_stamp(volume_node: Any) -> tuple[object, ...]:
+    """Compares equal as long as a volume node has the same voxels in the same place."""
+    image = volume_node.GetImageData()
+    when = None if image is None else image.GetMTime()
+    return volume_node, image, when, volume_node.GetName(), _ijk_to_world(volume_node).tobytes()
+
+
+def _ijk_to_world(volume_node: Any) -> NDArray[np.float64]:
     local = vtk.vtkMatrix4x4()
     volume_node.GetIJKToRASMatrix(local)
-    return Volume(_array_kji(image), _node_to_world(volume_node) @ _to_array(local), name)
+    return _node_to_world(volume_node) @ _to_array(local)
 
 
 def _array_kji(image: Any) -> NDArray[Any]:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from ..errors import Cancelled, InputError, MedSSLError
 from ..events import Log, Progress
 from ..prompts import Reference, SlicePrompt
+from ..registry import DEFAULT_MODEL
 from ..results import SliceMask
 from ..volume import Volume
 from . import nodes
@@ -39,27 +40,33 @@ _SLICES_PER_WRITE = 32
 
 
 class Run(Protocol):
-    """A request under way in the worker."""
+    """What a session needs of `medssl.client.Ticket`: a request under way in the worker."""
 
     @property
     def done(self) -> bool:
-        """True once it has finished, failed or been cancelled and no event is left to `poll`."""
+        """Whether the request has ended; events may still wait to be taken."""
 
-    def poll(self) -> Sequence[SliceMask | Progress | Log]:
+    def poll(self) -> Sequence[object]:
         """Events since the last call, in order; never waits."""
 
     def cancel(self) -> None:
         """Ask the worker to stop; returns at once."""
 
     def result(self) -> object:
-        """Return once done; raises the request's own error if it failed."""
+        """The outcome, once done; raises the request's own error if it failed."""
 
 
 class Propagator(Protocol):
     """What a session needs of `medssl.client.WorkerClient`."""
 
     def propagate(
-        self, volume: Volume, references: Sequence[Reference], options: Mapping[str, Any], model: str
+        self,
+        volume: Volume,
+        references: Sequence[Reference],
+        options: Mapping[str, Any],
+        *,
+        model: str,
+        device: str,
     ) -> Run:
         """Start carrying references through a volume; returns at once."""
 
@@ -80,8 +87,10 @@ class PropagateRequest:
     """Which way to go from the drawn slices."""
     stop: bool = True
     """Stop where the object ends; False fills the whole range."""
-    model: str = "medssl-nano"
+    model: str = DEFAULT_MODEL
     """Model id of the registry."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:N" or "mps"."""
     overlap: Overlap = Overlap.ALLOW
     """What to do where the result meets another segment."""
 
@@ -164,6 +173,7 @@ class Session:
         self._segmentations_logic = segmentations_logic
         self._clock = clock
         self._volume_node: Any = None
+        self._volume: tuple[object, Volume] | None = None
         self._segmentation_node: Any = None
         self._histories: dict[Any, Any] = {}
         self._propagation: _Propagation | None = None
@@ -178,6 +188,8 @@ class Session:
             self.cancel()
             self._status = Status()
             self._histories = {n: h for n, h in self._histories.items() if self._is_present(n)}
+        if volume_node is not self._volume_node:
+            self._volume = None
         self._volume_node = volume_node
         self._segmentation_node = segmentation_node
 
@@ -200,8 +212,7 @@ class Session:
         Raises:
             InputError: nothing is chosen or drawn, or the nodes do not fit together.
         """
-        self._require_nodes()
-        return self._plan(request, nodes.read_volume_node(self._volume_node))
+        return self._plan(request, self._read_volume())
 
     def _plan(self, request: PropagateRequest, volume: Volume) -> Plan:
         names = {s.id: s.name for s in self.segments()}
@@ -210,7 +221,8 @@ class Session:
         drawings = {i: drawing for i, drawing in drawings.items() if drawing[1].any()}
         empty = [names[i] for i in wanted if i not in drawings]
         if not drawings or (empty and request.segment_ids is not None):
-            what = f"segment '{empty[0]}'" if empty else f"'{self._segmentation_node.GetName()}'"
+            named = request.segment_ids is not None and empty
+            what = f"segment '{empty[0]}'" if named else f"'{self._segmentation_node.GetName()}'"
             raise InputError(f"Nothing is drawn in {what}; paint the object on at least one slice first.")
         axis = request.axis
         if axis is None:
@@ -232,8 +244,7 @@ class Session:
         """
         if self._propagation is not None:
             raise InputError("A propagation is running; wait for it or cancel it first.")
-        self._require_nodes()
-        volume = nodes.read_volume_node(self._volume_node)
+        volume = self._read_volume()
         plan = self._plan(request, volume)
         volume.require_stack(plan.axis)
         nodes.set_reference_geometry(self._segmentation_node, self._volume_node)
@@ -243,7 +254,9 @@ class Session:
             for index in indices
         ]
         self._propagation = _Propagation(
-            run=self.client.propagate(volume, references, _options(request, plan.axis), request.model),
+            run=self.client.propagate(
+                volume, references, _options(request, plan.axis), model=request.model, device=request.device
+            ),
             volume=volume,
             volume_node=self._volume_node,
             segmentation_node=self._segmentation_node,
@@ -275,9 +288,11 @@ class Session:
             if lost:
                 self._end(State.CANCELLED, f"Propagation was cancelled because {lost} was removed.")
             else:
+                is_last = propagation.run.done  # asked first: what arrives later waits for the next call
                 self._take_events(propagation)
                 self._write_pending(propagation, budget_s)
-                self._finish_if_done(propagation)
+                if is_last and not propagation.pending:
+                    self._finish(propagation)
         except MedSSLError as error:
             self._end(State.FAILED, str(error))
         except BaseException:
@@ -288,8 +303,7 @@ class Session:
     def cancel(self) -> None:
         """Stop the propagation, if one runs; slices written so far stay and can be undone."""
         if self._propagation is not None:
-            written = self._propagation.slices_written
-            self._end(State.CANCELLED, f"Propagation was cancelled; {written} slices were written.")
+            self._end(State.CANCELLED, f"Propagation was cancelled; {_written(self._propagation)}.")
 
     def _take_events(self, propagation: _Propagation) -> None:
         for event in propagation.run.poll():
@@ -297,7 +311,7 @@ class Session:
                 self._show_progress(event)
             elif isinstance(event, Log):
                 self._status = replace(self._status, text=event.text)
-            elif not event.is_reference and event.index not in propagation.drawn[event.segment]:
+            elif isinstance(event, SliceMask) and event.index not in propagation.drawn[event.segment]:
                 propagation.pending.setdefault(event.segment, {})[event.index] = event.mask
 
     def _show_progress(self, progress: Progress) -> None:
@@ -343,16 +357,14 @@ class Session:
         )
         propagation.slices_written += len(batch)
 
-    def _finish_if_done(self, propagation: _Propagation) -> None:
-        if not propagation.run.done or propagation.pending:
-            return
+    def _finish(self, propagation: _Propagation) -> None:
         try:
             propagation.run.result()
         except Cancelled as error:
             self._end(State.CANCELLED, str(error))
         else:
             seconds = self._clock() - propagation.started_s
-            self._end(State.DONE, f"{propagation.slices_written} slices were written in {seconds:.1f} s.")
+            self._end(State.DONE, f"{_written(propagation)} in {seconds:.1f} s.")
 
     def _end(self, state: State, text: str) -> None:
         propagation, self._propagation = self._propagation, None
@@ -411,6 +423,14 @@ class Session:
     def _is_present(self, node: Any) -> bool:
         return node is not None and bool(self.scene.IsNodePresent(node))
 
+    def _read_volume(self) -> Volume:
+        """The chosen volume; the same object while its image and position stay, so that it is hashed only once."""
+        self._require_nodes()
+        stamp = nodes.volume_stamp(self._volume_node)
+        if self._volume is None or self._volume[0] != stamp:
+            self._volume = stamp, nodes.read_volume_node(self._volume_node)
+        return self._volume[1]
+
     def _require_nodes(self) -> None:
         if not self._is_present(self._volume_node):
             raise InputError("No volume is chosen; load a CT and choose it.")
@@ -426,6 +446,11 @@ class Session:
         segmentation = propagation.segmentation_node.GetSegmentation()
         missing = [i for i in propagation.drawn if segmentation.GetSegment(i) is None]
         return "a segment" if missing else ""
+
+
+def _written(propagation: _Propagation) -> str:
+    count = propagation.slices_written
+    return "1 slice was written" if count == 1 else f"{count} slices were written"
 
 
 def _options(request: PropagateRequest, axis: int) -> dict[str, Any]:
