@@ -128,7 +128,7 @@ class FakeClient:
         self, volume: Any, references: Any, options: Mapping[str, Any], *, model: str, device: str
     ) -> FakeRun:
         asked = {"volume": volume, "references": references, "options": options}
-        self.asked.append({**asked, "model": model, "device": device})
+        self.asked.append({**asked, "hash": volume.content_hash, "model": model, "device": device})
         self.runs.append(FakeRun())
         return self.runs[-1]
 

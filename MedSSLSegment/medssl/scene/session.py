@@ -414,11 +414,8 @@ class Session:
 
     def _history(self) -> Any:
         """vtkSegmentationHistory of the chosen segmentation, or None."""
-        return (
-            self._histories.get(self._segmentation_node)
-            if self._is_present(self._segmentation_node)
-            else None
-        )
+        node = self._segmentation_node
+        return self._histories.get(node) if self._is_present(node) else None
 
     def _is_present(self, node: Any) -> bool:
         return node is not None and bool(self.scene.IsNodePresent(node))
