@@ -6,9 +6,9 @@
     write_segmentation(result.segmentation, "organs.nii.gz")
     scores = evaluate(result.segmentation, read_segmentation("truth.nii.gz", like=volume))
 
-`propagate_volume` is four steps, each of which can be used alone: `references_from_annotation` finds the annotated
-slices, `load_tracker` loads a model, `propagate` carries the masks from slice to slice, and `collect` puts the slices
-together on the volume's own grid.
+`propagate_volume` is four steps, each of which can be used alone: `references_from_annotation` finds the
+annotated slices, `load_tracker` loads a model, `propagate` carries the masks from slice to slice, and `collect`
+puts the slices together on the volume's own grid.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ __all__ = [
 ]
 
 SliceChoice = Mapping[str, Sequence[int]] | Sequence[int] | Literal["all"] | None
-"""Which annotated slices to start from: per segment, the same for every segment, all of them, or left to the program."""
+"""Annotated slices to start from: per segment, the same for all segments, all slices, or left to the program."""
 
 _MANY_SLICES = 20
-"""More annotated slices than this in a row look like a finished segmentation rather than like reference slices."""
+"""More annotated slices than this in a row look like a finished segmentation, not like reference slices."""
 _REFERENCE_RANK = 2.0
 """Rank of a reference slice where segments overlap: above every confidence, which ends at 1."""
 
@@ -128,9 +128,9 @@ def references_from_annotation(
         volume: the image.
         annotation: a segmentation on the volume's grid in which only some slices are filled.
         axis: slice axis 0, 1 or 2; None takes the one that `choose_axis` finds.
-        slices: None takes every non-empty slice of a segment, but refuses a segment that is filled on more than 20
-            slices in a row: that is a finished segmentation, and starting from all of it would only give it back. "all"
-            takes it as it is; slice numbers pick some.
+        slices: None takes every non-empty slice of a segment, but refuses a segment that is filled on more than
+            20 slices in a row: that is a finished segmentation, and starting from all of it would only give it
+            back. "all" takes it as it is; slice numbers pick some.
         segments: names of the segments to use; None means all that are annotated.
 
     Returns:
@@ -159,9 +159,9 @@ def references_from_annotation(
 
 
 def choose_axis(volume: Volume, annotation: Segmentation) -> int:
-    """Find the axis an annotation was drawn across: the one with the fewest annotated slices; axial when in doubt.
+    """Find the axis an annotation was drawn across: the one with the fewest annotated slices.
 
-    It is in doubt when two axes tie, or when the annotation is filled on so many slices that it looks finished.
+    Axial when in doubt: two axes tie, or the annotation is filled on so many slices that it looks finished.
     """
     axial = volume.axis_of("axial")
     filled = annotation.labels_kji != 0
@@ -184,7 +184,7 @@ def collect(
 ) -> PropagationResult:
     """Put propagated slices together on the volume's grid.
 
-    A label map holds one segment per voxel: where segments overlap, a reference slice wins, then the more confident one.
+    A label map holds one segment per voxel: where two overlap, a reference slice wins, then the more confident.
 
     Args:
         volume: the image.
@@ -219,7 +219,9 @@ class _Canvas:
         self._position = {segment.name: position for position, segment in enumerate(segments, start=1)}
         self._owner_kji = np.zeros(volume.shape_kji, np.uint8 if len(segments) < 256 else np.uint16)
         slices = volume.shape_kji[axis]
-        self._rank = np.full((len(segments) + 1, slices), -1.0, np.float32)  # the background's row stays at -1
+        self._rank = np.full(
+            (len(segments) + 1, slices), -1.0, np.float32
+        )  # the background's row stays at -1
         self._confidence = np.full((len(segments) + 1, slices), np.nan, np.float32)
 
     def write(self, result: SliceMask) -> None:
@@ -259,8 +261,8 @@ def _chosen_slices(name: str, annotated: list[int], slices: SliceChoice) -> list
     if wanted is None:
         if _looks_finished(annotated):
             raise InputError(
-                f"The annotation of {name} fills slices {annotated[0]} to {annotated[-1]} without a gap, which leaves nothing to"
-                f" find; name the slices to start from, e.g. {annotated[len(annotated) // 2]}, or 'all' to start from every one."
+                f"The annotation of {name} fills slices {annotated[0]} to {annotated[-1]} without a gap, which leaves"
+                f" nothing to find; name the reference slices, e.g. {annotated[len(annotated) // 2]}, or 'all'."
             )
         return annotated
     if isinstance(slices, Mapping):
@@ -289,4 +291,8 @@ def _looks_finished(annotated: Sequence[int]) -> bool:
 def _known(annotated: Sequence[int]) -> str:
     if not annotated:
         return "none of its slices is"
-    return "its annotated slices are " + ", ".join(map(str, annotated[:10])) + (", ..." if len(annotated) > 10 else "")
+    return (
+        "its annotated slices are "
+        + ", ".join(map(str, annotated[:10]))
+        + (", ..." if len(annotated) > 10 else "")
+    )
