@@ -1,0 +1,307 @@
+"""What the worker asks of the engine, and the engine that answers.
+
+The worker knows messages, this file knows models. Nothing here imports torch before a request needs a model.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import memory
+from .codec import from_plain
+from .errors import InputError, ProtocolError
+from .events import Progress
+from .messages import Predict, Propagate, Refine, Streamed
+from .prompts import SlicePrompt
+from .registry import find_entry
+from .results import SliceMask
+from .volume import Volume, Window, take_slice
+
+if TYPE_CHECKING:
+    from .foundation.protocols import (
+        ImagePredictor,
+        Prediction,
+        SliceTracker,
+        TrackedSlice,
+        TrackingSession,
+        TrackJob,
+    )
+
+__all__ = ["Engine", "EngineBackend", "ImageKeeper", "SessionKeeper"]
+
+
+class Engine(Protocol):
+    """Does the work of one worker; called from one thread."""
+
+    @property
+    def device(self) -> str:
+        """The device of the model used last, for a person; empty before the first one."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Ids of the models in memory."""
+
+    def propagate(
+        self, volume: Volume, request: Propagate, cancelled: Callable[[], bool]
+    ) -> Generator[Streamed, None, dict[str, object] | None]:
+        """Carry references through the volume, item by item; what it returns goes into `Finished.summary`."""
+
+    def refine(
+        self, volume: Volume, request: Refine, cancelled: Callable[[], bool]
+    ) -> Generator[Streamed, None, dict[str, object] | None]:
+        """Sharpen a coarse mask, one item per slice; what it returns goes into `Finished.summary`."""
+
+    def predict(self, volume: Volume, request: Predict) -> SliceMask:
+        """Answer one prompt on one slice."""
+
+    def bytes_needed(self, request: Propagate | Refine | Predict) -> int:
+        """Estimate of the memory a request takes beyond what is loaded already."""
+
+    def bytes_available(self, device: str) -> int | None:
+        """Memory left on a device; None where it cannot be told."""
+
+    def forget(self, content_hash: str) -> None:
+        """Drop everything that was computed from a volume."""
+
+
+_WORKING_BYTES_PER_PIXEL = {"sam": 3500, "sam2": 1500, "nano": 4000}
+"""Peak memory of one forward pass, by kind of model and pixel of its input: measured, rounded up."""
+_LOADING_FACTOR = 2
+"""While weights are loaded, the file's tensors and the model's own are in memory side by side."""
+_SESSIONS_KEPT = 2
+"""Tracking sessions whose features are kept per model, so that correcting a slice need not encode the others again."""
+
+_Options = TypeVar("_Options")
+_ModelKey = tuple[str, str]  # model id, device
+
+
+class EngineBackend:
+    """The real engine: loads a model when it is first needed and keeps it.
+
+    Args:
+        threads: CPU threads to compute with; None = torch's own choice.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._threads = threads
+        self._device = ""
+        self._trackers: dict[_ModelKey, SessionKeeper] = {}
+        self._predictors: dict[_ModelKey, ImageKeeper] = {}
+
+    @property
+    def device(self) -> str:
+        """The device of the model used last, for a person."""
+        return self._device
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Ids of the models in memory."""
+        return tuple(dict.fromkeys(model for model, _ in (*self._trackers, *self._predictors)))
+
+    def propagate(
+        self, volume: Volume, request: Propagate, cancelled: Callable[[], bool]
+    ) -> Generator[Streamed, None, dict[str, object] | None]:
+        """Carry references through the volume."""
+        from .propagate import PropagateOptions, propagate
+
+        options = _options(PropagateOptions, request.options)
+        key = self._key(request)
+        if key not in self._trackers:
+            yield _loading(request.model)
+        tracker = self._tracker(key)
+        tracker.working_for = request.volume
+        yield from propagate(volume, request.references, tracker, options, cancelled)
+        return None
+
+    def refine(
+        self, volume: Volume, request: Refine, cancelled: Callable[[], bool]
+    ) -> Generator[Streamed, None, dict[str, object] | None]:
+        """Sharpen a coarse mask."""
+        from .refine import RefineOptions, refine
+
+        options = _options(RefineOptions, request.options)
+        key = self._key(request)
+        if key not in self._predictors:
+            yield _loading(request.model)
+        predictor = self._predictor(key)
+        for event in refine(volume, request.coarse_kji, predictor, options, cancelled):
+            yield replace(event, segment=request.segment) if isinstance(event, SliceMask) else event
+        return None
+
+    def predict(self, volume: Volume, request: Predict) -> SliceMask:
+        """Answer one prompt on one slice; the slice is encoded for the first prompt only."""
+        window = Window(*request.window_level_width) if request.window_level_width else Window.auto(volume)
+        keeper = self._predictor(self._key(request))
+        prompt = request.prompt
+        keeper.show(volume, prompt.axis, prompt.index, window)
+        answer = keeper.predict(prompt)
+        return SliceMask(request.segment, prompt.axis, prompt.index, answer.mask, answer.score)
+
+    def bytes_needed(self, request: Propagate | Refine | Predict) -> int:
+        """Estimate of the memory a request takes beyond what is loaded already."""
+        entry = find_entry(request.model)
+        working = entry.image_size**2 * _WORKING_BYTES_PER_PIXEL[entry.kind]
+        return working if request.model in self.models else working + _LOADING_FACTOR * entry.size_bytes
+
+    def bytes_available(self, device: str) -> int | None:
+        """Memory left on a device; None where it cannot be told."""
+        place = self._place(device)
+        if not place.startswith("cuda"):
+            return memory.available_bytes()
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(place)
+        return int(free) + torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
+
+    def forget(self, content_hash: str) -> None:
+        """Drop everything that was computed from a volume."""
+        for tracker in self._trackers.values():
+            tracker.forget(content_hash)
+        for predictor in self._predictors.values():
+            predictor.forget(content_hash)
+
+    def _key(self, request: Propagate | Refine | Predict) -> _ModelKey:
+        self._device = self._place(request.device)
+        return request.model, self._device
+
+    def _place(self, device: str) -> str:
+        """The device a name stands for; loads torch, and sets its threads when it does."""
+        first_time = "torch" not in sys.modules
+        from .foundation.runtime import pick_device
+
+        if first_time and self._threads is not None:
+            import torch
+
+            torch.set_num_threads(self._threads)
+        return str(pick_device(device))
+
+    def _tracker(self, key: _ModelKey) -> SessionKeeper:
+        if key not in self._trackers:
+            from .foundation import load_tracker
+
+            self._trackers[key] = SessionKeeper(load_tracker(*key))
+        return self._trackers[key]
+
+    def _predictor(self, key: _ModelKey) -> ImageKeeper:
+        if key not in self._predictors:
+            from .foundation import load_image_predictor
+
+            self._predictors[key] = ImageKeeper(load_image_predictor(*key))
+        return self._predictors[key]
+
+
+class ImageKeeper:
+    """An image predictor that remembers which slice of which volume it has encoded.
+
+    Args:
+        predictor: what encodes and answers.
+    """
+
+    def __init__(self, predictor: ImagePredictor) -> None:
+        self._predictor = predictor
+        self._shown: tuple[str, int, int, Window] | None = None
+
+    def show(self, volume: Volume, axis: int, index: int, window: Window) -> None:
+        """Have the predictor look at a slice, unless it does already."""
+        wanted = (volume.content_hash, axis, index, window)
+        if wanted == self._shown:
+            return
+        slice_hu = take_slice(volume.voxels_kji, axis, index)
+        self.set_image(slice_hu, window, volume.slice_spacing_mm(axis))
+        self._shown = wanted
+
+    def set_image(
+        self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]
+    ) -> None:
+        """Encode one slice, of whatever volume."""
+        self._shown = None
+        self._predictor.set_image(slice_hu, window, spacing_rc_mm)
+
+    def predict(self, prompt: SlicePrompt) -> Prediction:
+        """Answer one prompt on the slice encoded last."""
+        return self._predictor.predict(prompt)
+
+    def predict_boxes(self, boxes_xyxy_px: NDArray[np.float32]) -> list[Prediction]:
+        """Answer (B, 4) boxes on the slice encoded last."""
+        return self._predictor.predict_boxes(boxes_xyxy_px)
+
+    def forget(self, content_hash: str) -> None:
+        """Encode the slices of this volume anew when they are asked for again."""
+        if self._shown is not None and self._shown[0] == content_hash:
+            self._shown = None
+
+
+class SessionKeeper:
+    """A tracker whose sessions outlive a request, so that a second one finds the slices encoded already.
+
+    Args:
+        tracker: what opens a session the first time.
+    """
+
+    def __init__(self, tracker: SliceTracker) -> None:
+        self.working_for = ""
+        """Content hash of the volume a session is opened for; the session itself may be on a crop of it."""
+        self._tracker = tracker
+        self._kept: OrderedDict[tuple[str, str, int, Window], _KeptSession] = OrderedDict()
+
+    def open(self, volume: Volume, axis: int, window: Window) -> TrackingSession:
+        """The session on this volume, axis and window, without any references; opened if there is none yet."""
+        key = (self.working_for, volume.content_hash, axis, window)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            self._kept[key].clear()
+            return self._kept[key]
+        while len(self._kept) >= _SESSIONS_KEPT:
+            self._kept.popitem(last=False)
+        self._kept[key] = _KeptSession(self._tracker.open(volume, axis, window))
+        return self._kept[key]
+
+    def forget(self, content_hash: str) -> None:
+        """Drop the sessions opened for a volume."""
+        for key in [key for key in self._kept if key[0] == content_hash]:
+            del self._kept[key]
+
+
+class _KeptSession:
+    """A tracking session that can drop the references of an earlier request."""
+
+    def __init__(self, session: TrackingSession) -> None:
+        self._session = session
+        self._references: set[tuple[int, int]] = set()
+
+    def clear(self) -> None:
+        for object_id, index in self._references:
+            self._session.remove_reference(object_id, index)
+        self._references.clear()
+
+    def add_reference(self, object_id: int, prompt: SlicePrompt) -> TrackedSlice:
+        self._references.add((object_id, prompt.index))
+        return self._session.add_reference(object_id, prompt)
+
+    def remove_reference(self, object_id: int, index: int) -> None:
+        self._references.discard((object_id, index))
+        self._session.remove_reference(object_id, index)
+
+    def run(self, jobs: Sequence[TrackJob]) -> Iterator[list[tuple[TrackJob, TrackedSlice]]]:
+        return self._session.run(jobs)
+
+    def drop(self, job: TrackJob) -> None:
+        self._session.drop(job)
+
+
+def _options(cls: type[_Options], fields: dict[str, Any]) -> _Options:
+    try:
+        return from_plain(cls, fields, cls.__name__)
+    except ProtocolError as error:
+        raise InputError(str(error)) from error
+
+
+def _loading(model: str) -> Progress:
+    return Progress(0, 0, None, f"Loading {model}")

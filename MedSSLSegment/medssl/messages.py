@@ -1,0 +1,259 @@
+"""Every message a client and the worker exchange: one frozen dataclass each, and one dict that names them.
+
+Requests go to the worker, replies come back under the request's id. Streamed replies (`Progress`, `Log`,
+`SliceMask`) may come any number of times; every request ends with exactly one of the others. No field names a
+patient: a volume is known by its content hash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import errors
+from .codec import from_plain, to_plain
+from .errors import MedSSLError, ProtocolError, WorkerError
+from .events import Log, Progress
+from .framing import Frame
+from .prompts import Reference, SlicePrompt
+from .results import SliceMask
+
+__all__ = [
+    "MESSAGES",
+    "STREAMED",
+    "VOLUME_NOT_HELD",
+    "Cancel",
+    "Failed",
+    "Finished",
+    "Forget",
+    "Hello",
+    "Info",
+    "Message",
+    "Predict",
+    "Propagate",
+    "PutVolume",
+    "Refine",
+    "Shutdown",
+    "Streamed",
+    "VolumePart",
+    "Welcome",
+    "WorkerInfo",
+    "from_frame",
+    "to_frame",
+]
+
+VOLUME_NOT_HELD = "VolumeNotHeld"
+"""Kind of the failure that asks the client to send a volume again: it was forgotten or had to make room."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Ask who the worker is. Answered by `Welcome`, which it also sends unasked, as id 0, when it starts."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Ask how the worker is. Answered by `WorkerInfo`, which it also sends unasked, as id 0, after work."""
+
+
+@dataclass(frozen=True, eq=False)
+class PutVolume:
+    """Announce a volume; its voxels follow in `VolumePart` messages. No reply unless it fails."""
+
+    content_hash: str
+    """`Volume.content_hash`: the volume's name from here on."""
+    shape_kji: tuple[int, int, int]
+    dtype: Literal["int16", "float32"]
+    ijk_to_ras: NDArray[np.float64]
+    """(4, 4) maps voxel (i, j, k, 1) to RAS millimetres."""
+
+
+@dataclass(frozen=True, eq=False)
+class VolumePart:
+    """The next slices of an announced volume, which is held once its last slice is there. No reply."""
+
+    content_hash: str
+    first: int
+    """K index of the first slice of this part."""
+    slices_kji: NDArray[Any]
+    """(n, J, I) voxels."""
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Drop a volume and all that was computed from it. Answered by `Finished`, also when it was not there."""
+
+    content_hash: str
+
+
+@dataclass(frozen=True, eq=False)
+class Propagate:
+    """Carry the references through the volume. Answered by `SliceMask`s and `Progress`, then `Finished`."""
+
+    volume: str
+    """Content hash."""
+    references: tuple[Reference, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    """Fields of `PropagateOptions`; what is missing keeps its default."""
+    model: str = ""
+    """Model id of the registry."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:N" or "mps"."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predict:
+    """One prompt on one slice; goes ahead of long requests. Answered by one `SliceMask`, then `Finished`."""
+
+    volume: str
+    segment: str
+    prompt: SlicePrompt
+    window_level_width: tuple[float, float] | None = None
+    """Window of the whole volume; None = chosen from its intensities."""
+    model: str = ""
+    device: str = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class Refine:
+    """Sharpen a coarse mask slice by slice. Answered by `SliceMask`s and `Progress`, then `Finished`."""
+
+    volume: str
+    segment: str
+    coarse_kji: NDArray[np.bool_]
+    """(K, J, I) on the volume's grid."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Fields of `RefineOptions`; what is missing keeps its default."""
+    model: str = ""
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Stop a request, queued or running; that one then ends with `Failed` of kind "Cancelled"."""
+
+    request_id: int
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """End the worker at once, as closing its input does."""
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """Who the worker is."""
+
+    version: str
+    """Of medssl."""
+    pid: int
+    volumes: tuple[str, ...] = ()
+    """Content hashes of the volumes it holds."""
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """How the worker is."""
+
+    pid: int
+    device: str
+    """Device of the model used last, for a person; empty before the first one."""
+    models: tuple[str, ...]
+    """Models in memory."""
+    volumes: tuple[str, ...]
+    """Content hashes of the volumes it holds."""
+    memory_used_bytes: int
+    """Of the worker's process."""
+    memory_available_bytes: int | None
+    """What this process could still take on its machine; None where the system does not tell."""
+    torch_loaded: bool
+    """False until a request needed a model."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A request has done what was asked."""
+
+    seconds: float
+    """How long the worker took."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    """What a request has to say at its end, e.g. the report of a refinement; plain JSON values."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A request ended without doing what was asked."""
+
+    kind: str
+    """Name of the error's class, e.g. "InputError"; "InternalError" for what nobody foresaw."""
+    message: str
+    """One sentence for the user."""
+
+    @classmethod
+    def from_error(cls, error: MedSSLError) -> Failed:
+        """The reply that carries an error to the other end."""
+        return cls(type(error).__name__, str(error))
+
+    def error(self) -> MedSSLError:
+        """The error as an exception of `medssl.errors`; `WorkerError` where the kind is not one of them."""
+        error_class = getattr(errors, self.kind, WorkerError) if self.kind in errors.__all__ else WorkerError
+        return cast(MedSSLError, error_class(self.message))
+
+
+Message: TypeAlias = Any
+"""An instance of one of the classes in `MESSAGES`."""
+Streamed: TypeAlias = Progress | Log | SliceMask
+STREAMED = (Progress, Log, SliceMask)
+"""Replies that do not end their request."""
+
+MESSAGES: dict[str, type[Any]] = {
+    "hello": Hello,
+    "info": Info,
+    "put_volume": PutVolume,
+    "volume_part": VolumePart,
+    "forget": Forget,
+    "propagate": Propagate,
+    "predict": Predict,
+    "refine": Refine,
+    "cancel": Cancel,
+    "shutdown": Shutdown,
+    "welcome": Welcome,
+    "worker_info": WorkerInfo,
+    "progress": Progress,
+    "log": Log,
+    "slice_mask": SliceMask,
+    "finished": Finished,
+    "failed": Failed,
+}
+_TYPE_OF_CLASS = {cls: name for name, cls in MESSAGES.items()}
+
+
+def to_frame(request_id: int, message: Message) -> Frame:
+    """The frame that carries a message.
+
+    Raises:
+        TypeError: the message, or a value in it, is of a type that does not travel.
+    """
+    kind = _TYPE_OF_CLASS.get(type(message))
+    if kind is None:
+        raise TypeError(f"{type(message).__name__} is not a message.")
+    fields, arrays = to_plain(message)
+    return Frame(kind, request_id, fields, arrays)
+
+
+def from_frame(frame: Frame) -> Message:
+    """The message a frame carries, every field checked against its type.
+
+    Raises:
+        ProtocolError: unknown message type, or a field that is missing, unknown or of another type.
+        InputError: the fields are well formed but say something impossible, e.g. an empty box.
+    """
+    cls = MESSAGES.get(frame.type)
+    if cls is None:
+        raise ProtocolError(
+            f"There is no message {frame.type!r:.40}; install the same version of medssl on both ends."
+        )
+    return from_plain(cls, frame.fields, frame.type, frame.arrays)

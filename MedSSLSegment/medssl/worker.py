@@ -1,0 +1,349 @@
+"""The worker: one process that holds the volumes, the models and the device, and answers messages on a pipe.
+
+A reader thread takes messages while the main thread computes. A long request (propagate, refine) is a
+generator: after each item the main thread first answers what came in and is quick (a click, a question),
+then looks whether the request was cancelled, and goes on. The process ends when its input ends, in the
+middle of a computation too: a client that is gone leaves nothing behind.
+
+Start it with ``python -m medssl.worker``; `medssl.client` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import IO, NoReturn
+
+from . import __version__, memory
+from .engine import Engine, EngineBackend
+from .errors import Cancelled, MedSSLError, NotEnoughMemory, ProtocolError
+from .framing import Frame, read_frame, write_frame
+from .messages import (
+    Cancel,
+    Failed,
+    Finished,
+    Forget,
+    Hello,
+    Info,
+    Message,
+    Predict,
+    Propagate,
+    PutVolume,
+    Refine,
+    Shutdown,
+    Streamed,
+    VolumePart,
+    Welcome,
+    WorkerInfo,
+    from_frame,
+    to_frame,
+)
+from .volume_store import VolumeStore
+
+__all__ = ["Worker", "claim_standard_streams", "main"]
+
+_log = logging.getLogger(__name__)
+
+_LONG = (Propagate, Refine)
+_NO_REQUEST = 0
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request in the queue or under way."""
+
+    request_id: int
+    request: Message
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Since it was taken from the queue."""
+        return time.monotonic() - self.started
+
+
+class Worker:
+    """Answers the messages of one client until its input ends.
+
+    Args:
+        engine: what does the work.
+        incoming: frames from the client.
+        outgoing: frames to the client.
+        volumes: where volumes are kept.
+    """
+
+    def __init__(
+        self, engine: Engine, incoming: IO[bytes], outgoing: IO[bytes], volumes: VolumeStore | None = None
+    ) -> None:
+        self._engine = engine
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self._volumes = volumes or VolumeStore()
+        self._send_lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._quick: deque[_Job] = deque()
+        self._long: deque[_Job] = deque()
+        self._running: list[_Job] = []  # a long job and, between two of its items, a quick one
+        self._answers: dict[type[Message], Callable[[_Job], Message]] = {
+            Hello: lambda job: self._welcome(),
+            Info: lambda job: self._info(),
+            Forget: self._forget,
+            Predict: self._predict,
+            Propagate: self._propagate,
+            Refine: self._refine,
+        }
+
+    def run(self) -> NoReturn:
+        """Answer messages until the input ends; then end the process."""
+        self._send(_NO_REQUEST, self._welcome())
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._quick or self._long)
+                job = self._start_next(self._quick or self._long)
+            self._serve(job)
+
+    # The reader thread.
+
+    def _read(self) -> NoReturn:
+        try:
+            while (frame := read_frame(self._incoming)) is not None:
+                self._receive(frame)
+        except MedSSLError as error:  # out of step with the other end: nothing after this can be trusted
+            _log.error("%s", error)
+            self._send(_NO_REQUEST, Failed.from_error(error))
+            _end_process(1)
+        _end_process(0)
+
+    def _receive(self, frame: Frame) -> None:
+        try:
+            self._accept(frame.request_id, from_frame(frame))
+        except MedSSLError as error:
+            self._send(frame.request_id, Failed.from_error(error))
+
+    def _accept(self, request_id: int, message: Message) -> None:
+        """Act on what must not wait for the main thread; queue the rest."""
+        match message:
+            case Cancel():
+                self._cancel(message.request_id)
+            case PutVolume():
+                for content_hash in self._volumes.announce(message):
+                    self._enqueue(_Job(_NO_REQUEST, Forget(content_hash)))
+            case VolumePart():
+                self._volumes.add_part(message)
+            case Shutdown():
+                _end_process(0)
+            case Forget():
+                self._volumes.discard(message.content_hash)
+                self._enqueue(_Job(request_id, message))
+            case _ if type(message) in self._answers:
+                self._enqueue(_Job(request_id, message))
+            case _:
+                raise ProtocolError(f"A worker does not answer {type(message).__name__} messages.")
+
+    def _enqueue(self, job: _Job) -> None:
+        with self._changed:
+            (self._long if isinstance(job.request, _LONG) else self._quick).append(job)
+            self._changed.notify()
+
+    def _cancel(self, request_id: int) -> None:
+        with self._changed:
+            waiting = [job for job in (*self._quick, *self._long) if job.request_id == request_id]
+            for job in waiting:
+                (self._long if job in self._long else self._quick).remove(job)
+            for job in self._running:
+                if job.request_id == request_id:
+                    job.cancelled.set()
+        for _ in waiting:
+            self._send(request_id, Failed.from_error(_cancelled()))
+
+    # The main thread.
+
+    def _start_next(self, queue: deque[_Job]) -> _Job:
+        """Take the next job of a queue, with `_changed` held so that a cancel always finds it somewhere."""
+        job = queue.popleft()
+        job.started = time.monotonic()
+        self._running.append(job)
+        return job
+
+    def _serve(self, job: _Job) -> None:
+        """Answer one request, whatever happens."""
+        outcome = "done"
+        try:
+            self._reply(job, self._answers[type(job.request)](job))
+        except Exception as error:
+            failed = _as_failed(error)
+            outcome = failed.kind
+            self._reply(job, failed)
+        with self._changed:
+            self._running.remove(job)
+        _log.info("%s %d: %s, %.2f s", type(job.request).__name__, job.request_id, outcome, job.seconds)
+
+    def _reply(self, job: _Job, reply: Message) -> None:
+        if job.request_id != _NO_REQUEST:
+            if not isinstance(reply, Welcome | WorkerInfo):
+                self._send(_NO_REQUEST, self._info())
+            self._send(job.request_id, reply)
+
+    def _serve_quick(self) -> None:
+        while True:
+            with self._changed:
+                if not self._quick:
+                    return
+                job = self._start_next(self._quick)
+            self._serve(job)
+
+    def _stream(self, job: _Job, events: Generator[Streamed, None, dict[str, object] | None]) -> Message:
+        """Send what a long job yields; between two items, answer quick requests and honour a cancel."""
+        with closing(events):
+            while not job.cancelled.is_set():
+                try:
+                    event = next(events)
+                except StopIteration as end:
+                    return Finished(job.seconds, end.value or {})
+                self._send(job.request_id, event)
+                self._serve_quick()
+        raise _cancelled()
+
+    def _propagate(self, job: _Job) -> Message:
+        request: Propagate = job.request
+        volume = self._volumes.get(request.volume)
+        self._check_fits(request)
+        return self._stream(job, self._engine.propagate(volume, request, job.cancelled.is_set))
+
+    def _refine(self, job: _Job) -> Message:
+        request: Refine = job.request
+        volume = self._volumes.get(request.volume)
+        self._check_fits(request)
+        return self._stream(job, self._engine.refine(volume, request, job.cancelled.is_set))
+
+    def _predict(self, job: _Job) -> Message:
+        request: Predict = job.request
+        volume = self._volumes.get(request.volume)
+        self._check_fits(request)
+        self._send(job.request_id, self._engine.predict(volume, request))
+        return Finished(job.seconds)
+
+    def _forget(self, job: _Job) -> Message:
+        self._engine.forget(job.request.content_hash)
+        return Finished(job.seconds)
+
+    def _check_fits(self, request: Propagate | Refine | Predict) -> None:
+        need = self._engine.bytes_needed(request)
+        available = self._engine.bytes_available(request.device)
+        if available is not None and need > available:
+            raise NotEnoughMemory(
+                f"{request.model} needs about {memory.gigabytes(need)} more memory and"
+                f" {memory.gigabytes(available)} is free; close other programs or choose a smaller model."
+            )
+
+    # Replies.
+
+    def _welcome(self) -> Welcome:
+        return Welcome(__version__, os.getpid(), self._volumes.hashes)
+
+    def _info(self) -> WorkerInfo:
+        return WorkerInfo(
+            pid=os.getpid(),
+            device=self._engine.device,
+            models=self._engine.models,
+            volumes=self._volumes.hashes,
+            memory_used_bytes=memory.used_bytes(),
+            memory_available_bytes=memory.available_bytes(),
+            torch_loaded="torch" in sys.modules,
+        )
+
+    def _send(self, request_id: int, message: Message) -> None:
+        frame = to_frame(request_id, message)
+        try:
+            with self._send_lock:
+                write_frame(self._outgoing, frame)
+        except OSError:  # the client is gone
+            _end_process(0)
+
+
+def claim_standard_streams() -> tuple[IO[bytes], IO[bytes]]:
+    """Keep standard input and output for frames alone; call it before anything else can print.
+
+    From then on whatever writes to file descriptor 1, Python or a C library, goes to standard error, and
+    nothing else can read standard input.
+
+    Returns:
+        The streams of incoming and outgoing frames.
+    """
+    sys.stdout.flush()
+    incoming, outgoing = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.setmode(incoming, os.O_BINARY)
+        msvcrt.setmode(outgoing, os.O_BINARY)
+    return os.fdopen(incoming, "rb"), os.fdopen(outgoing, "wb")
+
+
+def _end_process(status: int) -> NoReturn:
+    """End at once, whatever the main thread is doing; the worker owns nothing on disk."""
+    logging.shutdown()
+    os._exit(status)
+
+
+def _cancelled() -> Cancelled:
+    return Cancelled("Stopped, as you asked.")
+
+
+def _as_failed(error: Exception) -> Failed:
+    """The reply for an error; the traceback of one that nobody foresaw goes to the log."""
+    if isinstance(error, MedSSLError):
+        return Failed.from_error(error)
+    _log.error("unforeseen", exc_info=error)
+    # torch's error for a full GPU is known by its name: torch must not be imported just to catch it.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Failed("NotEnoughMemory", f"Memory ran out while working ({_one_line(error)}).")
+    return Failed(
+        "InternalError",
+        f"The worker met a problem nobody foresaw ({type(error).__name__}: {_one_line(error)});"
+        " its log on standard error says where.",
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the worker on standard input and output.
+
+    Returns:
+        An exit status, only where the worker did not start; otherwise the process ends with its input.
+    """
+    parser = argparse.ArgumentParser(
+        prog="medssl worker",
+        description="Serve one MedSSLSegment client over standard input and output. The client starts this"
+        " itself, here or on another machine through ssh; nothing listens on the network.",
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads to compute with (default: all cores)")
+    arguments = parser.parse_args(argv)
+    if sys.stdin.isatty():
+        parser.print_help(sys.stderr)
+        return 2
+    incoming, outgoing = claim_standard_streams()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    return Worker(EngineBackend(threads=arguments.threads), incoming, outgoing).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
