@@ -1,0 +1,292 @@
+"""Clips for training the default tracker: a few neighbouring slices and one object's mask on them.
+
+Three kinds of object, so that the tracker learns to follow outlines rather than a list of organs:
+
+- labelled organs of real CT (`LabelledVolume` with labels);
+- pseudo-objects of any CT, no label needed: one connected band of intensities inside a drifting blob;
+- organ shapes of label maps without an image, drawn with random plausible intensities, texture, blur and noise
+  (after SynthSeg, Billot et al., Medical Image Analysis 86, 2023).
+
+Axis letters: T slices of a clip, S side of the crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+__all__ = ["Clip", "ClipSampler", "LabelledVolume", "synthesise_ct"]
+
+_SMALLEST_OBJECT_PX = 5
+_SHORTEST_OBJECT = 5
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledVolume:
+    """Voxels to draw clips from."""
+
+    image: NDArray[np.generic]
+    """(K, J, I) HU."""
+    labels: NDArray[np.generic] | None
+    """(K, J, I) integer labels, or None: pseudo-objects only."""
+    spacing_kji_mm: tuple[float, float, float]
+    objects: dict[tuple[int, int], NDArray[np.int64]] = field(init=False, default_factory=dict)
+    """(label, axis) -> (n,) pixels of the label on each slice."""
+
+    def __post_init__(self) -> None:
+        if self.labels is None:
+            return
+        for axis in range(3):
+            self.objects.update(_objects_across(self.labels, axis))
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """One object on T neighbouring slices; the first is the reference slice."""
+
+    image_hu: Tensor
+    """(T, 1, S, S) float32."""
+    mask: Tensor
+    """(T, 1, S, S) float32, 0 .. 1."""
+    valid: Tensor
+    """(T,) bool: False where the volume has ended."""
+
+
+class ClipSampler:
+    """Draws random, augmented clips; the same seed and step give the same clips."""
+
+    def __init__(self, groups: Sequence[tuple[float, Sequence[LabelledVolume]]], pseudo: Sequence[LabelledVolume], pseudo_share: float, size: int) -> None:
+        """
+        Args:
+            groups: (weight, labelled volumes) to draw labelled objects from.
+            pseudo: volumes to draw pseudo-objects from.
+            pseudo_share: 0 .. 1, share of pseudo-objects.
+            size: side of the crop, pixels.
+        """
+        self._groups = [(weight, [v for v in volumes if v.objects]) for weight, volumes in groups]
+        self._groups = [(weight, volumes) for weight, volumes in self._groups if volumes]
+        self._pseudo = list(pseudo)
+        self._pseudo_share = pseudo_share if self._groups else 1.0
+        self._size = size
+
+    def batch(self, rng: np.random.Generator, count: int, slices: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, 1, S, S) image, the same of mask, (B, T) valid."""
+        clips = [self.draw(rng, slices) for _ in range(count)]
+        return (
+            torch.stack([clip.image_hu for clip in clips]),
+            torch.stack([clip.mask for clip in clips]),
+            torch.stack([clip.valid for clip in clips]),
+        )
+
+    def draw(self, rng: np.random.Generator, slices: int) -> Clip:
+        """One clip of `slices` slices."""
+        while True:
+            if rng.random() < self._pseudo_share:
+                raw = _pseudo_clip(self._pseudo[rng.integers(len(self._pseudo))], rng, slices)
+            else:
+                raw = self._labelled_clip(rng, slices)
+            if raw is None:
+                continue
+            clip = _augment(raw, rng, self._size)
+            if float(clip.mask[0].sum()) >= 12.0:
+                return clip
+
+    def _labelled_clip(self, rng: np.random.Generator, slices: int) -> _RawClip | None:
+        weights = np.array([weight for weight, _ in self._groups])
+        volumes = self._groups[rng.choice(len(weights), p=weights / weights.sum())][1]
+        volume = volumes[rng.integers(len(volumes))]
+        keys = list(volume.objects)
+        axis_weight = np.array([(3.0, 1.0, 1.0)[axis] for _, axis in keys])
+        label, axis = keys[rng.choice(len(keys), p=axis_weight / axis_weight.sum())]
+        indices, valid = _choose_slices(volume.objects[label, axis], rng, slices)
+        assert volume.labels is not None
+        image = np.moveaxis(volume.image, axis, 0)[indices].astype(np.float32)
+        mask = (np.moveaxis(volume.labels, axis, 0)[indices] == label).astype(np.float32)
+        return _RawClip(image, mask, valid, _in_plane(volume.spacing_kji_mm, axis))
+
+
+@dataclass(frozen=True, eq=False)
+class _RawClip:
+    image: NDArray[np.float32]  # (T, H, W)
+    mask: NDArray[np.float32]  # (T, H, W)
+    valid: NDArray[np.bool_]  # (T,)
+    spacing_rc_mm: tuple[float, float]
+
+
+def _objects_across(labels: NDArray[np.generic], axis: int) -> dict[tuple[int, int], NDArray[np.int64]]:
+    stack = np.moveaxis(labels, axis, 0)
+    top = int(labels.max()) + 1
+    counts = np.stack([np.bincount(plane.ravel(), minlength=top) for plane in stack], axis=1)  # (labels, slices)
+    return {
+        (label, axis): counts[label]
+        for label in range(1, top)
+        if (counts[label] >= _SMALLEST_OBJECT_PX).sum() >= _SHORTEST_OBJECT
+    }
+
+
+def _in_plane(spacing_kji_mm: tuple[float, float, float], axis: int) -> tuple[float, float]:
+    rest = [mm for number, mm in enumerate(spacing_kji_mm) if number != axis]
+    return rest[0], rest[1]
+
+
+def _choose_slices(areas: NDArray[np.int64], rng: np.random.Generator, slices: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """A reference slice well inside the object and the slices after it; 40 % of the clips run past the object's end."""
+    direction = 1 if rng.random() < 0.5 else -1
+    stride = 1 if rng.random() < 0.75 else 2
+    solid = np.flatnonzero(areas >= max(_SMALLEST_OBJECT_PX, 0.2 * areas.max()))
+    start = int(rng.choice(solid))
+    if rng.random() < 0.4:
+        end = int(solid[-1] if direction > 0 else solid[0])
+        start = end - direction * stride * int(rng.integers(0, slices - 1))
+        start = int(solid[np.abs(solid - start).argmin()])
+    wanted = start + direction * stride * np.arange(slices)
+    valid = (wanted >= 0) & (wanted < len(areas))
+    return np.clip(wanted, 0, len(areas) - 1), valid
+
+
+def _pseudo_clip(volume: LabelledVolume, rng: np.random.Generator, slices: int) -> _RawClip | None:
+    """A connected band of intensities inside a noisy blob that drifts from slice to slice."""
+    axis = int(rng.integers(3))
+    stack = np.moveaxis(volume.image, axis, 0)
+    spacing = _in_plane(volume.spacing_kji_mm, axis)
+    direction = 1 if rng.random() < 0.5 else -1
+    if stack.shape[0] < slices:
+        return None
+    first = int(rng.integers(0, stack.shape[0] - slices + 1))
+    indices = np.arange(first, first + slices)[::direction]
+    row, col = (int(rng.integers(int(0.1 * n), max(int(0.9 * n), int(0.1 * n) + 1))) for n in stack.shape[1:])
+    if stack[indices[0], row, col] < -300 and rng.random() < 0.85:
+        return None
+    radius_mm = float(np.exp(rng.uniform(np.log(7.0), np.log(65.0))))
+    image = stack[indices].astype(np.float32)
+    smooth = ndimage.gaussian_filter(image, (0.5, 0.8, 0.8))
+    seed_hu = float(smooth[0, row, col])
+    tolerance = rng.uniform(25.0, 80.0) * (1.0 if -200 < seed_hu < 200 else 3.5)
+    inside = np.abs(smooth - seed_hu) < tolerance
+    inside &= _drifting_blob(stack.shape[1:], slices, (row, col), radius_mm, spacing, rng)
+    inside = ndimage.binary_opening(inside, np.ones((1, 2, 2), bool)) if rng.random() < 0.7 else inside
+    pieces, _ = ndimage.label(inside, np.ones((3, 3, 3), bool))
+    if pieces[0, row, col] == 0:
+        return None
+    mask = pieces == pieces[0, row, col]
+    mask = np.stack([ndimage.binary_fill_holes(plane) for plane in mask])
+    if mask[0].sum() < 12:
+        return None
+    return _RawClip(image, mask.astype(np.float32), np.ones(slices, bool), spacing)
+
+
+def _drifting_blob(shape: tuple[int, ...], slices: int, centre: tuple[int, int], radius_mm: float, spacing: tuple[float, float], rng: np.random.Generator) -> NDArray[np.bool_]:
+    rows = (np.arange(shape[0])[:, None] - centre[0]) * spacing[0]
+    cols = (np.arange(shape[1])[None, :] - centre[1]) * spacing[1]
+    angle = np.arctan2(rows, cols)
+    waves = rng.normal(0.0, 0.13, (4, 2))
+    wobble = sum(
+        a * np.cos((n + 1) * angle) + b * np.sin((n + 1) * angle) for n, (a, b) in enumerate(waves)
+    )
+    drift = rng.normal(0.0, 0.04 * radius_mm, 2)
+    growth = rng.normal(0.0, 0.05)
+    planes = []
+    for step in range(slices):
+        distance = np.hypot(rows - step * drift[0], cols - step * drift[1])
+        planes.append(distance < radius_mm * (1.0 + wobble) * max(1.0 + growth * step, 0.3))
+    return np.stack(planes)
+
+
+def _augment(raw: _RawClip, rng: np.random.Generator, size: int) -> Clip:
+    """Random crop, turn, flip, stretch, intensities; all slices alike, so that nothing flickers."""
+    grid = _random_grid(raw, rng, size)
+    slices = len(raw.image)
+    image = torch.from_numpy(raw.image)[:, None]
+    mask = torch.from_numpy(raw.mask)[:, None]
+    grid = grid[None].expand(slices, -1, -1, -1)
+    image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    mask = F.grid_sample(mask, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    image = image * float(rng.uniform(0.9, 1.1)) + float(rng.normal(0.0, 20.0))
+    if rng.random() < 0.07:
+        image = 80.0 - image
+    if rng.random() < 0.5:
+        grain = size // int(rng.choice([1, 2, 4]))
+        noise = torch.from_numpy(rng.standard_normal((slices, 1, grain, grain), np.float32))
+        image = image + float(rng.uniform(3.0, 30.0)) * F.interpolate(noise, size=(size, size), mode="bilinear")
+    if rng.random() < 0.2:
+        image = F.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
+    return Clip(image, mask, torch.from_numpy(raw.valid))
+
+
+def _random_grid(raw: _RawClip, rng: np.random.Generator, size: int) -> Tensor:
+    """(S, S, 2) sampling grid round the object on the reference slice, in grid_sample's coordinates."""
+    rows = np.flatnonzero(raw.mask[0].any(1))
+    cols = np.flatnonzero(raw.mask[0].any(0))
+    spacing = np.array(raw.spacing_rc_mm)
+    first = np.array([rows[0], cols[0]]) if rows.size else np.zeros(2)
+    last = np.array([rows[-1], cols[-1]]) if rows.size else np.array(raw.mask.shape[1:]) - 1.0
+    extent_mm = float(((last - first + 1) * spacing).max())
+    side_mm = max(extent_mm * rng.uniform(1.5, 2.7), 24.0 * float(spacing.mean()) * rng.uniform(0.85, 1.2))
+    centre_mm = (first + last) / 2 * spacing + rng.normal(0.0, 0.04 * side_mm, 2)
+    angle = rng.uniform(-np.pi, np.pi) if rng.random() < 0.25 else rng.normal(0.0, 0.15)
+    stretch = np.exp(rng.normal(0.0, 0.08))
+    flips = np.where(rng.random(2) < (0.2, 0.5), -1.0, 1.0)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = turn @ np.diag(flips * (stretch, 1.0 / stretch)) * side_mm / 2  # unit square -> mm, rows then columns
+    unit = (np.arange(size) + 0.5) / size * 2.0 - 1.0
+    square = np.stack(np.meshgrid(unit, unit, indexing="ij"), axis=-1)  # (S, S, 2)
+    place_px = (square @ matrix.T + centre_mm) / spacing
+    normalised = (place_px + 0.5) / np.array(raw.mask.shape[1:]) * 2.0 - 1.0
+    return torch.from_numpy(normalised[..., ::-1].astype(np.float32).copy())
+
+
+def synthesise_ct(labels: NDArray[np.generic], spacing_kji_mm: tuple[float, float, float], rng: np.random.Generator) -> NDArray[np.int16]:
+    """Draw a CT-like image for a label map: every label its own mean and texture, fat and muscle between them.
+
+    Args:
+        labels: (K, J, I) integer labels, 0 = not labelled.
+        spacing_kji_mm: voxel size.
+        rng: source of all randomness.
+
+    Returns:
+        (K, J, I) HU.
+    """
+    shape = labels.shape
+    coarse = _smooth_noise(shape, 18.0, spacing_kji_mm, rng)
+    body = np.where(coarse > rng.normal(0.0, 0.3), rng.normal(50.0, 15.0), rng.normal(-95.0, 15.0)).astype(np.float32)
+    inside = ndimage.binary_dilation(labels > 0, iterations=4)
+    body[~inside & (coarse < 0.8)] = rng.normal(-95.0, 15.0)
+    wild = rng.random() < 0.35
+    present = np.unique(labels)
+    means = np.zeros(int(labels.max()) + 1, np.float32)
+    for label in present[present > 0]:
+        means[label] = rng.uniform(-250, 350) if wild else _plausible_hu(rng)
+    image = np.where(labels > 0, means[labels.astype(np.int64)], body)
+    image += rng.uniform(4.0, 14.0) * _smooth_noise(shape, 6.0, spacing_kji_mm, rng)
+    image = ndimage.gaussian_filter(image, [rng.uniform(0.5, 1.3) * 2.0 / mm for mm in spacing_kji_mm])
+    grain = ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), rng.uniform(0.3, 0.8))
+    image += grain / grain.std() * rng.uniform(5.0, 25.0)
+    return np.clip(image, -1024, 3071).astype(np.int16)
+
+
+def _plausible_hu(rng: np.random.Generator) -> float:
+    kind = rng.random()
+    if kind < 0.62:
+        return float(rng.normal(70.0, 35.0))  # parenchyma and muscle
+    if kind < 0.74:
+        return float(rng.normal(160.0, 50.0))  # contrast-filled
+    if kind < 0.86:
+        return float(rng.uniform(180.0, 700.0))  # bone
+    if kind < 0.93:
+        return float(rng.normal(5.0, 12.0))  # fluid
+    return float(rng.uniform(-900.0, -100.0))  # gas, lung, fat
+
+
+def _smooth_noise(shape: tuple[int, ...], scale_mm: float, spacing_kji_mm: tuple[float, float, float], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Zero-mean, unit-variance noise with structures of about `scale_mm`."""
+    small = [max(int(np.ceil(n * mm / scale_mm)) + 3, 4) for n, mm in zip(shape, spacing_kji_mm, strict=True)]
+    field_ = torch.from_numpy(rng.standard_normal(small, np.float32))[None, None]
+    smooth = F.interpolate(field_, size=tuple(shape), mode="trilinear", align_corners=True)[0, 0].numpy()
+    return (smooth / smooth.std()).astype(np.float32)

@@ -1,0 +1,427 @@
+"""Trains the small default tracker on labelled, unlabelled and drawn CT; resumable, on the CPU or a GPU.
+
+The tracker runs on its own answers during training, as it will in use: each slice sees the mask it found on the slice
+before. A quarter of the steps teach clicks and boxes instead. Read `train_tracker` first.
+
+Axis letters: B clips, T slices, S side of the crop, P points.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn import functional as F  # noqa: N812
+
+from .checkpoints import write_checkpoint
+from .errors import Cancelled, InputError
+from .events import Eta, Log, Progress
+from .foundation.nano_inputs import learn_appearance, make_channels, update_appearance
+from .foundation.nano_model import Decoded, NanoConfig, NanoModel
+from .foundation.nano_prompts import prior_mask
+from .foundation.runtime import pick_device
+from .storage import atomic_path
+from .tracker_clips import ClipSampler, LabelledVolume, synthesise_ct
+from .volume import read_volume
+
+__all__ = ["Metric", "TrackerTrainConfig", "train_tracker"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerTrainConfig:
+    """How to train the default tracker."""
+
+    data: Path
+    """Folder of cases: each a folder with ct.nii.gz, and label.nii.gz where there are labels."""
+    out: Path
+    """Run folder: checkpoint.safetensors, resume.pt, events.jsonl, run.json."""
+    steps: int = 4000
+    """Optimiser steps in all; the learning rate falls over the last quarter."""
+    batch: int = 16
+    """Clips a step."""
+    slices: int = 5
+    """Slices of a clip, the reference slice included; 1.6 times as many in the last third."""
+    learning_rate: float = 8e-4
+    """Peak of AdamW's learning rate."""
+    seed: int = 0
+    """Seed of everything random."""
+    exclude: tuple[str, ...] = ()
+    """Case folders never to be read, e.g. held-out patients."""
+    pseudo_share: float = 0.25
+    """Share of label-free pseudo-objects among the clips, 0 .. 1."""
+    phantoms: int = 6
+    """Phantoms to add."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    start_from: Path | None = None
+    """Weights of a tracker of the same size to adapt, e.g. to a clinic's own cases."""
+    save_every: int = 100
+    """Steps between two checkpoints."""
+    stop_at: int | None = None
+    """Stop after this step and leave the run to be resumed; None goes on to the end."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Loss and Dice on the training clips, averaged since the last report."""
+
+    step: int
+    loss: float
+    dice: float
+    presence_accuracy: float
+
+
+def train_tracker(
+    config: TrackerTrainConfig, cancelled: Callable[[], bool] = lambda: False
+) -> Iterator[Progress | Metric | Log]:
+    """Train, or go on where a run in `config.out` was left.
+
+    Yields:
+        Log, Progress and Metric as they come.
+
+    Raises:
+        InputError: the folder holds no usable case.
+        Cancelled: `cancelled` said so; the run can be resumed.
+    """
+    device = pick_device(config.device)
+    torch.set_flush_denormal(True)
+    config.out.mkdir(parents=True, exist_ok=True)
+    sampler, description = _read_data(config)
+    yield Log(description)
+
+    torch.manual_seed(config.seed)
+    model = NanoModel(NanoConfig()).to(device)
+    if config.start_from is not None:
+        _start_from(model, config.start_from)
+    nn.init.constant_(model.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 1.0)
+    average = copy.deepcopy(model).eval()
+    optimiser = torch.optim.AdamW(_parameter_groups(model), lr=config.learning_rate, betas=(0.9, 0.98))
+    first = _resume(config.out, model, average, optimiser)
+    _write_run(config, description)
+
+    last = min(config.steps, config.stop_at or config.steps)
+    eta = Eta(last - first)
+    sums: list[tuple[float, float, float]] = []
+    for step in range(first, last):
+        if cancelled():
+            raise Cancelled(f"Training stopped at step {step}; run the same command to go on.")
+        rng = np.random.default_rng([config.seed, step])
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * _schedule(step, config.steps)
+        slices = config.slices if step < 0.67 * config.steps else round(1.6 * config.slices)
+        batch = config.batch if slices == config.slices else max(config.batch * config.slices // slices, 4)
+        image, mask, valid = (part.to(device) for part in sampler.batch(rng, batch, slices))
+        model.train()
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+            if rng.random() < 0.2:
+                loss, scores = _prompt_loss(model, image, mask, rng)
+            else:
+                loss, scores = _tracking_loss(model, image, mask, valid, rng)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        _follow(average, model, min(0.998, (1 + step) / (10 + step)))
+
+        sums.append((float(loss.detach()), *scores))
+        done = step + 1
+        if done % 25 == 0 or done == last:
+            metric = Metric(done, *(float(np.mean(part)) for part in zip(*sums, strict=True)))
+            sums.clear()
+            _append_event(config.out, metric)
+            yield metric
+            yield eta.step(done - first, "training the tracker")
+        if done % config.save_every == 0 or done == last:
+            _save(config, model, average, optimiser, done)
+
+
+# ---------------------------------------------------------------------------------------------------------- losses
+
+
+def _tracking_loss(
+    model: NanoModel, image: Tensor, mask: Tensor, valid: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, tuple[float, float]]:
+    """Follow the object from the reference slice through the clip on the model's own answers."""
+    reference = _imperfect(mask[:, 0], rng)
+    appearance = learn_appearance(image[:, 0], reference)
+    encoded = model.encode(make_channels(appearance, image[:, 0], image[:, 0], reference))
+    prompted = model.decode(model.alone(encoded), encoded, mask=reference)
+    presence = torch.full((len(image), 1), 10.0, device=image.device)
+    memory = model.remember(encoded, reference, presence, prompted.pointer)
+    recent: dict[int, dict[str, Any]] = {}
+    previous = reference
+    losses, dices, hits = [], [], []
+    for step in range(1, image.shape[1]):
+        channels = make_channels(appearance, image[:, step], image[:, step - 1], previous)
+        encoded = model.encode(channels)
+        answer = model.decode(model.recall(encoded, step, memory, recent), encoded)
+        losses.append(_answer_loss(answer, mask[:, step], valid[:, step]))
+        probability = answer.logits.detach().sigmoid() * (answer.presence_logit.detach() > 0)[..., None, None]
+        recent[step] = model.remember(encoded, probability, answer.presence_logit, answer.pointer)
+        recent.pop(step - model.config.memories, None)
+        previous = probability
+        appearance = update_appearance(appearance, image[:, step], previous)
+        dices.append(_dice(probability, mask[:, step]))
+        hits.append(_presence_accuracy(answer, mask[:, step], valid[:, step]))
+    return torch.stack(losses).mean(), (float(np.nanmean(dices)), float(np.mean(hits)))
+
+
+def _prompt_loss(
+    model: NanoModel, image: Tensor, mask: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, tuple[float, float]]:
+    """Answer clicks and boxes on single slices, then a correcting click on the answer."""
+    image, mask = image.flatten(0, 1), mask.flatten(0, 1)
+    there = mask.sum((1, 2, 3)) > 12.0
+    image, mask = image[there], mask[there]
+    points = _draw_points(mask, rng)
+    guess = prior_mask(*points, model.config.image_size)
+    losses, dices = [], []
+    for _ in range(2):
+        appearance = learn_appearance(image, guess)
+        encoded = model.encode(make_channels(appearance, image, image, guess))
+        answer = model.decode(model.alone(encoded), encoded, points=points)
+        losses.append(_answer_loss(answer, mask, torch.ones(len(mask), dtype=torch.bool, device=mask.device)))
+        guess = answer.logits.detach().sigmoid()
+        points = _correct(points, guess, mask, rng)
+        dices.append(_dice(guess, mask))
+    return torch.stack(losses).mean(), (float(np.nanmean(dices)), 1.0)
+
+
+def _answer_loss(answer: Decoded, mask: Tensor, valid: Tensor) -> Tensor:
+    """Focal + Dice on both resolutions, cross-entropy on presence, squared error on the quality estimate."""
+    present = mask.sum((1, 2, 3)) > 8.0
+    weight = valid.to(mask.dtype)
+    coarse = F.interpolate(mask, size=answer.coarse_logits.shape[-2:], mode="area")
+    fine_loss = _mask_loss(answer.logits, mask, present)
+    coarse_loss = _mask_loss(answer.coarse_logits.float(), coarse, present)
+    presence = F.binary_cross_entropy_with_logits(
+        answer.presence_logit.float()[:, 0], present.to(mask.dtype), reduction="none"
+    )
+    with torch.no_grad():
+        both = ((answer.logits > 0) & (mask > 0.5)).sum((1, 2, 3)).float()
+        either = ((answer.logits > 0) | (mask > 0.5)).sum((1, 2, 3)).float()
+    quality = (answer.quality.float()[:, 0] - both / either.clamp(min=1.0)).square() * present
+    total = fine_loss + 0.4 * coarse_loss + 0.5 * presence + 0.2 * quality
+    return (total * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+def _mask_loss(logits: Tensor, target: Tensor, present: Tensor) -> Tensor:
+    """(B,) 8 x focal (gamma 1, soft targets) + soft Dice; an absent object weighs a quarter and has no Dice."""
+    probability = logits.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    focal = ((probability - target).abs() * cross).mean((1, 2, 3))
+    overlap = 2.0 * (probability * target).sum((1, 2, 3)) + 1.0
+    dice = 1.0 - overlap / (probability.square().sum((1, 2, 3)) + target.square().sum((1, 2, 3)) + 1.0)
+    return torch.where(present, 8.0 * focal + dice, 2.0 * focal)
+
+
+def _imperfect(mask: Tensor, rng: np.random.Generator) -> Tensor:
+    """A person's outline: sometimes a little too large, too small or too smooth."""
+    if rng.random() < 0.6:
+        return mask
+    blurred = F.avg_pool2d(mask, 7, 1, 3, count_include_pad=False)
+    drawn = (blurred > float(rng.uniform(0.35, 0.65))).to(mask.dtype)
+    usable = drawn.sum((1, 2, 3), keepdim=True) > 12.0
+    return torch.where(usable, drawn, mask)
+
+
+def _dice(probability: Tensor, target: Tensor) -> float:
+    found, true = probability > 0.5, target > 0.5
+    size = (found.sum((1, 2, 3)) + true.sum((1, 2, 3))).float()
+    dice = 2.0 * (found & true).sum((1, 2, 3)) / size.clamp(min=1.0)
+    there = true.sum((1, 2, 3)) > 8
+    return float(dice[there].mean()) if bool(there.any()) else float("nan")
+
+
+def _presence_accuracy(answer: Decoded, mask: Tensor, valid: Tensor) -> float:
+    present = mask.sum((1, 2, 3)) > 8.0
+    right = (answer.presence_logit[:, 0] > 0) == present
+    return float((right & valid).sum() / valid.sum().clamp(min=1))
+
+
+# --------------------------------------------------------------------------------------------------------- prompts
+
+
+def _draw_points(mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """(B, 3, 2) x, y and (B, 3) labels: a box, a click inside, or both, sometimes a click outside."""
+    count, size = len(mask), mask.shape[-1]
+    points = np.zeros((count, 3, 2), np.float32)
+    labels = -np.ones((count, 3), np.int32)
+    solid = (mask[:, 0] > 0.5).cpu().numpy()
+    deep = F.avg_pool2d(mask, 9, 1, 4)[:, 0].cpu().numpy()
+    for row in range(count):
+        inside = solid[row] if solid[row].any() else deep[row] >= deep[row].max()
+        slot = 0
+        if rng.random() < 0.55:
+            points[row, :2], labels[row, :2], slot = _loose_box(inside, rng), (2, 3), 2
+        if slot == 0 or rng.random() < 0.3:
+            depth = np.where(inside, deep[row] + rng.uniform(0.0, 0.5, inside.shape), -1.0)
+            points[row, slot], labels[row, slot] = np.array(np.unravel_index(depth.argmax(), depth.shape))[::-1], 1
+            slot += 1
+        if slot < 3 and rng.random() < 0.3:
+            outside = np.argwhere(~inside)
+            points[row, slot], labels[row, slot] = outside[rng.integers(len(outside))][::-1], 0
+    return torch.from_numpy(points + 0.5).to(mask.device).clamp(0, size), torch.from_numpy(labels).to(mask.device)
+
+
+def _loose_box(inside: np.ndarray[Any, np.dtype[np.bool_]], rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.float64]]:
+    rows, cols = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    corners = np.array([[cols[0], rows[0]], [cols[-1], rows[-1]]], np.float64)
+    side = corners[1] - corners[0] + 1.0
+    slack = np.abs(rng.normal(0.02, 0.06, (2, 2))) * side
+    return corners + np.array([[-1.0], [1.0]]) * slack
+
+
+def _correct(
+    points: tuple[Tensor, Tensor], guess: Tensor, mask: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Put a click where the answer is most wrong, in place of the last point."""
+    wrong = F.avg_pool2d((mask - guess), 9, 1, 4)[:, 0].flatten(1)
+    place = wrong.abs().argmax(1)
+    size = mask.shape[-1]
+    xy, labels = points[0].clone(), points[1].clone()
+    xy[:, 2, 0], xy[:, 2, 1] = (place % size).float() + 0.5, (place // size).float() + 0.5
+    labels[:, 2] = (wrong.gather(1, place[:, None])[:, 0] > 0).int()
+    return xy, labels
+
+
+# ------------------------------------------------------------------------------------------------------------ data
+
+
+def _read_data(config: TrackerTrainConfig) -> tuple[ClipSampler, str]:
+    if not config.data.is_dir():
+        raise InputError(f"The data folder {config.data} does not exist; give the folder that holds one folder per case.")
+    labelled: list[LabelledVolume] = []
+    small: list[LabelledVolume] = []
+    unlabelled: list[LabelledVolume] = []
+    drawn: list[LabelledVolume] = []
+    rng = np.random.default_rng(config.seed)
+    for case in sorted(path for path in config.data.iterdir() if path.is_dir() and path.name not in config.exclude):
+        image, label = case / "ct.nii.gz", _label_file(case)
+        if image.exists():
+            volume = _labelled(image, label)
+            (unlabelled if label is None else small if _is_coarse(volume) else labelled).append(volume)
+        elif label is not None and not (case / "mr.nii.gz").exists():
+            drawn.extend(_drawn(label, rng) for _ in range(4))
+    drawn.extend(_phantoms(config))
+    everything = small + labelled + unlabelled
+    if not everything:
+        raise InputError(f"No case in {config.data}: a case is a folder with ct.nii.gz, and label.nii.gz where labels exist.")
+    size = NanoConfig().image_size
+    sampler = ClipSampler([(0.6, small), (0.12, labelled), (0.28, drawn)], everything, config.pseudo_share, size)
+    return sampler, (
+        f"{len(small) + len(labelled)} labelled and {len(unlabelled)} unlabelled CTs, {len(drawn)} drawn volumes."
+    )
+
+
+def _is_coarse(volume: LabelledVolume) -> bool:
+    return volume.image.shape[1] * volume.image.shape[2] < 12_000
+
+
+def _label_file(case: Path) -> Path | None:
+    return next((case / name for name in ("label.nii.gz", "auto_lung.nii.gz") if (case / name).exists()), None)
+
+
+def _labelled(image: Path, label: Path | None) -> LabelledVolume:
+    volume = read_volume(image)
+    labels = None if label is None else np.asarray(read_volume(label).voxels_kji).astype(np.uint8)
+    return LabelledVolume(np.asarray(volume.voxels_kji), labels, volume.spacing_kji_mm)
+
+
+def _drawn(label: Path, rng: np.random.Generator) -> LabelledVolume:
+    volume = read_volume(label)
+    labels = np.asarray(volume.voxels_kji).astype(np.uint8)
+    return LabelledVolume(synthesise_ct(labels, volume.spacing_kji_mm, rng), labels, volume.spacing_kji_mm)
+
+
+def _phantoms(config: TrackerTrainConfig) -> Iterator[LabelledVolume]:
+    from .phantom import phantom_ct
+
+    for number in range(config.phantoms):
+        phantom = phantom_ct(seed=1000 + number)
+        yield LabelledVolume(
+            np.asarray(phantom.volume.voxels_kji), phantom.segmentation.labels_kji, phantom.volume.spacing_kji_mm
+        )
+
+
+# ----------------------------------------------------------------------------------------------- schedule and files
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Warm up over 100 steps, stay, fall to 2 % over the last quarter."""
+    warm = min(1.0, (step + 1) / 100)
+    fall = min(1.0, max((steps - step) / max(0.25 * steps, 1.0), 0.0))
+    return warm * (0.02 + 0.98 * fall)
+
+
+def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.05},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - decay)
+
+
+def _start_from(model: NanoModel, path: Path) -> None:
+    from .checkpoints import load_into, read_weights
+
+    load_into(model, read_weights(path), min_fraction=1.0)
+
+
+def _resume(out: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    path = out / "resume.pt"
+    if not path.exists():
+        return 0
+    state: Mapping[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    model.load_state_dict(state["model"])
+    average.load_state_dict(state["average"])
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["step"])
+
+
+def _save(config: TrackerTrainConfig, model: NanoModel, average: NanoModel, optimiser: torch.optim.Optimizer, step: int) -> None:
+    state = {
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "step": step,
+    }
+    with atomic_path(config.out / "resume.pt") as path:
+        torch.save(state, path)
+    meta = {"kind": "nano", "config": average.config.to_meta(), "step": step, "recipe": _recipe(config)}
+    write_checkpoint(config.out / "checkpoint.safetensors", average.state_dict(), meta)
+
+
+def _recipe(config: TrackerTrainConfig) -> dict[str, Any]:
+    """The settings that shape the weights; no paths."""
+    local = {"data", "out", "start_from", "exclude", "device", "save_every", "stop_at"}
+    return {key: value for key, value in asdict(config).items() if key not in local}
+
+
+def _write_run(config: TrackerTrainConfig, description: str) -> None:
+    run = {"recipe": _recipe(config), "excluded": sorted(config.exclude), "data": description}
+    with atomic_path(config.out / "run.json") as path:
+        path.write_text(json.dumps(run, indent=1), encoding="utf-8")
+
+
+def _append_event(out: Path, metric: Metric) -> None:
+    with open(out / "events.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(metric)) + os.linesep)
