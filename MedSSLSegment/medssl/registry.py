@@ -48,6 +48,8 @@ Kind = Literal["sam", "sam2", "nano"]
 _KINDS: tuple[Kind, ...] = ("sam", "sam2", "nano")
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 30.0
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_ERRORS = (*_DISK_IS_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +297,7 @@ def _fetch(
     _check_space(part.parent, entry, entry.size_bytes - have)
     try:
         with _open(url, have, allow_loopback_http) as response:
+            _check_announced_size(response, entry, url)
             if response.status != http.client.PARTIAL_CONTENT:
                 have = 0  # the server sends the whole file again
             digest = hashlib.sha256()
@@ -303,19 +306,11 @@ def _fetch(
                     digest.update(writer.read(min(_CHUNK_BYTES, have - writer.tell())))
                 whole = _pump(response, writer, entry, digest, have, progress, cancelled)
     except urllib.error.HTTPError as error:
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            part.unlink()  # the server has less than we do: start again
         raise ModelError(f"{url} answers {error.code} {error.reason}; try again later.") from error
-    except (http.client.HTTPException, urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error) or type(error).__name__
-        raise ModelError(
-            f"The download of {entry.id} from {url} stopped ({reason});"
-            " check the network and run it again to go on."
-        ) from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            part.unlink(missing_ok=True)
-        raise StorageError(
-            f"{part} could not be written ({error.strerror}); free some space or allow writing."
-        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _stopped(entry, url, part, error) from error
     received = part.stat().st_size
     if received < entry.size_bytes:
         raise ModelError(
@@ -323,6 +318,32 @@ def _fetch(
             " run the download again to go on."
         )
     return whole
+
+
+def _check_announced_size(response: http.client.HTTPResponse, entry: ModelEntry, url: str) -> None:
+    """Find out a page that is not the file (a login page, a moved file) before it is taken for a part of it."""
+    if response.status == http.client.PARTIAL_CONTENT:
+        announced = response.headers.get("Content-Range", "").rpartition("/")[2]
+    else:
+        announced = response.headers.get("Content-Length", "")
+    if announced.isdigit() and int(announced) != entry.size_bytes:
+        raise ModelError(
+            f"{url} offers {announced} bytes instead of the {entry.size_bytes} of {entry.id}; try again later,"
+            " or import the file from a folder."
+        )
+
+
+def _stopped(entry: ModelEntry, url: str, part: Path, error: Exception) -> ModelError | StorageError:
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        if error.errno in _DISK_IS_FULL:
+            part.unlink(missing_ok=True)
+        return StorageError(
+            f"{part} could not be written ({error.strerror}); free some space or allow writing."
+        )
+    reason = getattr(error, "reason", error) or type(error).__name__
+    return ModelError(
+        f"The download of {entry.id} from {url} stopped ({reason}); check the network and run it again to go on."
+    )
 
 
 def _pump(

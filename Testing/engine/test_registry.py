@@ -62,6 +62,9 @@ class FakeServer:
             handler.end_headers()
             return
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.ranges else 0
+        if start > len(self.content):
+            handler.send_error(416, "Range Not Satisfiable")
+            return
         body = self.content[start:]
         handler.send_response(206 if start else 200)
         handler.send_header("Content-Length", str(len(body)))
@@ -215,14 +218,38 @@ def test_a_part_that_is_already_whole_is_only_verified(server: FakeServer, model
     assert server.asked == []
 
 
-@pytest.mark.parametrize("content", [CONTENT[:-1] + b"x", CONTENT + b"more"])
-def test_a_file_with_a_wrong_hash_is_refused_and_removed(
-    server: FakeServer, models: Path, content: bytes
-) -> None:
-    server.content = content
+def test_a_file_with_a_wrong_hash_is_refused_and_removed(server: FakeServer, models: Path) -> None:
+    server.content = CONTENT[:-1] + b"x"
     with pytest.raises(ModelError, match="wrong SHA-256"):
         download(server)
     assert list(models.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [CONTENT + b"more", b"<html>Please log in</html>"])
+@pytest.mark.parametrize("have", [0, 10])
+def test_a_page_of_another_size_is_not_taken_for_a_part_of_the_file(
+    server: FakeServer, models: Path, content: bytes, have: int
+) -> None:
+    models.mkdir(parents=True)
+    (models / "example.pt.part").write_bytes(CONTENT[:have])
+    server.content = content
+    with pytest.raises(ModelError, match=rf"offers {len(content)} bytes instead of the {len(CONTENT)}"):
+        download(server)
+    server.content = CONTENT
+    assert download(server).read_bytes() == CONTENT
+
+
+def test_a_server_that_has_less_than_we_do_is_asked_from_the_start_the_next_time(
+    server: FakeServer, models: Path
+) -> None:
+    models.mkdir(parents=True)
+    (models / "example.pt.part").write_bytes(CONTENT[:1000])
+    server.content = b"<html>Please log in</html>"
+    with pytest.raises(ModelError, match="answers 416"):
+        download(server)
+    server.content = CONTENT
+    assert download(server).read_bytes() == CONTENT
+    assert server.asked == ["bytes=1000-", None]
 
 
 def test_a_damaged_part_is_found_out_and_the_next_try_starts_afresh(server: FakeServer, models: Path) -> None:
