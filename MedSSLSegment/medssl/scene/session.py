@@ -28,7 +28,7 @@ from ..events import Log, Progress
 from ..prompts import Reference, SlicePrompt
 from ..registry import DEFAULT_MODEL
 from ..results import SliceMask
-from ..volume import Volume
+from ..volume import View, Volume
 from . import nodes
 from .nodes import Overlap, SegmentInfo
 
@@ -203,6 +203,10 @@ class Session:
         if not self._is_present(self._segmentation_node):
             return ()
         return nodes.list_segments(self._segmentation_node)
+
+    def axis_of(self, view: View) -> int:
+        """The chosen volume's slice axis that comes closest to an anatomical view."""
+        return self._read_volume().axis_of(view)
 
     def plan(self, request: PropagateRequest) -> Plan:
         """Find the slices the user drew, and across which axis.
@@ -421,7 +425,7 @@ class Session:
         return node is not None and bool(self.scene.IsNodePresent(node))
 
     def _read_volume(self) -> Volume:
-        """The chosen volume; the same object while its image and position stay, so that it is hashed only once."""
+        """The chosen volume; the same object until its image or position changes, so it is hashed once."""
         self._require_nodes()
         stamp = nodes.volume_stamp(self._volume_node)
         if self._volume is None or self._volume[0] != stamp:

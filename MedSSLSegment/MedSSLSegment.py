@@ -1,0 +1,266 @@
+"""One annotated slice of a CT becomes the organ in the whole volume: the 3D Slicer module."""
+
+import importlib
+import sys
+
+import numpy as np
+import qt
+import slicer
+import vtk
+from medssl.client import WorkerClient
+from medssl.results import SliceMask
+from medssl.scene import nodes
+from medssl.scene.session import PropagateRequest, Session, State, Status
+from MedSSLSegmentLib import WorkerPython
+from MedSSLSegmentLib.Panel import Panel
+from MedSSLSegmentLib.ParameterNode import MedSSLSegmentParameterNode
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+
+class MedSSLSegment(ScriptedLoadableModule):
+    """What Slicer shows about the module."""
+
+    def __init__(self, parent) -> None:
+        ScriptedLoadableModule.__init__(self, parent)
+        self.parent.title = _("MedSSLSegment")
+        self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        self.parent.dependencies = ["Segmentations"]
+        self.parent.contributors = ["MedSSLSegment developers"]
+        self.parent.helpText = _(
+            "Paint an organ on one slice, or on a few, and propagate it through the whole volume. Correct any slice"
+            " and propagate again. Nothing leaves this computer."
+        )
+        self.parent.acknowledgementText = _(
+            "Builds on Segment Anything and SAM 2 (Meta AI) and on the MedSAM and MedSAM2 models of the Wang lab."
+            " For research; not cleared for clinical use."
+        )
+
+
+class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel's life in Slicer."""
+
+    def __init__(self, parent=None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self.panel = None
+        self._parameterNode = None
+        self._parameterNodeGuiTag = None
+        self._observedSegmentation = None
+
+    def setup(self) -> None:
+        """Make the panel, when the module is opened for the first time."""
+        ScriptedLoadableModuleWidget.setup(self)
+        uiWidget = slicer.util.loadUI(self.resourcePath("UI/MedSSLSegment.ui"))
+        self.layout.addWidget(uiWidget)
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        uiWidget.setMRMLScene(slicer.mrmlScene)
+        self.logic = MedSSLSegmentLogic()
+        self.panel = Panel(self.ui, self.logic.session, self.logic.requireWorker, self.logic.restartWorker)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        self.initializeParameterNode()
+
+    def cleanup(self) -> None:
+        """Leave nothing running, when the application closes or the module is reloaded."""
+        self.setParameterNode(None)
+        self.removeObservers()
+        if self.panel:
+            self.panel.close()
+            self.logic.close()
+
+    def enter(self) -> None:
+        """Follow the scene again, when the user comes to the module."""
+        self.initializeParameterNode()
+
+    def exit(self) -> None:
+        """Stop following the parameter node, when the user goes to another module; what runs goes on."""
+        if self._parameterNode and self._parameterNodeGuiTag is not None:
+            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
+            self._parameterNodeGuiTag = None
+            self.removeObserver(
+                self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameterNodeModified
+            )
+
+    def onReload(self) -> None:
+        """Load the module's Python packages anew, for developers."""
+        for name in [n for n in sys.modules if n.split(".")[0] in ("medssl", "MedSSLSegmentLib")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        ScriptedLoadableModuleWidget.onReload(self)
+
+    def onSceneStartClose(self, caller, event) -> None:
+        """Let go of the scene's nodes before they are removed."""
+        self.setParameterNode(None)
+
+    def onSceneEndClose(self, caller, event) -> None:
+        """Start with the empty scene."""
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
+    def initializeParameterNode(self) -> None:
+        """Follow the scene's parameter node; choose the first volume when none was chosen."""
+        self.setParameterNode(self.logic.getParameterNode())
+        if not self._parameterNode.inputVolume:
+            self._parameterNode.inputVolume = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
+
+    def setParameterNode(self, parameterNode) -> None:
+        """Follow another parameter node, or none."""
+        self.exit()
+        self._parameterNode = parameterNode
+        if parameterNode:
+            self._parameterNodeGuiTag = parameterNode.connectGui(self.ui)
+            self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameterNodeModified)
+        self.onParameterNodeModified()
+
+    def onParameterNodeModified(self, caller=None, event=None) -> None:
+        """Show the nodes the user chose."""
+        if self.panel:
+            self.panel.setParameterNode(self._parameterNode)
+            self._observeSegmentation(self._parameterNode.segmentation if self._parameterNode else None)
+
+    def _observeSegmentation(self, node) -> None:
+        """Keep the list of segments up to date."""
+        segmentation = node.GetSegmentation() if node else None
+        if segmentation is self._observedSegmentation:
+            return
+        for event in (
+            slicer.vtkSegmentation.SegmentAdded,
+            slicer.vtkSegmentation.SegmentRemoved,
+            slicer.vtkSegmentation.SegmentModified,
+            slicer.vtkSegmentation.SegmentsOrderModified,
+        ):
+            if self._observedSegmentation:
+                self.removeObserver(self._observedSegmentation, event, self.onSegmentsModified)
+            if segmentation:
+                self.addObserver(segmentation, event, self.onSegmentsModified)
+        self._observedSegmentation = segmentation
+
+    def onSegmentsModified(self, caller, event) -> None:
+        """Show added, removed and renamed segments."""
+        self.panel.updateSegments()
+
+
+class MedSSLSegmentLogic(ScriptedLoadableModuleLogic):
+    """Propagation without a panel; computes in a process of its own.
+
+    Args:
+        client: sends the work to the worker; None = a worker in the Python the user chose.
+    """
+
+    def __init__(self, client=None) -> None:
+        ScriptedLoadableModuleLogic.__init__(self)
+        self._ownsClient = client is None
+        self._isWorkerChecked = False
+        self.session = Session(
+            slicer.mrmlScene, slicer.modules.segmentations.logic(), client or self._newClient()
+        )
+
+    def getParameterNode(self) -> MedSSLSegmentParameterNode:
+        """The module's parameter node, with typed fields."""
+        return MedSSLSegmentParameterNode(super().getParameterNode())
+
+    def process(self, volumeNode, segmentationNode, request: PropagateRequest | None = None) -> Status:
+        """Propagate the painted slices and wait for the end; for scripts.
+
+        Raises:
+            InputError: a node is missing or nothing is painted.
+            WorkerError: the worker cannot run here.
+        """
+        self.requireWorker()
+        self.session.choose(volumeNode, segmentationNode)
+        self.session.start(request or PropagateRequest())
+        while self.session.poll().state is State.RUNNING:
+            slicer.app.processEvents(qt.QEventLoop.AllEvents, 50)
+        return self.session.status
+
+    def requireWorker(self) -> None:
+        """Raise WorkerError when the chosen Python lacks what the worker needs; looks once."""
+        if self._ownsClient and not self._isWorkerChecked:
+            WorkerPython.requirePackages(WorkerPython.workerCommand())
+            self._isWorkerChecked = True
+
+    def restartWorker(self) -> None:
+        """Use the Python that is chosen now."""
+        self.close()
+        self._isWorkerChecked = False
+        self.session.client = self._newClient()
+
+    def close(self) -> None:
+        """End the worker's process."""
+        if self._ownsClient:
+            self.session.client.close()
+
+    def _newClient(self) -> WorkerClient:
+        return WorkerClient(WorkerPython.workerCommand())
+
+
+class _CopyingRun:
+    """Answers at once: every slice of the volume gets the mask of the first reference."""
+
+    done = True
+
+    def __init__(self, volume, references) -> None:
+        prompt, segment = references[0].prompt, references[0].segment
+        count = volume.shape_kji[prompt.axis]
+        self._events = [SliceMask(segment, prompt.axis, n, prompt.mask, 1.0) for n in range(count)]
+
+    def poll(self) -> list:
+        events, self._events = self._events, []
+        return events
+
+    def cancel(self) -> None:
+        self._events = []
+
+    def result(self) -> None:
+        return None
+
+
+class _CopyingClient:
+    """Stands in for the worker, so that the self-test needs no torch and no network."""
+
+    def propagate(self, volume, references, options, *, model, device) -> _CopyingRun:
+        return _CopyingRun(volume, references)
+
+
+class MedSSLSegmentTest(ScriptedLoadableModuleTest):
+    """Run by Slicer's self-test button and by ctest."""
+
+    def setUp(self) -> None:
+        """Start with an empty scene."""
+        slicer.mrmlScene.Clear()
+
+    def runTest(self) -> None:
+        """Run every test."""
+        self.setUp()
+        self.test_propagateAndUndo()
+
+    def test_propagateAndUndo(self) -> None:
+        """A painted slice fills the volume, keeps its place, and one undo takes all of it back."""
+        volumeNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT")
+        voxels = np.arange(6 * 8 * 10, dtype=np.int16).reshape(6, 8, 10)
+        slicer.util.updateVolumeFromArray(volumeNode, voxels)
+        volumeNode.SetSpacing(0.7, 0.7, 3.0)
+        segmentationNode = nodes.create_segmentation_node(slicer.mrmlScene, volumeNode)
+        segmentId = segmentationNode.GetSegmentation().AddEmptySegment("", "liver")
+        volume = nodes.read_volume_node(volumeNode)
+        painted = np.zeros((8, 10), bool)
+        painted[2:5, 3:8] = True
+        nodes.write_slices(segmentationNode, segmentId, volume, 0, {2: painted})
+
+        logic = MedSSLSegmentLogic(_CopyingClient())
+        status = logic.process(volumeNode, segmentationNode)
+
+        assert status.state is State.DONE
+        filled = nodes.read_segment(segmentationNode, segmentId, volume)
+        assert np.array_equal(filled, np.broadcast_to(painted, filled.shape))
+        logic.session.undo()
+        assert nodes.read_segment(segmentationNode, segmentId, volume).sum() == painted.sum()

@@ -1,0 +1,1 @@
+"""The Qt side of the MedSSLSegment module: panel, parameter node, and the worker's Python."""

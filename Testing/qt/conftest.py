@@ -1,0 +1,318 @@
+"""3D Slicer around the module: real Qt (PySide6 offscreen), real MRML (slicer-core), the rest stood in for.
+
+PythonQt, Slicer's binding, spells Qt properties as attributes; PySide6 does the same for the modules named below.
+"""
+
+# ruff: noqa: N802, N815 - the stand-ins have Slicer's names
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+slicer_core = pytest.importorskip("slicer")
+pytest.importorskip("PySide6.QtUiTools")
+
+import vtk  # noqa: E402
+from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets  # noqa: E402
+from shibokensupport import feature  # noqa: E402
+
+MODULE_FOLDER = Path(__file__).resolve().parents[2] / "MedSSLSegment"
+PROPERTIES_AS_ATTRIBUTES = 2
+
+PYTHONQT_MODULES = ("MedSSLSegment", "MedSSLSegmentLib.Panel", "MedSSLSegmentLib.WorkerPython")
+feature.set_selection(PROPERTIES_AS_ATTRIBUTES, __name__)
+
+
+class NodeComboBox(QtWidgets.QComboBox):
+    """qMRMLNodeComboBox: the nodes of some classes of a scene."""
+
+    currentNodeChanged = QtCore.Signal(object)
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self.scene = None
+        self.node = None
+
+    def setMRMLScene(self, scene: Any) -> None:
+        self.scene = scene
+
+    def currentNode(self) -> Any:
+        return self.node
+
+    def setCurrentNode(self, node: Any) -> None:
+        if node is self.node:
+            return
+        self.node = node
+        self.clear()
+        self.addItem(node.GetName() if node else "None")
+        self.currentNodeChanged.emit(node)
+
+
+class MRMLWidget(QtWidgets.QWidget):
+    """qMRMLWidget: hands its scene on to its children, as the connections of the .ui file ask for."""
+
+    def setMRMLScene(self, scene: Any) -> None:
+        for child in self.findChildren(NodeComboBox):
+            child.setMRMLScene(scene)
+
+
+class CollapsibleButton(QtWidgets.QGroupBox):
+    """ctkCollapsibleButton: a titled section."""
+
+    def _set_title(self, title: str) -> None:
+        self.title = title
+
+    text = QtCore.Property(str, lambda self: self.title, _set_title)
+    collapsed = QtCore.Property(bool, lambda self: False, lambda self, on: None)
+
+
+def _load_ui(path: str) -> Any:
+    loader = QtUiTools.QUiLoader()
+    for widget_class, name in (
+        (MRMLWidget, "qMRMLWidget"),
+        (NodeComboBox, "qMRMLNodeComboBox"),
+        (CollapsibleButton, "ctkCollapsibleButton"),
+    ):
+        loader.registerCustomWidget(type(name, (widget_class,), {}))
+    return loader.load(str(path))
+
+
+def _child_widgets(widget: Any) -> Any:
+    children = (c for c in widget.findChildren(QtCore.QObject) if c.objectName)
+    return types.SimpleNamespace(**{child.objectName: child for child in children})
+
+
+class Observing:
+    """VTKObservationMixin."""
+
+    def __init__(self) -> None:
+        self._tags: dict[Any, Any] = {}
+
+    def addObserver(self, thing: Any, event: Any, method: Any) -> None:
+        self._tags[thing, event, method] = thing.AddObserver(event, method)
+
+    def removeObserver(self, thing: Any, event: Any, method: Any) -> None:
+        thing.RemoveObserver(self._tags.pop((thing, event, method)))
+
+    def removeObservers(self) -> None:
+        for thing, event, method in list(self._tags):
+            self.removeObserver(thing, event, method)
+
+
+class ModuleWidget:
+    """ScriptedLoadableModuleWidget."""
+
+    def __init__(self, parent: Any = None) -> None:
+        self.parent = parent
+        self.layout = parent.layout()
+
+    def setup(self) -> None:
+        pass
+
+    def resourcePath(self, name: str) -> str:
+        return str(MODULE_FOLDER / "Resources" / name)
+
+
+class ModuleLogic:
+    """ScriptedLoadableModuleLogic: one parameter node in the scene."""
+
+    def getParameterNode(self) -> Any:
+        scene = sys.modules["slicer"].mrmlScene
+        node = scene.GetSingletonNode("MedSSLSegment", "vtkMRMLScriptedModuleNode")
+        if node is None:
+            node = scene.AddNewNodeByClass("vtkMRMLScriptedModuleNode", "MedSSLSegment")
+            node.SetSingletonTag("MedSSLSegment")
+        return node
+
+
+class WrappedParameterNode:
+    """What parameterNodeWrapper makes: typed fields kept in a node, bound to widgets by SlicerParameterName."""
+
+    hints: dict[str, Any]
+
+    def __init__(self, node: Any) -> None:
+        self.__dict__["node"] = node
+        self.__dict__["bound"] = []
+
+    def __getattr__(self, name: str) -> Any:
+        hint = self.hints[name]
+        if hint.__name__.startswith("vtkMRML"):
+            return self.node.GetNodeReference(name)
+        text = self.node.GetParameter(name)
+        if not text:
+            return self.defaults[name]
+        return hint(text) if hint is str else hint[text]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.hints[name].__name__.startswith("vtkMRML"):
+            self.node.SetNodeReferenceID(name, value.GetID() if value else None)
+        else:
+            self.node.SetParameter(name, value if isinstance(value, str) else value.name)
+
+    def AddObserver(self, event: Any, method: Any) -> int:
+        return self.node.AddObserver(event, method)
+
+    def RemoveObserver(self, tag: int) -> None:
+        self.node.RemoveObserver(tag)
+
+    def connectGui(self, ui: Any) -> int:
+        for widget in vars(ui).values():
+            if name := widget.property("SlicerParameterName"):
+                self._bind(widget, name)
+        self.bound.append(
+            (self.node, self.node.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: self._show(ui)))
+        )
+        return 1
+
+    def disconnectGui(self, tag: int) -> None:
+        for thing, connection in self.bound:
+            if isinstance(thing, vtk.vtkObject):
+                thing.RemoveObserver(connection)
+            else:
+                thing.disconnect(connection)
+        self.bound.clear()
+
+    def _bind(self, widget: Any, name: str) -> None:
+        if isinstance(widget, NodeComboBox):
+            signal, read = widget.currentNodeChanged, widget.currentNode
+            widget.setCurrentNode(getattr(self, name))
+        else:
+            values = list(self.hints[name])
+            widget.clear()
+            widget.addItems([value.label() for value in values])
+            widget.currentIndex = values.index(getattr(self, name))
+            signal, read = widget.currentIndexChanged, lambda: values[widget.currentIndex]
+        self.bound.append((signal, signal.connect(lambda *_: setattr(self, name, read()))))
+
+    def _show(self, ui: Any) -> None:
+        for widget in vars(ui).values():
+            if isinstance(widget, NodeComboBox):
+                widget.setCurrentNode(getattr(self, widget.property("SlicerParameterName")))
+
+
+def _parameter_node_wrapper(cls: type) -> type:
+    hints = get_type_hints(cls)
+    return type(cls.__name__, (WrappedParameterNode,), {"hints": hints, "defaults": vars(cls)})
+
+
+class Application:
+    """What the module asks of the running Slicer, and what the user got to see."""
+
+    def __init__(self) -> None:
+        self.scene = slicer_core.vtkMRMLScene()
+        self.segmentations_logic = slicer_core.vtkSlicerSegmentationsModuleLogic()
+        self.segmentations_logic.SetMRMLScene(self.scene)
+        self.settings: dict[str, str] = {}
+        self.errors_shown: list[str] = []
+
+    @contextlib.contextmanager
+    def try_with_error_display(self, message: str = "", waitCursor: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.errors_shown.append(f"{message}\n\n{error}")
+            raise
+
+    def _qt(self) -> types.ModuleType:
+        def find(name: str) -> Any:
+            for module in (QtCore, QtGui, QtWidgets):
+                if hasattr(module, name):
+                    return getattr(module, name)
+            raise AttributeError(f"Qt has no {name}")
+
+        qt = types.ModuleType("qt")
+        qt.__getattr__ = find
+        qt.QSettings = lambda: types.SimpleNamespace(setValue=self.settings.__setitem__)
+        qt.QEventLoop = QtCore.QEventLoop.ProcessEventsFlag
+        return qt
+
+    def modules(self) -> dict[str, types.ModuleType]:
+        """Everything the module imports that only Slicer has."""
+
+        def module(name: str, **contents: Any) -> types.ModuleType:
+            made = types.ModuleType(name)
+            vars(made).update(contents)
+            return made
+
+        util = module(
+            "slicer.util",
+            VTKObservationMixin=Observing,
+            loadUI=_load_ui,
+            childWidgetVariables=_child_widgets,
+            tryWithErrorDisplay=self.try_with_error_display,
+            errorDisplay=self.errors_shown.append,
+            settingsValue=self.settings.get,
+            startupEnvironment=lambda: dict(os.environ),
+            updateVolumeFromArray=_update_volume,
+        )
+        core = {name: value for name, value in vars(slicer_core).items() if name.startswith("vtk")}
+        slicer = module(
+            "slicer",
+            **core,
+            util=util,
+            mrmlScene=self.scene,
+            modules=types.SimpleNamespace(
+                segmentations=types.SimpleNamespace(logic=lambda: self.segmentations_logic)
+            ),
+            app=types.SimpleNamespace(processEvents=lambda *_: None),
+        )
+        identity = module("slicer.i18n", tr=lambda text: text, translate=lambda context, text: text)
+        bases = module(
+            "slicer.ScriptedLoadableModule",
+            ScriptedLoadableModule=type("ScriptedLoadableModule", (), {"__init__": _set_parent}),
+            ScriptedLoadableModuleWidget=ModuleWidget,
+            ScriptedLoadableModuleLogic=ModuleLogic,
+            ScriptedLoadableModuleTest=type("ScriptedLoadableModuleTest", (), {}),
+        )
+        wrapper = module("slicer.parameterNodeWrapper", parameterNodeWrapper=_parameter_node_wrapper)
+        made = (slicer, util, identity, bases, wrapper, self._qt())
+        return {m.__name__: m for m in made}
+
+
+def _set_parent(self: Any, parent: Any) -> None:
+    self.parent = parent
+
+
+def _update_volume(node: Any, voxels: np.ndarray) -> None:
+    from vtk.util import numpy_support
+
+    image = vtk.vtkImageData()
+    image.SetDimensions(*voxels.shape[::-1])
+    image.GetPointData().SetScalars(numpy_support.numpy_to_vtk(voxels.ravel(), deep=True))
+    node.SetAndObserveImageData(image)
+
+
+@pytest.fixture(scope="session")
+def qt_application() -> Any:
+    return QtWidgets.QApplication.instance() or QtWidgets.QApplication([])
+
+
+@pytest.fixture
+def an_application(qt_application: Any, monkeypatch: pytest.MonkeyPatch) -> Application:
+    """A Slicer with an empty scene in which the module can be imported."""
+    application = Application()
+    monkeypatch.syspath_prepend(str(MODULE_FOLDER))
+    for name in [n for n in sys.modules if n.split(".")[0] in ("MedSSLSegment", "MedSSLSegmentLib")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name, module in application.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return application
+
+
+@pytest.fixture
+def the_module(an_application: Application) -> Any:
+    """MedSSLSegment.py, imported as Slicer does."""
+    module = importlib.import_module("MedSSLSegment")
+    for name in PYTHONQT_MODULES:
+        feature.set_selection(PROPERTIES_AS_ATTRIBUTES, name)
+    return module

@@ -1,0 +1,294 @@
+"""The Slicer module: its four classes, its panel and its self-test; the worker answers when the test says so."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("slicer")
+pytest.importorskip("PySide6.QtUiTools")
+
+from medssl.errors import WorkerDied, WorkerError
+from medssl.events import Progress
+from medssl.results import SliceMask
+from PySide6 import QtWidgets
+from shibokensupport import feature
+
+feature.set_selection(2, __name__)
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class FakeRun:
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self.done = self.was_cancelled = False
+        self.error: Exception | None = None
+
+    def poll(self) -> list[Any]:
+        events, self.events = self.events, []
+        return events
+
+    def cancel(self) -> None:
+        self.was_cancelled = True
+
+    def result(self) -> None:
+        if self.error:
+            raise self.error
+
+
+class FakeClient:
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.was_closed = False
+
+    def propagate(self, volume: Any, references: Any, options: Any, *, model: str, device: str) -> FakeRun:
+        self.asked.append({"references": references, "options": options, "model": model})
+        self.run = FakeRun()
+        return self.run
+
+    def close(self) -> None:
+        self.was_closed = True
+
+
+class Desk:
+    """The module's panel on a scene with a CT whose liver is painted on slice 2."""
+
+    def __init__(self, application: Any, module: Any) -> None:
+        self.application = application
+        self.module = module
+        self.nodes = sys.modules["medssl.scene.nodes"]
+        self.volume_node = application.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT chest")
+        sys.modules["slicer"].util.updateVolumeFromArray(
+            self.volume_node, np.arange(480, dtype=np.int16).reshape(6, 8, 10)
+        )
+        self.segmentation_node = self.nodes.create_segmentation_node(application.scene, self.volume_node)
+        self.segmentation = self.segmentation_node.GetSegmentation()
+        self.liver = self.segmentation.AddEmptySegment("", "liver")
+        self.volume = self.nodes.read_volume_node(self.volume_node)
+        self.painted = np.zeros((8, 10), bool)
+        self.painted[2:5, 3:8] = True
+        self.nodes.write_slices(self.segmentation_node, self.liver, self.volume, 0, {2: self.painted})
+
+        parent = QtWidgets.QWidget()
+        QtWidgets.QVBoxLayout(parent)
+        parent.isEntered = True
+        self.widget = module.MedSSLSegmentWidget(parent)
+        self.widget.setup()
+        self.parent, self.ui, self.panel = parent, self.widget.ui, self.widget.panel
+        self.client = FakeClient()
+        self.panel.session.client = self.client
+        self.panel.requireWorker = lambda: None
+
+    def choose_nodes(self) -> None:
+        self.ui.volumeSelector.setCurrentNode(self.volume_node)
+        self.ui.segmentationSelector.setCurrentNode(self.segmentation_node)
+
+    def masks(self) -> np.ndarray:
+        return self.nodes.read_segment(self.segmentation_node, self.liver, self.volume)
+
+    def arrive(self, *indices: int) -> None:
+        self.client.run.events += [SliceMask(self.liver, 0, n, self.painted, 0.9) for n in indices]
+
+
+@pytest.fixture
+def a_desk(an_application: Any, the_module: Any) -> Any:
+    desk = Desk(an_application, the_module)
+    yield desk
+    desk.widget.cleanup()
+
+
+def test_the_module_describes_itself_to_slicer(the_module: Any) -> None:
+    parent = type("Parent", (), {})()
+    the_module.MedSSLSegment(parent)
+    assert parent.categories == ["Segmentation"]
+    assert parent.contributors
+    assert parent.helpText
+    assert parent.acknowledgementText
+
+
+def test_the_self_test_passes(the_module: Any) -> None:
+    test = the_module.MedSSLSegmentTest()
+    test.runTest()
+
+
+def test_the_panel_says_what_is_missing_before_it_can_propagate(a_desk: Desk) -> None:
+    assert a_desk.ui.volumeSelector.currentNode() is a_desk.volume_node
+    assert a_desk.ui.statusLabel.text == "Choose a segmentation, or create one and paint a slice in it."
+    assert not a_desk.ui.propagateButton.enabled
+    a_desk.choose_nodes()
+    assert a_desk.ui.statusLabel.text == ""
+    assert a_desk.ui.propagateButton.enabled
+    a_desk.ui.segmentList.item(0).setCheckState(sys.modules["qt"].Qt.Unchecked)
+    assert a_desk.ui.statusLabel.text == "Check at least one segment."
+    assert not a_desk.ui.propagateButton.enabled
+
+
+def test_the_list_follows_added_and_renamed_segments(a_desk: Desk) -> None:
+    a_desk.choose_nodes()
+    spleen = a_desk.segmentation.AddEmptySegment("", "spleen")
+    a_desk.segmentation.GetSegment(spleen).SetName("spleen and hilum")
+    names = [a_desk.ui.segmentList.item(row).text() for row in range(a_desk.ui.segmentList.count)]
+    assert names == ["liver", "spleen and hilum"]
+
+
+def test_a_propagation_from_click_to_undo(a_desk: Desk) -> None:
+    a_desk.choose_nodes()
+    before = a_desk.masks()
+    a_desk.ui.propagateButton.click()
+    assert a_desk.panel.timer.active
+    assert not a_desk.ui.propagateButton.enabled
+    assert a_desk.ui.cancelButton.enabled
+
+    a_desk.arrive(3, 4)
+    a_desk.client.run.events.append(Progress(2, 5, 12.4))
+    a_desk.panel.onTimer()
+    assert a_desk.ui.progressBar.value == 400
+    assert a_desk.ui.progressBar.format == "about 12 s left"
+    assert a_desk.masks()[[3, 4]].any(axis=(1, 2)).all()
+
+    a_desk.arrive(0, 1, 5)
+    a_desk.client.run.done = True
+    while a_desk.panel.timer.active:
+        a_desk.panel.onTimer()
+    assert a_desk.ui.statusLabel.text.startswith("5 slices were written in")
+    assert a_desk.masks().any(axis=(1, 2)).all()
+
+    a_desk.ui.undoButton.click()
+    np.testing.assert_array_equal(a_desk.masks(), before)
+    a_desk.ui.redoButton.click()
+    assert a_desk.masks().any(axis=(1, 2)).all()
+    assert a_desk.application.errors_shown == []
+
+
+def test_cancel_stops_the_worker_and_frees_the_panel(a_desk: Desk) -> None:
+    a_desk.choose_nodes()
+    a_desk.ui.propagateButton.click()
+    a_desk.ui.cancelButton.click()
+    assert a_desk.client.run.was_cancelled
+    assert a_desk.ui.propagateButton.enabled
+    a_desk.panel.onTimer()
+    assert not a_desk.panel.timer.active
+    assert a_desk.application.errors_shown == []
+
+
+def test_a_dead_worker_is_reported_once(a_desk: Desk) -> None:
+    a_desk.choose_nodes()
+    a_desk.ui.propagateButton.click()
+    a_desk.client.run.done, a_desk.client.run.error = True, WorkerDied("The worker was killed; start again.")
+    a_desk.panel.onTimer()
+    assert not a_desk.panel.timer.active
+    assert a_desk.application.errors_shown == ["The worker was killed; start again."]
+    assert a_desk.ui.propagateButton.enabled
+
+
+def test_what_the_user_can_mend_is_shown_as_one_sentence(a_desk: Desk) -> None:
+    a_desk.choose_nodes()
+    a_desk.segmentation.GetSegment(a_desk.liver).GetRepresentation("Binary labelmap").Initialize()
+    a_desk.ui.propagateButton.click()
+    (shown,) = a_desk.application.errors_shown
+    assert (
+        shown == "Nothing is drawn in 'CT chest segmentation'; paint the object on at least one slice first."
+    )
+    assert not a_desk.panel.timer.active
+
+
+def test_the_users_choices_reach_the_worker(a_desk: Desk) -> None:
+    a_desk.choose_nodes()
+    a_desk.ui.viewComboBox.currentIndex = 1 + ["Axial", "Coronal", "Sagittal"].index("Coronal")
+    a_desk.ui.modelComboBox.currentIndex = 1
+    model = a_desk.ui.modelComboBox.itemData(1)
+    a_desk.ui.propagateButton.click()
+    (asked,) = a_desk.client.asked
+    assert asked["options"]["axis"] == 1
+    assert asked["model"] == model
+    assert [r.prompt.index for r in asked["references"]] == [2, 3, 4]
+
+
+def test_choices_are_kept_in_the_scene_when_the_module_is_left_and_entered(a_desk: Desk) -> None:
+    a_desk.choose_nodes()
+    a_desk.ui.overlapComboBox.currentIndex = 2
+    a_desk.widget.exit()
+    a_desk.widget.enter()
+    assert a_desk.ui.segmentationSelector.currentNode() is a_desk.segmentation_node
+    assert a_desk.ui.overlapComboBox.currentText == "Are overwritten"
+
+
+def test_closing_the_scene_while_running_cancels_and_leaves_an_empty_panel(a_desk: Desk) -> None:
+    a_desk.choose_nodes()
+    a_desk.ui.propagateButton.click()
+    a_desk.widget.onSceneStartClose(None, None)
+    a_desk.application.scene.Clear(0)
+    a_desk.widget.onSceneEndClose(None, None)
+    a_desk.panel.onTimer()
+    assert a_desk.client.run.was_cancelled
+    assert not a_desk.panel.timer.active
+    assert a_desk.ui.segmentList.count == 0
+    assert a_desk.ui.statusLabel.text == "Choose a volume."
+
+
+def test_deleting_the_segmentation_while_running_cancels(a_desk: Desk) -> None:
+    a_desk.choose_nodes()
+    a_desk.ui.propagateButton.click()
+    a_desk.application.scene.RemoveNode(a_desk.segmentation_node)
+    a_desk.panel.onTimer()
+    assert a_desk.client.run.was_cancelled
+    assert not a_desk.ui.undoButton.enabled
+
+
+def test_a_python_without_the_packages_is_named_with_the_command_that_installs_them(
+    a_desk: Desk, tmp_path: Path
+) -> None:
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\necho torch\necho sam2\n")
+    bare.chmod(0o755)
+    a_desk.ui.workerPythonEdit.text = str(bare)
+    a_desk.ui.workerPythonEdit.editingFinished.emit()
+    a_desk.ui.checkPythonButton.click()
+    (shown,) = a_desk.application.errors_shown
+    assert shown.startswith(
+        "The worker's Python lacks torch, sam2; choose another one under Advanced, or install"
+    )
+    assert f'"{bare}" -m pip install -r' in shown
+    assert a_desk.application.settings == {"MedSSLSegment/WorkerPython": str(bare)}
+    assert a_desk.client.was_closed
+
+
+def test_a_program_that_is_not_there_is_named(a_desk: Desk) -> None:
+    python = sys.modules["MedSSLSegmentLib.WorkerPython"]
+    python.setChosenPython("/nowhere/python3")
+    with pytest.raises(WorkerError, match="/nowhere/python3 cannot be run as the worker's Python"):
+        python.requirePackages(python.workerCommand())
+
+
+def test_this_python_has_what_the_worker_needs_or_says_what_it_lacks(a_desk: Desk) -> None:
+    python = sys.modules["MedSSLSegmentLib.WorkerPython"]
+    python.setChosenPython(sys.executable)
+    assert set(python.missingPackages(python.workerCommand())) <= set(python._requiredNames())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, ""), (0.2, "about 1 s left"), (20.4, "about 20 s left"), (150, "about 2 min left")],
+)
+def test_time_left_is_told_in_words(the_module: Any, seconds: float | None, text: str) -> None:
+    assert sys.modules["MedSSLSegmentLib.Panel"].timeLeftText(seconds) == text
+
+
+def test_importing_the_module_loads_no_torch(the_module: Any) -> None:
+    import subprocess
+
+    code = "import sys, medssl.client, medssl.scene.session; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_workers_requirements_are_those_of_the_package() -> None:
+    import tomllib
+
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    engine = set(project["optional-dependencies"]["engine"])
+    lines = (REPOSITORY / "MedSSLSegment/Resources/requirements.txt").read_text("utf-8").splitlines()
+    assert {line for line in lines if line and not line.startswith("#")} <= engine
