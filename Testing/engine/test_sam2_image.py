@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import subprocess
 import sys
 import warnings
@@ -206,3 +207,12 @@ def test_nothing_is_printed_and_no_warning_leaks() -> None:
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_every_sam2_model_of_the_registry_names_a_configuration_of_the_package() -> None:
+    folder = Path(str(importlib.resources.files("sam2")))
+    entries = [e for e in registry.load_registry() if e.kind == "sam2"]
+    assert len(entries) == 5
+    for entry in entries:
+        assert (folder / entry.config).is_file()
+        assert entry.image_size % 32 == 0
