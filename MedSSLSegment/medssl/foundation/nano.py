@@ -1,0 +1,464 @@
+"""The shipped default at work: carries masks from slice to slice, and answers clicks and boxes.
+
+Every job works on its own square crop around its object, so the size of the volume costs nothing. All jobs - segments,
+directions, stretches - go through the network as the rows of one batch. Where an object drifts to the edge of its crop
+the crop follows it.
+
+Axis letters: B rows, S side of the crop, H, W rows and columns of a slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from ..checkpoints import load_into, read_checkpoint
+from ..errors import InputError
+from ..prompts import SlicePrompt, box_of_mask
+from ..volume import Volume, Window, as_stack
+from .nano_inputs import Appearance, learn_appearance, make_channels, update_appearance
+from .nano_model import Decoded, NanoConfig, NanoModel
+from .nano_prompts import prior_mask
+from .protocols import Prediction, TrackedSlice, TrackJob
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..registry import ModelEntry
+
+__all__ = ["NanoImagePredictor", "NanoSession", "NanoTracker", "load_nano"]
+
+_CROP_FACTOR = 2.0  # side of the crop over the larger side of the object's box
+_MIN_CROP_PX = 24.0
+_EDGE_SHARE = 0.04  # an object nearer to the crop's edge than this has drifted away
+_SMALL_SHARE = 0.22  # an object smaller than this share of the crop's side wants a closer crop
+_FIRST_CROPS_MM = (60.0, 120.0, 240.0)  # tried around a click, which does not tell the object's size
+
+
+def load_nano(path: Path, device: torch.device) -> NanoModel:
+    """Read a small model from its checkpoint.
+
+    Raises:
+        ModelError: the file is missing, damaged, or not a model of this kind.
+    """
+    tensors, meta = read_checkpoint(path)
+    model = NanoModel(NanoConfig.from_meta(meta.get("config", {})))
+    load_into(model, tensors, min_fraction=1.0)
+    return model.to(device).eval()
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """A rectangle of a slice, square in millimetres; may reach beyond the slice."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @classmethod
+    def around(cls, box_xyxy_px: NDArray[np.floating[Any]], spacing_rc_mm: tuple[float, float], factor: float = _CROP_FACTOR) -> _Crop:
+        """The crop for an object that fills a box."""
+        x0, y0, x1, y1 = (float(value) for value in box_xyxy_px)
+        row_mm, col_mm = spacing_rc_mm
+        object_mm = max((y1 - y0 + 1) * row_mm, (x1 - x0 + 1) * col_mm)
+        side_mm = max(factor * object_mm, _MIN_CROP_PX * (row_mm + col_mm) / 2)
+        height, width = max(round(side_mm / row_mm), 4), max(round(side_mm / col_mm), 4)
+        return cls(round((y0 + y1 + 1 - height) / 2), round((x0 + x1 + 1 - width) / 2), height, width)
+
+    def cut(self, slice_hw: NDArray[np.generic]) -> NDArray[np.float32]:
+        """The crop's pixels (height, width); beyond the slice its edge is repeated."""
+        rows = np.clip(np.arange(self.row, self.row + self.height), 0, slice_hw.shape[0] - 1)
+        cols = np.clip(np.arange(self.col, self.col + self.width), 0, slice_hw.shape[1] - 1)
+        return slice_hw[rows[:, None], cols].astype(np.float32)
+
+    def cut_mask(self, mask_hw: NDArray[np.generic]) -> NDArray[np.float32]:
+        """As `cut`, but nothing lies beyond the slice."""
+        cut = np.zeros((self.height, self.width), np.float32)
+        inside, whole = self._overlap(mask_hw.shape)
+        cut[inside] = mask_hw[whole]
+        return cut
+
+    def put_back(self, cut: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """The inverse of `cut_mask`: (H, W), zero outside the crop."""
+        whole_hw = np.zeros(shape, np.float32)
+        inside, whole = self._overlap(shape)
+        whole_hw[whole] = cut[inside]
+        return whole_hw
+
+    def to_crop(self, points_xy_px: NDArray[np.floating[Any]], size: int) -> NDArray[np.float32]:
+        """Slice pixels (centres at integers) to crop pixels (edges at integers) of a crop resized to `size`."""
+        offset, scale = np.array([self.col, self.row]), np.array([size / self.width, size / self.height])
+        return ((points_xy_px - offset + 0.5) * scale).astype(np.float32)
+
+    def _overlap(self, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        inside, whole = [], []
+        for start, length, limit in zip((self.row, self.col), (self.height, self.width), shape, strict=True):
+            low, high = max(start, 0), max(min(start + length, limit), max(start, 0))
+            whole.append(slice(low, high))
+            inside.append(slice(low - start, high - start))
+        return (inside[0], inside[1]), (whole[0], whole[1])
+
+
+class NanoTracker:
+    """Carries masks from slice to slice with the small model; a `SliceTracker`."""
+
+    def __init__(self, model: NanoModel) -> None:
+        self._model = model
+
+    @classmethod
+    def from_entry(cls, entry: ModelEntry, device: torch.device) -> NanoTracker:
+        """Load the registry's model."""
+        from ..registry import model_path
+
+        return cls(load_nano(model_path(entry), device))
+
+    def open(self, volume: Volume, axis: int, window: Window) -> NanoSession:
+        """Begin work on a volume; the window is fitted to each object, so the volume-wide one is not needed."""
+        return NanoSession(self._model, volume, axis)
+
+
+class NanoSession:
+    """The small tracker at work on one volume and axis."""
+
+    def __init__(self, model: NanoModel, volume: Volume, axis: int) -> None:
+        self._model = model
+        self._axis = axis
+        self._slices = as_stack(volume.voxels_kji, axis)
+        self._spacing = volume.slice_spacing_mm(axis)
+        self._references: dict[tuple[int, int], NDArray[np.bool_]] = {}
+        self._dropped: set[TrackJob] = set()
+
+    def add_reference(self, object_id: int, prompt: SlicePrompt) -> TrackedSlice:
+        """Learn what an object is from a mask, a box or points on one slice.
+
+        Raises:
+            InputError: nothing was found at the points or in the box.
+        """
+        if prompt.mask is not None:
+            mask, score = prompt.mask, 1.0
+        else:
+            predictor = NanoImagePredictor(self._model)
+            predictor.set_image(self._slices[prompt.index], Window(40.0, 400.0), self._spacing)
+            answer = predictor.predict(prompt)
+            mask, score = answer.mask, answer.score
+            if not mask.any():
+                raise InputError(f"Nothing was found at the prompt on slice {prompt.index}; add a point or draw a box.")
+        self._references[object_id, prompt.index] = mask
+        return TrackedSlice(object_id, prompt.index, mask, None, score)
+
+    def remove_reference(self, object_id: int, index: int) -> None:
+        """Forget a reference slice."""
+        self._references.pop((object_id, index), None)
+
+    @torch.no_grad()
+    def run(self, jobs: Sequence[TrackJob]) -> Iterator[list[tuple[TrackJob, TrackedSlice]]]:
+        """Track all jobs side by side, every job one slice further per item."""
+        self._dropped.clear()
+        tracks = [self._begin(job) for job in jobs if job.start != job.stop]
+        batches = [self._batch(tracks)] if tracks else []
+        while batches:
+            answers = [answer for batch in batches for answer in self._advance(batch)]
+            yield answers
+            batches = self._regroup(batches)
+
+    def drop(self, job: TrackJob) -> None:
+        """Stop computing a job of the run under way."""
+        self._dropped.add(job)
+
+    # A track is one row; a batch is rows that were begun together and so remember equally many slices.
+
+    def _begin(self, job: TrackJob) -> _Track:
+        mask = self._references.get((job.object_id, job.start))
+        if mask is None:
+            raise InputError(f"Slice {job.start} is no reference slice of object {job.object_id}; add it first.")
+        box = box_of_mask(mask)
+        if box is None:
+            raise InputError(f"The mask on slice {job.start} is empty; paint the object first.")
+        return _Track(job, job.start, mask.astype(np.float32), mask, _Crop.around(box, self._spacing))
+
+    def _batch(self, tracks: list[_Track], appearance: Appearance | None = None) -> _Batch:
+        """Show the network each track's reference slice in its crop."""
+        reference_hu = self._images([(track.job.start, track.crop) for track in tracks])
+        reference = self._masks([(track.reference, track.crop) for track in tracks])
+        if appearance is None:
+            appearance = learn_appearance(reference_hu, reference)
+        encoded = self._model.encode(make_channels(appearance, reference_hu, reference_hu, reference))
+        decoded = self._model.decode(self._model.alone(encoded), encoded, mask=reference)
+        there = torch.full((len(tracks), 1), 10.0, device=reference.device)
+        memory = self._model.remember(encoded, reference, there, decoded.pointer)
+        image = self._images([(track.index, track.crop) for track in tracks])
+        mask = self._masks([(track.mask, track.crop) for track in tracks])
+        return _Batch(tracks, appearance, memory, image, mask)
+
+    def _advance(self, batch: _Batch) -> Iterator[tuple[TrackJob, TrackedSlice]]:
+        """Take every row of a batch one slice further."""
+        for track in batch.tracks:
+            track.index += track.job.step
+        batch.step += 1
+        image = self._images([(track.index, track.crop) for track in batch.tracks])
+        channels = make_channels(batch.appearance, image, batch.image, batch.mask)
+        encoded = self._model.encode(channels)
+        features = self._model.recall(encoded, batch.step, batch.reference, batch.recent)
+        decoded = self._model.decode(features, encoded)
+        there = decoded.presence_logit > 0
+        probability = decoded.logits.float().sigmoid() * there[..., None, None]
+        batch.recent[batch.step] = self._model.remember(encoded, probability, decoded.presence_logit, decoded.pointer)
+        batch.recent.pop(batch.step - self._model.config.memories, None)
+        batch.appearance = update_appearance(batch.appearance, image, probability)
+        batch.image, batch.mask = image, probability
+        yield from self._answers(batch, decoded)
+
+    def _answers(self, batch: _Batch, decoded: Decoded) -> Iterator[tuple[TrackJob, TrackedSlice]]:
+        shape = self._slices.shape[1:]
+        foreground = decoded.logits.float().sigmoid()
+        presence = decoded.presence_logit.float().sigmoid()[:, 0].tolist()
+        quality = decoded.quality.float()[:, 0].tolist()
+        for row, track in enumerate(batch.tracks):
+            size = (track.crop.height, track.crop.width)
+            cut = F.interpolate(foreground[row : row + 1], size=size, mode="bilinear", align_corners=False)
+            probability = track.crop.put_back(cut[0, 0].cpu().numpy(), shape)
+            mask = probability > 0.5
+            track.mask = probability if presence[row] > 0.5 else np.zeros_like(probability)
+            yield (
+                track.job,
+                TrackedSlice(track.job.object_id, track.index, mask, probability, presence[row], quality[row]),
+            )
+
+    def _regroup(self, batches: list[_Batch]) -> list[_Batch]:
+        """Drop finished rows; give rows whose object has left its crop a new crop, in a batch of their own."""
+        kept: list[_Batch] = []
+        for batch in batches:
+            going = [row for row, track in enumerate(batch.tracks) if not self._finished(track)]
+            crops = {row: self._new_crop(batch.tracks[row]) for row in going}
+            staying = [row for row in going if crops[row] is None]
+            moving = [row for row in going if crops[row] is not None]
+            if moving:
+                for row in moving:
+                    batch.tracks[row].crop = crops[row] or batch.tracks[row].crop
+                rows = torch.tensor(moving, device=batch.mask.device)
+                kept.append(self._batch([batch.tracks[row] for row in moving], batch.appearance.rows(rows)))
+            if staying:
+                kept.append(batch if len(staying) == len(batch.tracks) else batch.rows(staying))
+        return kept
+
+    def _finished(self, track: _Track) -> bool:
+        return track.index == track.job.stop or track.job in self._dropped
+
+    def _new_crop(self, track: _Track) -> _Crop | None:
+        """A better crop where the object touches the edge of its own or has become small in it; else None."""
+        box = box_of_mask(track.mask > 0.5)
+        if box is None:
+            return None
+        better = _Crop.around(box, self._spacing)
+        crop, shape = track.crop, track.mask.shape
+        small = better.height < crop.height * _SMALL_SHARE * _CROP_FACTOR
+        edge_rows, edge_cols = crop.height * _EDGE_SHARE, crop.width * _EDGE_SHARE
+        leaves = (
+            (box[1] < crop.row + edge_rows and crop.row > 0)
+            or (box[0] < crop.col + edge_cols and crop.col > 0)
+            or (box[3] > crop.row + crop.height - 1 - edge_rows and crop.row + crop.height < shape[0])
+            or (box[2] > crop.col + crop.width - 1 - edge_cols and crop.col + crop.width < shape[1])
+        )
+        return better if (small or leaves) and better != crop else None
+
+    def _images(self, places: Sequence[tuple[int, _Crop]]) -> Tensor:
+        """(B, 1, S, S) HU: each slice in its crop."""
+        return self._resized([crop.cut(self._slices[index]) for index, crop in places])
+
+    def _masks(self, places: Sequence[tuple[NDArray[np.generic], _Crop]]) -> Tensor:
+        """(B, 1, S, S) 0 .. 1: each mask in its crop."""
+        return self._resized([crop.cut_mask(mask) for mask, crop in places])
+
+    def _resized(self, cuts: Sequence[NDArray[np.float32]]) -> Tensor:
+        size = self._model.config.image_size
+        device = next(self._model.parameters()).device
+        return torch.cat([_resize(torch.from_numpy(cut).to(device), size) for cut in cuts])
+
+
+def _resize(cut: Tensor, size: int) -> Tensor:
+    """(1, 1, S, S) from (height, width), smoothed first where it shrinks."""
+    shrinks = max(cut.shape) > size
+    return F.interpolate(cut[None, None], size=(size, size), mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+@dataclass
+class _Track:
+    """One object on its way in one direction."""
+
+    job: TrackJob
+    index: int
+    mask: NDArray[np.float32]
+    """(H, W) probability on slice `index`."""
+    reference: NDArray[np.bool_]
+    """(H, W) mask on the reference slice."""
+    crop: _Crop
+
+
+@dataclass
+class _Batch:
+    """Rows that go through the network together."""
+
+    tracks: list[_Track]
+    appearance: Appearance
+    reference: dict[str, Any]
+    """Memory of each row's reference slice."""
+    image: Tensor
+    """(B, 1, S, S) the slice tracked last."""
+    mask: Tensor
+    """(B, 1, S, S) its mask."""
+    step: int = 0
+    recent: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Memories of the latest slices by step."""
+
+    def rows(self, rows: list[int]) -> _Batch:
+        """Some of the rows."""
+        index = torch.tensor(rows, device=self.mask.device)
+        return _Batch(
+            [self.tracks[row] for row in rows],
+            self.appearance.rows(index),
+            _memory_rows(self.reference, index),
+            self.image[index],
+            self.mask[index],
+            self.step,
+            {step: _memory_rows(memory, index) for step, memory in self.recent.items()},
+        )
+
+
+def _memory_rows(memory: dict[str, Any], index: Tensor) -> dict[str, Any]:
+    return {
+        "maskmem_features": memory["maskmem_features"][index],
+        "maskmem_pos_enc": [position[index] for position in memory["maskmem_pos_enc"]],
+        "obj_ptr": memory["obj_ptr"][index],
+    }
+
+
+class NanoImagePredictor:
+    """Answers clicks, boxes and masks on one slice with the small model; an `ImagePredictor`."""
+
+    def __init__(self, model: NanoModel) -> None:
+        self._model = model
+        self._slice: NDArray[np.generic] | None = None
+        self._spacing = (1.0, 1.0)
+
+    @classmethod
+    def from_entry(cls, entry: ModelEntry, device: torch.device) -> NanoImagePredictor:
+        """Load the registry's model."""
+        from ..registry import model_path
+
+        return cls(load_nano(model_path(entry), device))
+
+    def set_image(self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]) -> None:
+        """Choose the slice to ask about. The model fits its own window to each object, so `window` is not used."""
+        self._slice, self._spacing = slice_hu, spacing_rc_mm
+
+    def predict(self, prompt: SlicePrompt) -> Prediction:
+        """Answer one prompt.
+
+        A box says how large the object is. A click does not: three crops are tried and the one that the model rates
+        best is taken. The first answer's own box then gives the crop for the second, final one.
+        """
+        if prompt.mask is not None and prompt.box_xyxy_px is None and len(prompt.points_xy_px) == 0:
+            box = box_of_mask(prompt.mask)
+            if box is None:
+                return self._nothing()
+            return self._ask([_Crop.around(box, self._spacing)], prompt, prompt.mask)[0]
+        if prompt.box_xyxy_px is not None:
+            first = self._ask([_Crop.around(prompt.box_xyxy_px, self._spacing)], prompt, prompt.mask)[0]
+            return self._again([prompt], [first])[0]
+        tries = self._ask([self._crop_at(prompt, side_mm) for side_mm in _FIRST_CROPS_MM], prompt, prompt.mask)
+        found = [answer for answer in tries if answer.mask.any()]
+        if not found:
+            return self._nothing()
+        return self._again([prompt], [max(found, key=lambda answer: answer.score)])[0]
+
+    def predict_boxes(self, boxes_xyxy_px: NDArray[np.float32]) -> list[Prediction]:
+        """Answer (B, 4) boxes in one batch."""
+        prompts = [SlicePrompt(0, 0, box_xyxy_px=box) for box in boxes_xyxy_px]
+        crops = [_Crop.around(box, self._spacing) for box in boxes_xyxy_px]
+        return self._again(prompts, self._answer(crops, prompts, [None] * len(prompts))) if prompts else []
+
+    def _again(self, prompts: list[SlicePrompt], first: list[Prediction]) -> list[Prediction]:
+        """Ask once more, closer, with the first answer as a hint; an empty first answer stands."""
+        found = [number for number, answer in enumerate(first) if answer.mask.any()]
+        if not found:
+            return first
+        hints = [first[number].mask for number in found]
+        boxes = [box for hint in hints if (box := box_of_mask(hint)) is not None]
+        crops = [_Crop.around(box, self._spacing) for box in boxes]
+        answers = dict(zip(found, self._answer(crops, [prompts[number] for number in found], hints), strict=True))
+        return [answers.get(number, answer) for number, answer in enumerate(first)]
+
+    def _ask(self, crops: list[_Crop], prompt: SlicePrompt, hint: NDArray[np.bool_] | None) -> list[Prediction]:
+        return self._answer(crops, [prompt] * len(crops), [hint] * len(crops))
+
+    @torch.no_grad()
+    def _answer(
+        self, crops: list[_Crop], prompts: list[SlicePrompt], hints: Sequence[NDArray[np.bool_] | None]
+    ) -> list[Prediction]:
+        slice_hu = self._shown()
+        size = self._model.config.image_size
+        device = next(self._model.parameters()).device
+        image = torch.cat([_resize(torch.from_numpy(crop.cut(slice_hu)), size) for crop in crops]).to(device)
+        points = _points(prompts, crops, size, device)
+        guess = prior_mask(*points, size)
+        for row, hint in enumerate(hints):
+            if hint is not None:
+                guess[row : row + 1] = _resize(torch.from_numpy(crops[row].cut_mask(hint)), size).to(device)
+        appearance = learn_appearance(image, guess)
+        encoded = self._model.encode(make_channels(appearance, image, image, guess))
+        decoded = self._model.decode(self._model.alone(encoded), encoded, points=points)
+        logits = decoded.logits.float().cpu()
+        quality = decoded.quality.float()[:, 0].tolist()
+        return [
+            self._prediction(logits[row : row + 1], crop, quality[row]) for row, crop in enumerate(crops)
+        ]
+
+    def _prediction(self, logits: Tensor, crop: _Crop, quality: float) -> Prediction:
+        cut = F.interpolate(logits.sigmoid(), size=(crop.height, crop.width), mode="bilinear", align_corners=False)
+        mask = crop.put_back(cut[0, 0].numpy(), self._shown().shape) > 0.5
+        return Prediction(mask, float(np.clip(quality, 0.0, 1.0)), logits[0, 0].numpy())
+
+    def _crop_at(self, prompt: SlicePrompt, side_mm: float) -> _Crop:
+        """A crop of a given size around the positive points."""
+        on = prompt.points_xy_px[prompt.point_labels == 1]
+        if len(on) == 0:
+            raise InputError("A negative point alone says nothing; add a point on the object.")
+        centre = on.mean(axis=0)
+        reach = np.abs(prompt.points_xy_px - centre).max(axis=0, initial=0.0)
+        half = np.maximum(side_mm / (2 * _CROP_FACTOR) / np.array(self._spacing[::-1]), reach / _CROP_FACTOR)
+        return _Crop.around(np.concatenate([centre - half, centre + half]), self._spacing)
+
+    def _shown(self) -> NDArray[np.generic]:
+        if self._slice is None:
+            raise InputError("Set a slice before asking about it.")
+        return self._slice
+
+    def _nothing(self) -> Prediction:
+        size = self._model.config.image_size
+        return Prediction(np.zeros(self._shown().shape, bool), 0.0, np.full((size, size), -10.0, np.float32))
+
+
+def _points(prompts: list[SlicePrompt], crops: list[_Crop], size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(B, P, 2) x, y in crop pixels and (B, P) labels, padded with -1 to the longest prompt."""
+    rows_xy, rows_labels = [], []
+    for prompt, crop in zip(prompts, crops, strict=True):
+        xy, labels = prompt.points_xy_px, prompt.point_labels
+        if prompt.box_xyxy_px is not None:
+            xy = np.concatenate([prompt.box_xyxy_px.reshape(2, 2), xy])
+            labels = np.concatenate([[2, 3], labels])
+        rows_xy.append(crop.to_crop(xy, size))
+        rows_labels.append(labels.astype(np.int32))
+    length = max(max(len(labels) for labels in rows_labels), 3)
+    xy_px = np.zeros((len(prompts), length, 2), np.float32)
+    padded = -np.ones((len(prompts), length), np.int32)
+    for row, (xy, labels) in enumerate(zip(rows_xy, rows_labels, strict=True)):
+        xy_px[row, : len(xy)], padded[row, : len(labels)] = xy, labels
+    return torch.from_numpy(xy_px).to(device), torch.from_numpy(padded).to(device)
