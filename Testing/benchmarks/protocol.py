@@ -1,9 +1,9 @@
 """One annotated slice per object: which objects, which slice, and how the answer is scored.
 
-Every labelled object with an extent of at least `MIN_EXTENT` slices along axis 0 is one task. Its annotated slice is the
-non-empty slice nearest the middle of its extent. A method gets the volume and that one slice, never the extent (only
-`copy_mask`, the baseline that repeats the annotated mask, is told it), and answers with a mask for the whole volume. The
-annotated slice counts in no figure.
+Every labelled object with an extent of at least `MIN_EXTENT` slices along axis 0 is one task. Its annotated slice is
+the non-empty slice nearest the middle of its extent. A method gets the volume and that one slice, never the extent
+(only `copy_mask`, the baseline that repeats the annotated mask, is told it), and answers with a mask for the whole
+volume. The annotated slice counts in no figure.
 
 - own-extent Dice: over the slices where the object exists;
 - whole-volume Dice: over all slices, so that running past the object's end costs;
@@ -17,9 +17,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
+from medssl.errors import InputError
+from medssl.segmentation import read_segmentation
+from medssl.volume import Volume, read_volume
 from numpy.typing import NDArray
 
 __all__ = [
@@ -45,7 +48,7 @@ __all__ = [
 MIN_EXTENT = 5
 """Smallest extent of an object in slices, first to last."""
 EARLY_ENDING = ("spinal_cord", "esophagus")
-"""Organs that go on past where the clinical contours of the head-and-neck cases end; means are given with and without them."""
+"""Organs that go on past the end of their clinical contours; means are given with and without them."""
 COPY = "copy"
 """Name of the baseline that is told the object's true extent."""
 _HOLDOUT = Path(__file__).with_name("holdout.json")
@@ -76,12 +79,9 @@ class Case:
 
     name: str
     """Folder name."""
-    voxels_kji: NDArray[np.generic]
-    """(K, J, I) intensities."""
-    labels_kji: NDArray[np.uint8]
+    volume: Volume
+    labels_kji: NDArray[np.integer[Any]]
     """(K, J, I) label values."""
-    ijk_to_ras: NDArray[np.float64]
-    """(4, 4) voxel indices (i, j, k, 1) to RAS mm."""
     organs: dict[int, str]
     """Organ name of each label value."""
 
@@ -120,7 +120,7 @@ class ObjectScore:
     whole_dice: float
     overrun: int
     slices: int
-    """Slices the method had to answer for."""
+    """Slices the method computed; 0 for a method that computes none."""
     seconds: float
 
 
@@ -140,27 +140,15 @@ def read_case(folder: Path) -> Case:
     """Read `ct.nii.gz` (or `mr.nii.gz`), `label.nii.gz` and `labels.json` of a case folder.
 
     Raises:
-        FileNotFoundError: one of them is missing.
-        ValueError: image and label differ in shape.
+        InputError: one of them is missing, damaged or does not fit the others.
     """
     images = [folder / name for name in ("ct.nii.gz", "mr.nii.gz") if (folder / name).exists()]
-    if not images or not (folder / "label.nii.gz").exists():
-        raise FileNotFoundError(f"{folder} needs ct.nii.gz (or mr.nii.gz) and label.nii.gz.")
-    image = sitk.ReadImage(str(images[0]))
-    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "label.nii.gz")))
-    voxels = sitk.GetArrayFromImage(image)
-    if labels.shape != voxels.shape:
-        raise ValueError(f"{folder}: image {voxels.shape} and label {labels.shape} differ in shape.")
-    organs = {int(k): str(v) for k, v in json.loads((folder / "labels.json").read_text()).items()}
-    return Case(folder.name, voxels, labels.astype(np.uint8), _ijk_to_ras(image), organs)
-
-
-def _ijk_to_ras(image: sitk.Image) -> NDArray[np.float64]:
-    lps_to_ras = np.diag([-1.0, -1.0, 1.0])
-    affine = np.eye(4)
-    affine[:3, :3] = lps_to_ras @ np.reshape(image.GetDirection(), (3, 3)) @ np.diag(image.GetSpacing())
-    affine[:3, 3] = lps_to_ras @ np.array(image.GetOrigin())
-    return affine
+    if not images:
+        raise InputError(f"The folder {folder} has neither ct.nii.gz nor mr.nii.gz.")
+    volume = read_volume(images[0])
+    segmentation = read_segmentation(folder / "label.nii.gz", like=volume)
+    organs = {segment.label: segment.name for segment in segmentation.segments}
+    return Case(folder.name, volume, segmentation.labels_kji, organs)
 
 
 def object_tasks(case: Case, min_extent: int = MIN_EXTENT) -> Iterator[ObjectTask]:
@@ -188,7 +176,9 @@ def mean_dice(answer: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     return 1.0 if total == 0 else 2 * int((answer & truth).sum()) / total
 
 
-def score_object(method: str, task: ObjectTask, answer_kji: NDArray[np.bool_], seconds: float) -> ObjectScore:
+def score_object(
+    method: str, task: ObjectTask, answer_kji: NDArray[np.bool_], seconds: float = 0.0, slices: int = 0
+) -> ObjectScore:
     """Score a method's mask for one object.
 
     Args:
@@ -196,6 +186,7 @@ def score_object(method: str, task: ObjectTask, answer_kji: NDArray[np.bool_], s
         task: the object.
         answer_kji: (K, J, I) bool, the method's mask.
         seconds: wall time it took.
+        slices: slices it computed in that time.
     """
     counted = np.ones(len(answer_kji), bool)
     counted[task.index] = False
@@ -210,7 +201,7 @@ def score_object(method: str, task: ObjectTask, answer_kji: NDArray[np.bool_], s
         own_dice=mean_dice(answer_kji[own], task.truth_kji[own]),
         whole_dice=mean_dice(answer_kji[counted], task.truth_kji[counted]),
         overrun=int(beyond.sum()),
-        slices=int(counted.sum()),
+        slices=slices,
         seconds=seconds,
     )
 
@@ -218,8 +209,8 @@ def score_object(method: str, task: ObjectTask, answer_kji: NDArray[np.bool_], s
 def bootstrap_mean(values: Sequence[float], clusters: Sequence[str], resamples: int = _RESAMPLES) -> Interval:
     """Mean over objects with a percentile bootstrap interval.
 
-    Whole patients are drawn, because the objects of one patient are not independent; where there is only one patient
-    its objects are drawn, and the interval then says nothing about other patients.
+    Whole patients are drawn, because the objects of one patient are not independent; where there is only one
+    patient its objects are drawn, and the interval then says nothing about other patients.
 
     Args:
         values: (n,) one value per object.

@@ -64,6 +64,8 @@ class IntensityOptions:
     """Presence logit at which the score is one half."""
     presence_memory: float = 0.8
     """Share of the earlier slices in the presence, 0 .. 1."""
+    collapse: float = 0.25
+    """A mask smaller than this share of the slice before ends the object at once."""
     max_side_px: int = 72
     """An object wider than this on its reference slice is tracked on a coarser grid."""
 
@@ -246,6 +248,7 @@ class _Track:
         self._area = self._first_area = int(mask.sum())
         self._width_mm = float(np.sqrt(self._area * spacing[0] * spacing[1]))
         self._presence = _PRESENT
+        self._ended = False
         crop = self._crop()
         coarse = self._coarse_mask(crop)
         distance = _signed_distance(coarse, self._spacing)
@@ -266,9 +269,9 @@ class _Track:
         logits[distance > self._options.band_mm] = -_PRESENT
         coarse = _clean(logits > 0, previous)
         self._follow(image, coarse, distance)
-        score = self._score(evidence, coarse, before)
-        logits = np.where(coarse, np.maximum(logits, _SURE), np.minimum(logits, -_SURE)).astype(np.float32)
-        return self._answer(score, crop, self._refined(logits, crop))
+        score = self._score(evidence, coarse)
+        settled = np.where(coarse, np.maximum(logits, _SURE), np.minimum(logits, -_SURE)).astype(np.float32)
+        return self._answer(score, crop, self._refined(settled, crop))
 
     def _evidence(
         self, image: NDArray[np.float32], image_before: NDArray[np.float32], previous: NDArray[np.bool_]
@@ -291,10 +294,11 @@ class _Track:
         beside = (distance > 0) & (distance <= self._options.ring_mm) & ~mask
         self._appearance = self._appearance.follow(image[mask], image[beside], self._options.adaptation)
 
-    def _score(self, evidence: NDArray[np.float32], mask: NDArray[np.bool_], before: int) -> float:
+    def _score(self, evidence: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
         """Probability that the object is still there, from this slice and, fading, those before."""
         area = int(mask.sum()) * self._factor**2
-        if area == 0:
+        self._ended |= area < max(1.0, self._options.collapse * self._area)
+        if self._ended:
             return 0.0
         outwards = ndimage.distance_transform_edt(~mask, sampling=self._spacing)
         rim = (outwards > 0) & (outwards <= max(_RIM_MM, *self._spacing) + 1e-3)
