@@ -142,13 +142,14 @@ def _unpack(hint: Any, value: Any, path: str, arrays: Mapping[str, NDArray[Any]]
     """The value of type `hint` that `_pack` made `value` from."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
-        return value
+        return _unpack_anything(value, path, arrays)
     if origin in (Union, types.UnionType):
         return _unpack_union(args, value, path, arrays)
     if origin is Literal and value in args:
         return value
     if origin is np.ndarray:
-        return _unpack_array(args, value, path, arrays)
+        (dtype_hint,) = typing.get_args(args[1])
+        return _unpack_array(dtype_hint, value, path, arrays)
     if origin is tuple and isinstance(value, list):
         hints = [args[0]] * len(value) if args[-1] is Ellipsis else args
         if len(hints) == len(value):
@@ -167,6 +168,17 @@ def _unpack(hint: Any, value: Any, path: str, arrays: Mapping[str, NDArray[Any]]
     raise ProtocolError(f"'{path}' should be of type {_type_name(hint)}, not {value!r:.60}.")
 
 
+def _unpack_anything(value: Any, path: str, arrays: Mapping[str, NDArray[Any]]) -> Any:
+    """JSON values as they are, the arrays in them found."""
+    if isinstance(value, dict):
+        if value.keys() in ({_ARRAY}, {_MASK}):
+            return _unpack_array(Any, value, path, arrays)
+        return {key: _unpack_anything(item, f"{path}.{key}", arrays) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unpack_anything(item, f"{path}.{n}", arrays) for n, item in enumerate(value)]
+    return value
+
+
 def _unpack_union(hints: tuple[Any, ...], value: Any, path: str, arrays: Mapping[str, NDArray[Any]]) -> Any:
     if value is None and type(None) in hints:
         return None
@@ -181,10 +193,7 @@ def _unpack_union(hints: tuple[Any, ...], value: Any, path: str, arrays: Mapping
     raise ProtocolError(f"'{path}' should be {' or '.join(map(_type_name, hints))}, not {value!r:.60}.")
 
 
-def _unpack_array(
-    args: tuple[Any, ...], value: Any, path: str, arrays: Mapping[str, NDArray[Any]]
-) -> NDArray[Any]:
-    (dtype_hint,) = typing.get_args(args[1])
+def _unpack_array(dtype_hint: Any, value: Any, path: str, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     match value:
         case {"$mask": dict(packed)} if dtype_hint in (np.bool_, Any):
             return decode_mask(_unpack_dataclass(PackedMask, packed, path, arrays))

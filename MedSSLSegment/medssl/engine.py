@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,7 @@ _SESSIONS_KEPT = 2
 """Tracking sessions whose features are kept per model, so that correcting a slice need not encode the others again."""
 
 _Options = TypeVar("_Options")
+_Report = TypeVar("_Report")
 _ModelKey = tuple[str, str]  # model id, device
 
 
@@ -123,7 +124,7 @@ class EngineBackend:
     def refine(
         self, volume: Volume, request: Refine, cancelled: Callable[[], bool]
     ) -> Generator[Streamed, None, dict[str, object] | None]:
-        """Sharpen a coarse mask."""
+        """Sharpen a coarse mask; the summary is the report, the refined mask apart, which was streamed."""
         from .refine import RefineOptions, refine
 
         options = _options(RefineOptions, request.options)
@@ -131,9 +132,14 @@ class EngineBackend:
         if key not in self._predictors:
             yield _loading(request.model)
         predictor = self._predictor(key)
-        for event in refine(volume, request.coarse_kji, predictor, options, cancelled):
-            yield replace(event, segment=request.segment) if isinstance(event, SliceMask) else event
-        return None
+        steps = refine(volume, request.coarse_kji, predictor, options, cancelled)
+        report = yield from _named(steps, request.segment)
+        return {
+            "text": report.summary,
+            "slices": [asdict(one) for one in report.slices],
+            "kept_coarse": list(report.kept_coarse),
+            "largest_kji": report.largest_kji,
+        }
 
     def predict(self, volume: Volume, request: Predict) -> SliceMask:
         """Answer one prompt on one slice; the slice is encoded for the first prompt only."""
@@ -294,6 +300,18 @@ class _KeptSession:
 
     def drop(self, job: TrackJob) -> None:
         self._session.drop(job)
+
+
+def _named(
+    steps: Generator[SliceMask | Progress, None, _Report], segment: str
+) -> Generator[SliceMask | Progress, None, _Report]:
+    """Pass on what a refinement yields and returns, its slices under the segment's name."""
+    while True:
+        try:
+            event = next(steps)
+        except StopIteration as end:
+            return cast(_Report, end.value)
+        yield replace(event, segment=segment) if isinstance(event, SliceMask) else event
 
 
 def _options(cls: type[_Options], fields: dict[str, Any]) -> _Options:

@@ -29,6 +29,7 @@ DTYPES = frozenset({"|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2
 """What may travel; above all no object arrays, which would have to be unpickled."""
 
 _MAGIC = b"\x93MSSL\n"  # not text, so nothing a program prints by accident can pass for it
+_COPY_BYTES = 4 << 20
 _PREFIX = struct.Struct("<6sHIQ")
 
 
@@ -108,12 +109,13 @@ def _describe(name: str, array: NDArray[Any]) -> dict[str, Any]:
 
 def _write_array(stream: IO[bytes], array: NDArray[Any]) -> None:
     dtype = _wire_dtype(array)
-    if array.ndim > 1 and not (array.flags.c_contiguous and array.dtype == dtype):
-        for part in array:  # piece by piece: a whole contiguous copy would double the memory
-            _write_array(stream, part)
+    ready = array.flags.c_contiguous and array.dtype == dtype
+    if ready or array.nbytes <= _COPY_BYTES:
+        stream.write(np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8).data)
         return
-    contiguous = np.ascontiguousarray(array, dtype)
-    stream.write(contiguous.reshape(-1).view(np.uint8).data)
+    rows = max(_COPY_BYTES // array[0].nbytes, 1)
+    for first in range(0, len(array), rows):  # piece by piece: a whole copy would double the memory
+        _write_array(stream, array[first : first + rows] if rows > 1 else array[first])
 
 
 def _fill(stream: IO[bytes], view: memoryview) -> int:

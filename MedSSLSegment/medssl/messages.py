@@ -180,7 +180,7 @@ class Finished:
     seconds: float
     """How long the worker took."""
     summary: dict[str, Any] = field(default_factory=dict)
-    """What a request has to say at its end, e.g. the report of a refinement; plain JSON values."""
+    """What a request has to say at its end, e.g. the report of a refinement: JSON values and arrays."""
 
 
 @dataclass(frozen=True)
