@@ -109,7 +109,11 @@ class _Run:
     """One propagation under way."""
 
     def __init__(
-        self, volume: Volume, options: PropagateOptions, references: Sequence[Reference], session: TrackingSession
+        self,
+        volume: Volume,
+        options: PropagateOptions,
+        references: Sequence[Reference],
+        session: TrackingSession,
     ) -> None:
         self._volume, self._options, self._session = volume, options, session
         self._all = sorted(references, key=lambda reference: reference.prompt.index)
@@ -193,7 +197,9 @@ class _Run:
             self._options.patience,
         )
 
-    def _blend(self, stretch: _Stretch, waiting: _Waiting, job: TrackJob, answer: TrackedSlice) -> Iterator[SliceMask]:
+    def _blend(
+        self, stretch: _Stretch, waiting: _Waiting, job: TrackJob, answer: TrackedSlice
+    ) -> Iterator[SliceMask]:
         """Weigh the two directions by their distance from their references, once both have come."""
         other = waiting.answers.pop(answer.index, None)
         if other is None:
@@ -229,7 +235,9 @@ def _check(volume: Volume, references: Sequence[Reference], options: PropagateOp
     first = 0 if options.first is None else options.first
     last = count - 1 if options.last is None else options.last
     if not 0 <= first <= last < count:
-        raise InputError(f"The slice range {first} to {last} does not lie within this volume's slices 0 to {count - 1}.")
+        raise InputError(
+            f"The slice range {first} to {last} does not lie within this volume's slices 0 to {count - 1}."
+        )
     shape = take_slice(volume.voxels_kji, options.axis, 0).shape
     for reference in references:
         _check_reference(reference, options.axis, count, shape)
@@ -243,14 +251,18 @@ def _check_reference(reference: Reference, axis: int, count: int, shape: tuple[i
             f" axis {axis}; draw all reference slices in one view."
         )
     if not 0 <= prompt.index < count:
-        raise InputError(f"The reference slice {prompt.index} of {name} lies outside the volume's slices 0 to {count - 1}.")
+        raise InputError(
+            f"The reference slice {prompt.index} of {name} lies outside the volume's slices 0 to {count - 1}."
+        )
     if prompt.mask is not None and prompt.mask.shape != shape:
         raise InputError(
             f"The reference slice {prompt.index} of {name} is {prompt.mask.shape[0]} x {prompt.mask.shape[1]} pixels, but the"
             f" volume's slices are {shape[0]} x {shape[1]}."
         )
     if prompt.mask is not None and not prompt.mask.any():
-        raise InputError(f"The reference slice {prompt.index} of {name} is empty; paint the object on it first.")
+        raise InputError(
+            f"The reference slice {prompt.index} of {name} is empty; paint the object on it first."
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- crop
@@ -302,7 +314,9 @@ def _box(reference: Reference) -> NDArray[np.float32]:
             return box
     if prompt.box_xyxy_px is not None:
         return prompt.box_xyxy_px
-    raise InputError("A crop needs a mask or a box on every reference slice; points alone do not say how large the object is.")
+    raise InputError(
+        "A crop needs a mask or a box on every reference slice; points alone do not say how large the object is."
+    )
 
 
 def _cropped_volume(volume: Volume, axis: int, rows: slice, cols: slice) -> Volume:
@@ -322,5 +336,6 @@ def _moved(reference: Reference, rows: slice, cols: slice) -> Reference:
     box = None if prompt.box_xyxy_px is None else prompt.box_xyxy_px - np.tile(offset, 2)
     mask = None if prompt.mask is None else prompt.mask[rows, cols]
     return Reference(
-        reference.segment, replace(prompt, points_xy_px=prompt.points_xy_px - offset, box_xyxy_px=box, mask=mask)
+        reference.segment,
+        replace(prompt, points_xy_px=prompt.points_xy_px - offset, box_xyxy_px=box, mask=mask),
     )

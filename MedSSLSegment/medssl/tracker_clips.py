@@ -62,7 +62,13 @@ class Clip:
 class ClipSampler:
     """Draws random, augmented clips; the same seed and step give the same clips."""
 
-    def __init__(self, groups: Sequence[tuple[float, Sequence[LabelledVolume]]], pseudo: Sequence[LabelledVolume], pseudo_share: float, size: int) -> None:
+    def __init__(
+        self,
+        groups: Sequence[tuple[float, Sequence[LabelledVolume]]],
+        pseudo: Sequence[LabelledVolume],
+        pseudo_share: float,
+        size: int,
+    ) -> None:
         """
         Args:
             groups: (weight, labelled volumes) to draw labelled objects from.
@@ -123,7 +129,9 @@ class _RawClip:
 def _objects_across(labels: NDArray[np.generic], axis: int) -> dict[tuple[int, int], NDArray[np.int64]]:
     stack = np.moveaxis(labels, axis, 0)
     top = int(labels.max()) + 1
-    counts = np.stack([np.bincount(plane.ravel(), minlength=top) for plane in stack], axis=1)  # (labels, slices)
+    counts = np.stack(
+        [np.bincount(plane.ravel(), minlength=top) for plane in stack], axis=1
+    )  # (labels, slices)
     return {
         (label, axis): counts[label]
         for label in range(1, top)
@@ -136,7 +144,9 @@ def _in_plane(spacing_kji_mm: tuple[float, float, float], axis: int) -> tuple[fl
     return rest[0], rest[1]
 
 
-def _choose_slices(areas: NDArray[np.int64], rng: np.random.Generator, slices: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _choose_slices(
+    areas: NDArray[np.int64], rng: np.random.Generator, slices: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """A reference slice well inside the object and the slices after it; 40 % of the clips run past the object's end."""
     direction = 1 if rng.random() < 0.5 else -1
     stride = 1 if rng.random() < 0.75 else 2
@@ -182,14 +192,19 @@ def _pseudo_clip(volume: LabelledVolume, rng: np.random.Generator, slices: int) 
     return _RawClip(image, mask.astype(np.float32), np.ones(slices, bool), spacing)
 
 
-def _drifting_blob(shape: tuple[int, ...], slices: int, centre: tuple[int, int], radius_mm: float, spacing: tuple[float, float], rng: np.random.Generator) -> NDArray[np.bool_]:
+def _drifting_blob(
+    shape: tuple[int, ...],
+    slices: int,
+    centre: tuple[int, int],
+    radius_mm: float,
+    spacing: tuple[float, float],
+    rng: np.random.Generator,
+) -> NDArray[np.bool_]:
     rows = (np.arange(shape[0])[:, None] - centre[0]) * spacing[0]
     cols = (np.arange(shape[1])[None, :] - centre[1]) * spacing[1]
     angle = np.arctan2(rows, cols)
     waves = rng.normal(0.0, 0.13, (4, 2))
-    wobble = sum(
-        a * np.cos((n + 1) * angle) + b * np.sin((n + 1) * angle) for n, (a, b) in enumerate(waves)
-    )
+    wobble = sum(a * np.cos((n + 1) * angle) + b * np.sin((n + 1) * angle) for n, (a, b) in enumerate(waves))
     drift = rng.normal(0.0, 0.04 * radius_mm, 2)
     growth = rng.normal(0.0, 0.05)
     planes = []
@@ -214,7 +229,9 @@ def _augment(raw: _RawClip, rng: np.random.Generator, size: int) -> Clip:
     if rng.random() < 0.5:
         grain = size // int(rng.choice([1, 2, 4]))
         noise = torch.from_numpy(rng.standard_normal((slices, 1, grain, grain), np.float32))
-        image = image + float(rng.uniform(3.0, 30.0)) * F.interpolate(noise, size=(size, size), mode="bilinear")
+        image = image + float(rng.uniform(3.0, 30.0)) * F.interpolate(
+            noise, size=(size, size), mode="bilinear"
+        )
     if rng.random() < 0.2:
         image = F.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
     return Clip(image, mask, torch.from_numpy(raw.valid))
@@ -234,7 +251,9 @@ def _random_grid(raw: _RawClip, rng: np.random.Generator, size: int) -> Tensor:
     stretch = np.exp(rng.normal(0.0, 0.08))
     flips = np.where(rng.random(2) < (0.2, 0.5), -1.0, 1.0)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = turn @ np.diag(flips * (stretch, 1.0 / stretch)) * side_mm / 2  # unit square -> mm, rows then columns
+    matrix = (
+        turn @ np.diag(flips * (stretch, 1.0 / stretch)) * side_mm / 2
+    )  # unit square -> mm, rows then columns
     unit = (np.arange(size) + 0.5) / size * 2.0 - 1.0
     square = np.stack(np.meshgrid(unit, unit, indexing="ij"), axis=-1)  # (S, S, 2)
     place_px = (square @ matrix.T + centre_mm) / spacing
@@ -242,7 +261,9 @@ def _random_grid(raw: _RawClip, rng: np.random.Generator, size: int) -> Tensor:
     return torch.from_numpy(normalised[..., ::-1].astype(np.float32).copy())
 
 
-def synthesise_ct(labels: NDArray[np.generic], spacing_kji_mm: tuple[float, float, float], rng: np.random.Generator) -> NDArray[np.int16]:
+def synthesise_ct(
+    labels: NDArray[np.generic], spacing_kji_mm: tuple[float, float, float], rng: np.random.Generator
+) -> NDArray[np.int16]:
     """Draw a CT-like image for a label map: every label its own mean and texture, fat and muscle between them.
 
     Args:
@@ -255,7 +276,9 @@ def synthesise_ct(labels: NDArray[np.generic], spacing_kji_mm: tuple[float, floa
     """
     shape = labels.shape
     coarse = _smooth_noise(shape, 18.0, spacing_kji_mm, rng)
-    body = np.where(coarse > rng.normal(0.0, 0.3), rng.normal(50.0, 15.0), rng.normal(-95.0, 15.0)).astype(np.float32)
+    body = np.where(coarse > rng.normal(0.0, 0.3), rng.normal(50.0, 15.0), rng.normal(-95.0, 15.0)).astype(
+        np.float32
+    )
     inside = ndimage.binary_dilation(labels > 0, iterations=4)
     body[~inside & (coarse < 0.8)] = rng.normal(-95.0, 15.0)
     wild = rng.random() < 0.35
@@ -284,7 +307,12 @@ def _plausible_hu(rng: np.random.Generator) -> float:
     return float(rng.uniform(-900.0, -100.0))  # gas, lung, fat
 
 
-def _smooth_noise(shape: tuple[int, ...], scale_mm: float, spacing_kji_mm: tuple[float, float, float], rng: np.random.Generator) -> NDArray[np.float32]:
+def _smooth_noise(
+    shape: tuple[int, ...],
+    scale_mm: float,
+    spacing_kji_mm: tuple[float, float, float],
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
     """Zero-mean, unit-variance noise with structures of about `scale_mm`."""
     small = [max(int(np.ceil(n * mm / scale_mm)) + 3, 4) for n, mm in zip(shape, spacing_kji_mm, strict=True)]
     field_ = torch.from_numpy(rng.standard_normal(small, np.float32))[None, None]

@@ -269,15 +269,22 @@ def _draw_points(mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor
             points[row, :2], labels[row, :2], slot = _loose_box(inside, rng), (2, 3), 2
         if slot == 0 or rng.random() < 0.3:
             depth = np.where(inside, deep[row] + rng.uniform(0.0, 0.5, inside.shape), -1.0)
-            points[row, slot], labels[row, slot] = np.array(np.unravel_index(depth.argmax(), depth.shape))[::-1], 1
+            points[row, slot], labels[row, slot] = (
+                np.array(np.unravel_index(depth.argmax(), depth.shape))[::-1],
+                1,
+            )
             slot += 1
         if slot < 3 and rng.random() < 0.3:
             outside = np.argwhere(~inside)
             points[row, slot], labels[row, slot] = outside[rng.integers(len(outside))][::-1], 0
-    return torch.from_numpy(points + 0.5).to(mask.device).clamp(0, size), torch.from_numpy(labels).to(mask.device)
+    return torch.from_numpy(points + 0.5).to(mask.device).clamp(0, size), torch.from_numpy(labels).to(
+        mask.device
+    )
 
 
-def _loose_box(inside: np.ndarray[Any, np.dtype[np.bool_]], rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _loose_box(
+    inside: np.ndarray[Any, np.dtype[np.bool_]], rng: np.random.Generator
+) -> np.ndarray[Any, np.dtype[np.float64]]:
     rows, cols = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     corners = np.array([[cols[0], rows[0]], [cols[-1], rows[-1]]], np.float64)
     side = corners[1] - corners[0] + 1.0
@@ -303,13 +310,17 @@ def _correct(
 
 def _read_data(config: TrackerTrainConfig) -> tuple[ClipSampler, str]:
     if not config.data.is_dir():
-        raise InputError(f"The data folder {config.data} does not exist; give the folder that holds one folder per case.")
+        raise InputError(
+            f"The data folder {config.data} does not exist; give the folder that holds one folder per case."
+        )
     labelled: list[LabelledVolume] = []
     small: list[LabelledVolume] = []
     unlabelled: list[LabelledVolume] = []
     drawn: list[LabelledVolume] = []
     rng = np.random.default_rng(config.seed)
-    for case in sorted(path for path in config.data.iterdir() if path.is_dir() and path.name not in config.exclude):
+    for case in sorted(
+        path for path in config.data.iterdir() if path.is_dir() and path.name not in config.exclude
+    ):
         image, label = case / "ct.nii.gz", _label_file(case)
         if image.exists():
             volume = _labelled(image, label)
@@ -319,9 +330,13 @@ def _read_data(config: TrackerTrainConfig) -> tuple[ClipSampler, str]:
     drawn.extend(_phantoms(config))
     everything = small + labelled + unlabelled
     if not everything:
-        raise InputError(f"No case in {config.data}: a case is a folder with ct.nii.gz, and label.nii.gz where labels exist.")
+        raise InputError(
+            f"No case in {config.data}: a case is a folder with ct.nii.gz, and label.nii.gz where labels exist."
+        )
     size = NanoConfig().image_size
-    sampler = ClipSampler([(0.6, small), (0.12, labelled), (0.28, drawn)], everything, config.pseudo_share, size)
+    sampler = ClipSampler(
+        [(0.6, small), (0.12, labelled), (0.28, drawn)], everything, config.pseudo_share, size
+    )
     return sampler, (
         f"{len(small) + len(labelled)} labelled and {len(unlabelled)} unlabelled CTs, {len(drawn)} drawn volumes."
     )
@@ -332,7 +347,9 @@ def _is_coarse(volume: LabelledVolume) -> bool:
 
 
 def _label_file(case: Path) -> Path | None:
-    return next((case / name for name in ("label.nii.gz", "auto_lung.nii.gz") if (case / name).exists()), None)
+    return next(
+        (case / name for name in ("label.nii.gz", "auto_lung.nii.gz") if (case / name).exists()), None
+    )
 
 
 def _labelled(image: Path, label: Path | None) -> LabelledVolume:
@@ -353,7 +370,9 @@ def _phantoms(config: TrackerTrainConfig) -> Iterator[LabelledVolume]:
     for number in range(config.phantoms):
         phantom = phantom_ct(seed=1000 + number)
         yield LabelledVolume(
-            np.asarray(phantom.volume.voxels_kji), phantom.segmentation.labels_kji, phantom.volume.spacing_kji_mm
+            np.asarray(phantom.volume.voxels_kji),
+            phantom.segmentation.labels_kji,
+            phantom.volume.spacing_kji_mm,
         )
 
 
@@ -397,7 +416,13 @@ def _resume(out: Path, model: nn.Module, average: nn.Module, optimiser: torch.op
     return int(state["step"])
 
 
-def _save(config: TrackerTrainConfig, model: NanoModel, average: NanoModel, optimiser: torch.optim.Optimizer, step: int) -> None:
+def _save(
+    config: TrackerTrainConfig,
+    model: NanoModel,
+    average: NanoModel,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+) -> None:
     state = {
         "model": model.state_dict(),
         "average": average.state_dict(),

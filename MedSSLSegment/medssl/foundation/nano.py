@@ -64,7 +64,12 @@ class _Crop:
     width: int
 
     @classmethod
-    def around(cls, box_xyxy_px: NDArray[np.floating[Any]], spacing_rc_mm: tuple[float, float], factor: float = _CROP_FACTOR) -> _Crop:
+    def around(
+        cls,
+        box_xyxy_px: NDArray[np.floating[Any]],
+        spacing_rc_mm: tuple[float, float],
+        factor: float = _CROP_FACTOR,
+    ) -> _Crop:
         """The crop for an object that fills a box."""
         x0, y0, x1, y1 = (float(value) for value in box_xyxy_px)
         row_mm, col_mm = spacing_rc_mm
@@ -150,7 +155,9 @@ class NanoSession:
             answer = predictor.predict(prompt)
             mask, score = answer.mask, answer.score
             if not mask.any():
-                raise InputError(f"Nothing was found at the prompt on slice {prompt.index}; add a point or draw a box.")
+                raise InputError(
+                    f"Nothing was found at the prompt on slice {prompt.index}; add a point or draw a box."
+                )
         self._references[object_id, prompt.index] = mask
         return TrackedSlice(object_id, prompt.index, mask, None, score)
 
@@ -178,7 +185,9 @@ class NanoSession:
     def _begin(self, job: TrackJob) -> _Track:
         mask = self._references.get((job.object_id, job.start))
         if mask is None:
-            raise InputError(f"Slice {job.start} is no reference slice of object {job.object_id}; add it first.")
+            raise InputError(
+                f"Slice {job.start} is no reference slice of object {job.object_id}; add it first."
+            )
         box = box_of_mask(mask)
         if box is None:
             raise InputError(f"The mask on slice {job.start} is empty; paint the object first.")
@@ -210,7 +219,9 @@ class NanoSession:
         decoded = self._model.decode(features, encoded)
         there = decoded.presence_logit > 0
         probability = decoded.logits.float().sigmoid() * there[..., None, None]
-        batch.recent[batch.step] = self._model.remember(encoded, probability, decoded.presence_logit, decoded.pointer)
+        batch.recent[batch.step] = self._model.remember(
+            encoded, probability, decoded.presence_logit, decoded.pointer
+        )
         batch.recent.pop(batch.step - self._model.config.memories, None)
         batch.appearance = update_appearance(batch.appearance, image, probability)
         batch.image, batch.mask = image, probability
@@ -229,7 +240,9 @@ class NanoSession:
             track.mask = probability if presence[row] > 0.5 else np.zeros_like(probability)
             yield (
                 track.job,
-                TrackedSlice(track.job.object_id, track.index, mask, probability, presence[row], quality[row]),
+                TrackedSlice(
+                    track.job.object_id, track.index, mask, probability, presence[row], quality[row]
+                ),
             )
 
     def _regroup(self, batches: list[_Batch]) -> list[_Batch]:
@@ -286,7 +299,9 @@ class NanoSession:
 def _resize(cut: Tensor, size: int) -> Tensor:
     """(1, 1, S, S) from (height, width), smoothed first where it shrinks."""
     shrinks = max(cut.shape) > size
-    return F.interpolate(cut[None, None], size=(size, size), mode="bilinear", align_corners=False, antialias=shrinks)
+    return F.interpolate(
+        cut[None, None], size=(size, size), mode="bilinear", align_corners=False, antialias=shrinks
+    )
 
 
 @dataclass
@@ -355,7 +370,9 @@ class NanoImagePredictor:
 
         return cls(load_nano(model_path(entry), device))
 
-    def set_image(self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]) -> None:
+    def set_image(
+        self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]
+    ) -> None:
         """Choose the slice to ask about. The model fits its own window to each object, so `window` is not used."""
         self._slice, self._spacing = slice_hu, spacing_rc_mm
 
@@ -373,7 +390,9 @@ class NanoImagePredictor:
         if prompt.box_xyxy_px is not None:
             first = self._ask([_Crop.around(prompt.box_xyxy_px, self._spacing)], prompt, prompt.mask)[0]
             return self._again([prompt], [first])[0]
-        tries = self._ask([self._crop_at(prompt, side_mm) for side_mm in _FIRST_CROPS_MM], prompt, prompt.mask)
+        tries = self._ask(
+            [self._crop_at(prompt, side_mm) for side_mm in _FIRST_CROPS_MM], prompt, prompt.mask
+        )
         found = [answer for answer in tries if answer.mask.any()]
         if not found:
             return self._nothing()
@@ -393,10 +412,14 @@ class NanoImagePredictor:
         hints = [first[number].mask for number in found]
         boxes = [box for hint in hints if (box := box_of_mask(hint)) is not None]
         crops = [_Crop.around(box, self._spacing) for box in boxes]
-        answers = dict(zip(found, self._answer(crops, [prompts[number] for number in found], hints), strict=True))
+        answers = dict(
+            zip(found, self._answer(crops, [prompts[number] for number in found], hints), strict=True)
+        )
         return [answers.get(number, answer) for number, answer in enumerate(first)]
 
-    def _ask(self, crops: list[_Crop], prompt: SlicePrompt, hint: NDArray[np.bool_] | None) -> list[Prediction]:
+    def _ask(
+        self, crops: list[_Crop], prompt: SlicePrompt, hint: NDArray[np.bool_] | None
+    ) -> list[Prediction]:
         return self._answer(crops, [prompt] * len(crops), [hint] * len(crops))
 
     @torch.no_grad()
@@ -417,12 +440,12 @@ class NanoImagePredictor:
         decoded = self._model.decode(self._model.alone(encoded), encoded, points=points)
         logits = decoded.logits.float().cpu()
         quality = decoded.quality.float()[:, 0].tolist()
-        return [
-            self._prediction(logits[row : row + 1], crop, quality[row]) for row, crop in enumerate(crops)
-        ]
+        return [self._prediction(logits[row : row + 1], crop, quality[row]) for row, crop in enumerate(crops)]
 
     def _prediction(self, logits: Tensor, crop: _Crop, quality: float) -> Prediction:
-        cut = F.interpolate(logits.sigmoid(), size=(crop.height, crop.width), mode="bilinear", align_corners=False)
+        cut = F.interpolate(
+            logits.sigmoid(), size=(crop.height, crop.width), mode="bilinear", align_corners=False
+        )
         mask = crop.put_back(cut[0, 0].numpy(), self._shown().shape) > 0.5
         return Prediction(mask, float(np.clip(quality, 0.0, 1.0)), logits[0, 0].numpy())
 
@@ -446,7 +469,9 @@ class NanoImagePredictor:
         return Prediction(np.zeros(self._shown().shape, bool), 0.0, np.full((size, size), -10.0, np.float32))
 
 
-def _points(prompts: list[SlicePrompt], crops: list[_Crop], size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _points(
+    prompts: list[SlicePrompt], crops: list[_Crop], size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """(B, P, 2) x, y in crop pixels and (B, P) labels, padded with -1 to the longest prompt."""
     rows_xy, rows_labels = [], []
     for prompt, crop in zip(prompts, crops, strict=True):

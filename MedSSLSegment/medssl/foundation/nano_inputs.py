@@ -82,7 +82,9 @@ def learn_appearance(image_hu: Tensor, mask: Tensor) -> Appearance:
     return Appearance(inside_mean, half_width, inside, outside, inside, outside)
 
 
-def update_appearance(appearance: Appearance, image_hu: Tensor, mask: Tensor, rate: float = 0.3) -> Appearance:
+def update_appearance(
+    appearance: Appearance, image_hu: Tensor, mask: Tensor, rate: float = 0.3
+) -> Appearance:
     """Let the histograms follow the object; the reference slice always keeps half of the say.
 
     Args:
@@ -104,7 +106,9 @@ def update_appearance(appearance: Appearance, image_hu: Tensor, mask: Tensor, ra
     )
 
 
-def make_channels(appearance: Appearance, image_hu: Tensor, previous_hu: Tensor, previous_mask: Tensor) -> Tensor:
+def make_channels(
+    appearance: Appearance, image_hu: Tensor, previous_hu: Tensor, previous_mask: Tensor
+) -> Tensor:
     """Stack the seven channels.
 
     Args:
@@ -158,7 +162,9 @@ def _patch_vote(image_hu: Tensor, previous_hu: Tensor, previous_mask: Tensor) ->
     for row in range(3):
         for col in range(3):
             rows, cols = slice(row * reach, row * reach + size), slice(col * reach, col * reach + size)
-            unlike = F.avg_pool2d((image - before[..., rows, cols]).square(), 3, 1, 1, count_include_pad=False)
+            unlike = F.avg_pool2d(
+                (image - before[..., rows, cols]).square(), 3, 1, 1, count_include_pad=False
+            )
             near = ((row - 1) ** 2 + (col - 1) ** 2) / 2
             weight = torch.exp(-unlike / (2 * _VOTE_SCALE_HU**2) - near)
             inside = inside + weight * inside_before[..., rows, cols]

@@ -56,7 +56,9 @@ class NanoConfig:
         """
         known = {field.name for field in fields(cls)}
         if set(meta) != known:
-            raise ModelError(f"The model was made by another version: its size is described by {sorted(meta)}, not {sorted(known)}.")
+            raise ModelError(
+                f"The model was made by another version: its size is described by {sorted(meta)}, not {sorted(known)}."
+            )
         return cls(**{**meta, "stages": tuple(meta["stages"])})
 
 
@@ -117,7 +119,9 @@ class NanoModel(nn.Module):
         """Features of a slice nothing is remembered about yet. (B, D, H, W)"""
         return self._as_map(encoded.tokens + self.sam.no_mem_embed)
 
-    def recall(self, encoded: Encoded, step: int, reference: dict[str, Any], recent: dict[int, dict[str, Any]]) -> Tensor:
+    def recall(
+        self, encoded: Encoded, step: int, reference: dict[str, Any], recent: dict[int, dict[str, Any]]
+    ) -> Tensor:
         """Features of a slice in the light of the memories.
 
         Args:
@@ -158,9 +162,14 @@ class NanoModel(nn.Module):
         """
         batch = features.shape[0]
         if points is None:
-            points = features.new_zeros(batch, 1, 2), -torch.ones(batch, 1, dtype=torch.int32, device=features.device)
+            points = (
+                features.new_zeros(batch, 1, 2),
+                -torch.ones(batch, 1, dtype=torch.int32, device=features.device),
+            )
         dense = None if mask is None else F.interpolate(20.0 * mask - 10.0, scale_factor=0.25, mode="area")
-        sparse_embedding, dense_embedding = self.sam.sam_prompt_encoder(points=points, boxes=None, masks=dense)
+        sparse_embedding, dense_embedding = self.sam.sam_prompt_encoder(
+            points=points, boxes=None, masks=dense
+        )
         masks, quality, tokens, presence = self.sam.sam_mask_decoder(
             image_embeddings=features,
             image_pe=self.sam.sam_prompt_encoder.get_dense_pe(),
@@ -175,7 +184,9 @@ class NanoModel(nn.Module):
         pointer = there * pointer + (1.0 - there) * self.sam.no_obj_ptr
         return Decoded(self.edge(masks, encoded.channels), masks, presence, quality, pointer)
 
-    def remember(self, encoded: Encoded, probability: Tensor, presence_logit: Tensor, pointer: Tensor) -> dict[str, Any]:
+    def remember(
+        self, encoded: Encoded, probability: Tensor, presence_logit: Tensor, pointer: Tensor
+    ) -> dict[str, Any]:
         """Turn a slice and its mask into a memory.
 
         Args:
