@@ -141,23 +141,22 @@ class Panel:
         return ""
 
     def _fillModels(self) -> None:
-        for entry in load_registry():
+        for row, entry in enumerate(load_registry()):
             title = (
                 entry.title
                 if is_available(entry)
                 else _("{title} (not downloaded)").format(title=entry.title)
             )
             self.ui.modelComboBox.addItem(title, entry.id)
+            self.ui.modelComboBox.setItemData(row, entry.purpose, qt.Qt.ToolTipRole)
 
     # From the widgets to the session
 
     def request(self) -> PropagateRequest:
         """What the user asks for."""
-        checked = self._checkedSegments()
-        everything = len(checked) == self.ui.segmentList.count
         view = self.parameterNode.view.value
         return PropagateRequest(
-            segment_ids=None if everything else tuple(checked),
+            segment_ids=tuple(self._checkedSegments()),
             axis=None if view is None else self.session.axis_of(view),
             model=self.parameterNode.model,
             overlap=self.parameterNode.overlap.value,

@@ -3,7 +3,7 @@
 PythonQt, Slicer's binding, spells Qt properties as attributes; PySide6 does the same for the modules named below.
 """
 
-# ruff: noqa: N802, N815 - the stand-ins have Slicer's names
+# ruff: noqa: N801, N802, N815 - the stand-ins have Slicer's names
 from __future__ import annotations
 
 import contextlib
@@ -33,8 +33,8 @@ PYTHONQT_MODULES = ("MedSSLSegment", "MedSSLSegmentLib.Panel", "MedSSLSegmentLib
 feature.set_selection(PROPERTIES_AS_ATTRIBUTES, __name__)
 
 
-class NodeComboBox(QtWidgets.QComboBox):
-    """qMRMLNodeComboBox: the nodes of some classes of a scene."""
+class qMRMLNodeComboBox(QtWidgets.QComboBox):
+    """The nodes of some classes of a scene."""
 
     currentNodeChanged = QtCore.Signal(object)
 
@@ -58,16 +58,16 @@ class NodeComboBox(QtWidgets.QComboBox):
         self.currentNodeChanged.emit(node)
 
 
-class MRMLWidget(QtWidgets.QWidget):
-    """qMRMLWidget: hands its scene on to its children, as the connections of the .ui file ask for."""
+class qMRMLWidget(QtWidgets.QWidget):
+    """Hands its scene on to its children, as the connections of the .ui file ask for."""
 
     def setMRMLScene(self, scene: Any) -> None:
-        for child in self.findChildren(NodeComboBox):
+        for child in self.findChildren(qMRMLNodeComboBox):
             child.setMRMLScene(scene)
 
 
-class CollapsibleButton(QtWidgets.QGroupBox):
-    """ctkCollapsibleButton: a titled section."""
+class ctkCollapsibleButton(QtWidgets.QGroupBox):
+    """A titled section."""
 
     def _set_title(self, title: str) -> None:
         self.title = title
@@ -78,12 +78,8 @@ class CollapsibleButton(QtWidgets.QGroupBox):
 
 def _load_ui(path: str) -> Any:
     loader = QtUiTools.QUiLoader()
-    for widget_class, name in (
-        (MRMLWidget, "qMRMLWidget"),
-        (NodeComboBox, "qMRMLNodeComboBox"),
-        (CollapsibleButton, "ctkCollapsibleButton"),
-    ):
-        loader.registerCustomWidget(type(name, (widget_class,), {}))
+    for stand_in in (qMRMLWidget, qMRMLNodeComboBox, ctkCollapsibleButton):
+        loader.registerCustomWidget(stand_in)
     return loader.load(str(path))
 
 
@@ -183,7 +179,7 @@ class WrappedParameterNode:
         self.bound.clear()
 
     def _bind(self, widget: Any, name: str) -> None:
-        if isinstance(widget, NodeComboBox):
+        if isinstance(widget, qMRMLNodeComboBox):
             signal, read = widget.currentNodeChanged, widget.currentNode
             widget.setCurrentNode(getattr(self, name))
         else:
@@ -196,7 +192,7 @@ class WrappedParameterNode:
 
     def _show(self, ui: Any) -> None:
         for widget in vars(ui).values():
-            if isinstance(widget, NodeComboBox):
+            if isinstance(widget, qMRMLNodeComboBox):
                 widget.setCurrentNode(getattr(self, widget.property("SlicerParameterName")))
 
 

@@ -190,9 +190,7 @@ def test_what_the_user_can_mend_is_shown_as_one_sentence(a_desk: Desk) -> None:
     a_desk.segmentation.GetSegment(a_desk.liver).GetRepresentation("Binary labelmap").Initialize()
     a_desk.ui.propagateButton.click()
     (shown,) = a_desk.application.errors_shown
-    assert (
-        shown == "Nothing is drawn in 'CT chest segmentation'; paint the object on at least one slice first."
-    )
+    assert shown == "Nothing is drawn in segment 'liver'; paint the object on at least one slice first."
     assert not a_desk.panel.timer.active
 
 

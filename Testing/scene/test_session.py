@@ -361,6 +361,11 @@ def test_nothing_drawn_is_refused_by_name(a_desk: Desk) -> None:
         a_desk.session.plan(PropagateRequest())
 
 
+def test_chosen_segments_with_nothing_drawn_are_left_out(a_desk: Desk) -> None:
+    plan = a_desk.session.plan(PropagateRequest(segment_ids=(a_desk.spleen, a_desk.liver)))
+    assert plan.drawn == {a_desk.liver: [3]}
+
+
 def test_choosing_another_segmentation_cancels_and_coming_back_can_still_undo(a_scene, a_desk: Desk) -> None:
     other, _ = a_scene.add_segmentation(a_desk.volume_node, "kidney")
     before = a_desk.masks(a_desk.liver)

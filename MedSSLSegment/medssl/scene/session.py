@@ -76,7 +76,7 @@ class PropagateRequest:
     """What to propagate, and how."""
 
     segment_ids: tuple[str, ...] | None = None
-    """Segments to propagate; None = every segment with a drawn slice."""
+    """Segments to propagate, None = all; those with nothing drawn are left out."""
     axis: int | None = None
     """Slice axis, 0 = K, 1 = J, 2 = I; None = the one the user painted across."""
     first: int | None = None
@@ -223,10 +223,9 @@ class Session:
         wanted = tuple(names) if request.segment_ids is None else request.segment_ids
         drawings = {i: nodes.read_drawn(self._segmentation_node, i, volume) for i in wanted}
         drawings = {i: drawing for i, drawing in drawings.items() if drawing[1].any()}
-        empty = [names[i] for i in wanted if i not in drawings]
-        if not drawings or (empty and request.segment_ids is not None):
-            named = request.segment_ids is not None and empty
-            what = f"segment '{empty[0]}'" if named else f"'{self._segmentation_node.GetName()}'"
+        if not drawings:
+            name = self._segmentation_node.GetName()
+            what = f"segment '{names[wanted[0]]}'" if len(wanted) == 1 else f"'{name}'"
             raise InputError(f"Nothing is drawn in {what}; paint the object on at least one slice first.")
         axis = request.axis
         if axis is None:

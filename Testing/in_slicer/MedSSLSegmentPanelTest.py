@@ -1,0 +1,35 @@
+"""The panel inside the real application: it opens, asks for what is missing, and survives a closed scene."""
+
+import sys
+import unittest
+
+import slicer
+
+
+class MedSSLSegmentPanelTest(unittest.TestCase):
+    """Run by ctest in a Slicer build."""
+
+    def setUp(self) -> None:
+        slicer.mrmlScene.Clear()
+        slicer.util.selectModule("MedSSLSegment")
+        self.widget = slicer.modules.medsslsegment.widgetRepresentation().self()
+
+    def test_the_panel_opens_without_loading_torch(self) -> None:
+        assert "torch" not in sys.modules
+        assert not self.widget.ui.propagateButton.enabled
+        assert self.widget.ui.statusLabel.text
+
+    def test_the_list_shows_the_segments_of_the_chosen_segmentation(self) -> None:
+        segmentationNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+        segmentationNode.GetSegmentation().AddEmptySegment("", "liver")
+        self.widget.ui.segmentationSelector.setCurrentNode(segmentationNode)
+        assert self.widget.ui.segmentList.count == 1
+
+    def test_closing_the_scene_empties_the_panel(self) -> None:
+        self.test_the_list_shows_the_segments_of_the_chosen_segmentation()
+        slicer.mrmlScene.Clear()
+        assert self.widget.ui.segmentList.count == 0
+
+
+if __name__ == "__main__":
+    unittest.main()
