@@ -1,0 +1,179 @@
+"""DICOM folders: series are listed, one is taken, and it lies where its slices say."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK
+from medssl.errors import InputError
+from medssl.volume import list_dicom_series, read_volume
+from numpy.typing import NDArray
+
+FIRST, SECOND = "1.2.826.0.1.3680043.2.1", "1.2.826.0.1.3680043.2.2"
+UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def stored(slices: int = 5) -> NDArray[np.int16]:
+    return np.random.default_rng(0).integers(0, 2000, (slices, 6, 7)).astype(np.int16)
+
+
+def write_series(
+    folder: Path,
+    stored_kji: NDArray[Any],
+    positions_lps: NDArray[np.float64],
+    uid: str = FIRST,
+    description: str = "Abdomen",
+    orientation: tuple[float, ...] = UPRIGHT,
+) -> None:
+    """Write slices 0.8 mm x 0.6 mm (rows x columns) with intercept -1024, in shuffled file order."""
+    folder.mkdir(exist_ok=True)
+    writer = SimpleITK.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for n, (pixels, position) in enumerate(zip(stored_kji, positions_lps, strict=True)):
+        image = SimpleITK.GetImageFromArray(pixels[None])
+        image.SetSpacing((0.6, 0.8, 1.0))
+        row, column = np.array(orientation[:3]), np.array(orientation[3:])
+        image.SetDirection(np.stack([row, column, np.cross(row, column)], axis=1).ravel().tolist())
+        image.SetOrigin(position.tolist())
+        tags = {
+            "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
+            "0008|0018": f"{uid}.{n + 1}",
+            "0008|0060": "CT",
+            "0008|103e": description,
+            "0020|000d": "1.2.826.0.1.3680043.2.99",
+            "0020|000e": uid,
+            "0020|0013": str(n + 1),
+            "0020|0032": "\\".join(f"{v:.10g}" for v in position),
+            "0020|0037": "\\".join(f"{v:.10g}" for v in orientation),
+            "0028|1052": "-1024",
+            "0028|1053": "1",
+        }
+        for tag, value in tags.items():
+            image.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{uid[-1]}{(n * 3) % 5}{n}.dcm"))
+        writer.Execute(image)
+
+
+def stack(count: int, step: tuple[float, float, float] = (0.0, 0.0, 2.5)) -> NDArray[np.float64]:
+    return np.array((-100.0, -90.0, 400.0)) + np.arange(count)[:, None] * np.array(step)
+
+
+def test_a_series_comes_back_in_hounsfield_units_on_its_grid(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", stored(), stack(5))
+    volume = read_volume(tmp_path / "ct")
+    # The writer stores (value - intercept) / slope, so that reading gives the values back.
+    np.testing.assert_array_equal(volume.voxels_kji, stored())
+    assert volume.voxels_kji.dtype == np.int16
+    assert volume.name == "ct"
+    expected = [[-0.6, 0, 0, 100], [0, -0.8, 0, 90], [0, 0, 2.5, 400], [0, 0, 0, 1]]
+    np.testing.assert_allclose(volume.ijk_to_ras, expected, atol=1e-6)
+
+
+def test_an_oblique_series_keeps_its_orientation(tmp_path: Path) -> None:
+    c, s = np.cos(0.4), np.sin(0.4)
+    write_series(
+        tmp_path / "ct", stored(), stack(5, (0.0, -2.5 * s, 2.5 * c)), orientation=(1, 0, 0, 0, c, s)
+    )
+    volume = read_volume(tmp_path / "ct")
+    expected = [[-0.6, 0, 0, 100], [0, -0.8 * c, 2.5 * s, 90], [0, 0.8 * s, 2.5 * c, 400], [0, 0, 0, 1]]
+    np.testing.assert_allclose(volume.ijk_to_ras, expected, atol=1e-6)
+    np.testing.assert_array_equal(volume.voxels_kji, stored())
+
+
+def test_several_series_are_listed_and_one_is_taken_by_the_beginning_of_its_uid(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", stored(), stack(5))
+    write_series(tmp_path / "ct", stored(3) + 1, stack(3), uid=SECOND, description="Thorax")
+    listed = list_dicom_series(tmp_path / "ct")
+    assert [(s.uid, s.description, s.modality, s.slices) for s in listed] == [
+        (FIRST, "Abdomen", "CT", 5),
+        (SECOND, "Thorax", "CT", 3),
+    ]
+    with pytest.raises(
+        InputError, match=rf"2 image series; name one .*{FIRST} \(CT, 'Abdomen', 5 slices\); "
+    ):
+        read_volume(tmp_path / "ct")
+    with pytest.raises(InputError, match="2 image series"):
+        read_volume(tmp_path / "ct", series=FIRST[:-1])
+    with pytest.raises(InputError, match=r"holds no series 9\.9; it holds 1\.2"):
+        read_volume(tmp_path / "ct", series="9.9")
+    assert read_volume(tmp_path / "ct", series=SECOND).shape_kji == (3, 6, 7)
+    np.testing.assert_array_equal(read_volume(tmp_path / "ct", series=FIRST).voxels_kji, stored())
+
+
+def test_a_uid_that_begins_another_one_is_still_exact(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", stored(), stack(5))
+    write_series(tmp_path / "ct", stored(3), stack(3), uid=f"{FIRST}.7")
+    assert read_volume(tmp_path / "ct", series=FIRST).shape_kji == (5, 6, 7)
+
+
+def test_a_missing_slice_is_named_with_the_gaps(tmp_path: Path) -> None:
+    positions = np.delete(stack(6), 2, axis=0)
+    write_series(tmp_path / "ct", stored(), positions)
+    with pytest.raises(InputError, match=r"in ct is not evenly spaced: its 5 slices lie 2\.5 to 5 mm apart"):
+        read_volume(tmp_path / "ct")
+
+
+def test_two_images_of_one_place_are_refused(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", stored(4), stack(2).repeat(2, axis=0))
+    with pytest.raises(
+        InputError, match=r"its 4 slices lie 0 to 2\.5 mm apart, so slices are missing or doubled"
+    ):
+        read_volume(tmp_path / "ct")
+
+
+def test_positions_rounded_by_the_scanner_are_accepted(tmp_path: Path) -> None:
+    positions = stack(5, (0.0, 0.0, 0.625)).round(1)
+    write_series(tmp_path / "ct", stored(), positions)
+    assert read_volume(tmp_path / "ct").step_mm(0) == pytest.approx(0.625)
+
+
+def test_a_tilted_gantry_is_refused_as_sheared(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", stored(), stack(5, (0.0, 0.5, 2.5)))
+    with pytest.raises(InputError, match=r"^ct lies on a sheared grid \(axes 11 degrees off a right angle"):
+        read_volume(tmp_path / "ct")
+
+
+def test_a_localizer_among_the_slices_is_refused(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", stored(4), stack(4))
+    write_series(tmp_path / "other", stored(1), stack(1), orientation=(0, 1, 0, 0, 0, -1))
+    shutil.copy(next((tmp_path / "other").iterdir()), tmp_path / "ct" / "localizer.dcm")
+    with pytest.raises(InputError, match="mixes slices of different orientations"):
+        read_volume(tmp_path / "ct")
+
+
+def test_slices_of_different_size_are_refused(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", stored(4), stack(4))
+    write_series(tmp_path / "other", stored(1)[:, :5, :5], stack(5)[4:])
+    shutil.copy(next((tmp_path / "other").iterdir()), tmp_path / "ct" / "small.dcm")
+    with pytest.raises(InputError, match=r"cannot be read: a file is damaged or its slices differ in size"):
+        read_volume(tmp_path / "ct")
+
+
+def test_a_single_file_is_a_volume_of_one_slice(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", stored(1), stack(1))
+    volume = read_volume(tmp_path / "ct")
+    assert volume.shape_kji == (1, 6, 7)
+    with pytest.raises(InputError, match="only one axial slice"):
+        volume.require_stack(0)
+
+
+def test_folders_without_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no DICOM images; give the folder in which the slices"):
+        read_volume(tmp_path)
+    (tmp_path / "notes.txt").write_text("nothing to see")
+    with pytest.raises(InputError, match="holds no DICOM images"):
+        read_volume(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        list_dicom_series(tmp_path / "missing")
+
+
+def test_the_terminal_stays_clean(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_series(tmp_path / "ct", stored(), np.delete(stack(6), 2, axis=0))
+    capfd.readouterr()
+    with pytest.raises(InputError, match="not evenly spaced"):
+        read_volume(tmp_path / "ct")
+    assert capfd.readouterr() == ("", "")
