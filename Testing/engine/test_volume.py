@@ -390,3 +390,21 @@ def test_volumes_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=rf"{name} could not be written \("):
             write_volume(volume, tmp_path / "missing" / name)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.nrrd", "a.mha"])
+def test_a_disk_that_fills_up_leaves_the_old_file(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    resource = pytest.importorskip("resource")
+    (tmp_path / name).write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))  # larger files now fail as on a full disk
+    try:
+        with pytest.raises(StorageError, match=rf"{name} could not be written \(.*; \d+ MB are free there\)"):
+            write_volume(Volume(ct((20, 30, 30)), grid()), tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / name).read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert capfd.readouterr() == ("", "")
