@@ -26,7 +26,6 @@ from medssl.volume import Volume, read_volume
 from numpy.typing import NDArray
 
 __all__ = [
-    "COPY",
     "EARLY_ENDING",
     "MIN_EXTENT",
     "Case",
@@ -49,8 +48,6 @@ MIN_EXTENT = 5
 """Smallest extent of an object in slices, first to last."""
 EARLY_ENDING = ("spinal_cord", "esophagus")
 """Organs that go on past the end of their clinical contours; means are given with and without them."""
-COPY = "copy"
-"""Name of the baseline that is told the object's true extent."""
 _HOLDOUT = Path(__file__).with_name("holdout.json")
 _RESAMPLES = 2000
 
@@ -230,23 +227,19 @@ def bootstrap_mean(values: Sequence[float], clusters: Sequence[str], resamples: 
 
 
 def paired_gain(
-    scores: Iterable[ObjectScore], method: str, parents: Sequence[str], figure: Callable[[ObjectScore], float]
-) -> tuple[str, Interval]:
-    """Gain of a method over the better of its parents, paired by object.
+    scores: Iterable[ObjectScore], method: str, parent: str, figure: Callable[[ObjectScore], float]
+) -> Interval:
+    """Mean gain of a method over another on the same objects, paired by object.
 
     Args:
         scores: scores of all methods on the same objects.
         method: the method that should gain.
-        parents: the methods it is held against; the one with the highest mean is the better parent.
+        parent: the method it is held against.
         figure: which number of a score to compare.
-
-    Returns:
-        The better parent's name and the mean difference with its interval.
     """
-    table: dict[str, dict[tuple[str, str], float]] = {}
+    table: dict[str, dict[tuple[str, str], float]] = {method: {}, parent: {}}
     for score in scores:
-        table.setdefault(score.method, {})[score.case, score.organ] = figure(score)
-    better = max(parents, key=lambda name: float(np.mean(list(table[name].values()))))
-    objects = list(table[method])
-    gains = [table[method][key] - table[better][key] for key in objects]
-    return better, bootstrap_mean(gains, [patient_of(case) for case, _ in objects])
+        if score.method in table:
+            table[score.method][score.case, score.organ] = figure(score)
+    gains = [gain - table[parent][key] for key, gain in table[method].items()]
+    return bootstrap_mean(gains, [patient_of(case) for case, _ in table[method]])

@@ -29,7 +29,7 @@ from .protocols import TrackedSlice, TrackJob
 if TYPE_CHECKING:
     from ..volume import Volume
 
-__all__ = ["IntensityOptions", "IntensitySession", "IntensityTracker"]
+__all__ = ["IntensityOptions", "IntensitySession", "IntensityTrack", "IntensityTracker"]
 
 _BINS = 64
 _FLOOR = 1e-3
@@ -137,7 +137,7 @@ class IntensitySession:
         """Stop computing a job of the run under way."""
         self._dropped.add(job)
 
-    def _begin(self, job: TrackJob) -> _Track:
+    def _begin(self, job: TrackJob) -> IntensityTrack:
         mask = self._references.get((job.object_id, job.start))
         if mask is None:
             raise InputError(
@@ -147,7 +147,7 @@ class IntensitySession:
             raise InputError(
                 f"Slice {job.stop} does not exist; slices run from 0 to {len(self._slices) - 1}."
             )
-        return _Track(self._slices, self._spacing, self._step_mm, self._window, self._options, job, mask)
+        return IntensityTrack(self._slices, self._spacing, self._step_mm, self._window, self._options, job, mask)
 
     def _mask_of(self, prompt: SlicePrompt) -> NDArray[np.bool_]:
         if prompt.axis != self._axis:
@@ -225,7 +225,7 @@ class _Appearance:
         return bins
 
 
-class _Track:
+class IntensityTrack:
     """One object on its way in one direction."""
 
     def __init__(
@@ -272,6 +272,11 @@ class _Track:
         score = self._score(evidence, coarse)
         settled = np.where(coarse, np.maximum(logits, _SURE), np.minimum(logits, -_SURE)).astype(np.float32)
         return self._answer(score, crop, self._refined(settled, crop))
+
+    def correct(self, mask: NDArray[np.bool_]) -> None:
+        """Go on from another mask (H, W) than the one found on the current slice; an empty one is ignored."""
+        if mask.any():
+            self._mask, self._area = mask, int(mask.sum())
 
     def _evidence(
         self, image: NDArray[np.float32], image_before: NDArray[np.float32], previous: NDArray[np.bool_]

@@ -1,0 +1,216 @@
+"""One measurement in a process of its own, so that its peak memory is its own; prints one line of JSON.
+
+    python Testing/benchmarks/measure.py '{"kind": "accuracy", ...}'
+
+`bench_propagation.py` starts it; the kinds are the functions in `_KINDS`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from medssl.foundation.protocols import SliceTracker
+from medssl.memory import used_bytes
+from medssl.phantom import phantom_ct
+from medssl.prompts import Reference, SlicePrompt
+from medssl.propagate import PropagateOptions, propagate
+from medssl.results import SliceMask
+from medssl.volume import Volume, Window
+from methods import methods_of, score_case
+from numpy.typing import NDArray
+from protocol import Case, object_tasks, read_case
+from usual_way import propagate_usual_way
+
+NANO = "medssl-nano"
+_TINY = "configs/sam2.1/sam2.1_hiera_t.yaml"
+
+
+def accuracy(spec: dict[str, Any]) -> dict[str, Any]:
+    """Score the methods on the folders `cases` under `data`, or on phantoms with the seeds `phantoms`."""
+    methods = methods_of(spec["model"])
+    scores = []
+    for case in _cases(spec):
+        for score in score_case(case, object_tasks(case), methods):
+            scores.append(asdict(score))
+        print(f"  {case.name}", file=sys.stderr, flush=True)
+    return {"scores": scores, "peak_bytes": peak_bytes()}
+
+
+def job(spec: dict[str, Any]) -> dict[str, Any]:
+    """Run one whole job: `way` ours or usual, `model`, `size`, `segments`, `slices` tiled from the volume in `base`."""
+    volume, index, masks = _tiled(spec)
+    model, tracker = _model(spec)
+    window = Window.auto(volume)
+    with _module_seconds(model) as spent:
+        before = used_bytes()
+        _reset_peak()
+        start = time.perf_counter()
+        stages: dict[str, float] = {}
+        if spec["way"] == "usual":
+            stages = propagate_usual_way(model, volume, window, index, masks)
+        else:
+            _run_ours(tracker, volume, index, masks)
+        seconds = time.perf_counter() - start
+    return {
+        "seconds": seconds,
+        "stages": stages,
+        "modules": dict(spent),
+        "growth_bytes": peak_bytes() - before,
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def correction(spec: dict[str, Any]) -> dict[str, Any]:
+    """A full run, then one corrected slice half way to the end: only the stretches that touch it run again."""
+    from medssl.engine import SessionKeeper
+
+    volume, index, masks = _tiled(spec)
+    keeper = SessionKeeper(_model(spec)[1])
+    start = time.perf_counter()
+    slices = _run_ours(keeper, volume, index, masks)
+    full = time.perf_counter() - start
+    corrected = index + (len(volume.voxels_kji) - index) // 2
+    start = time.perf_counter()
+    again = _run_ours(keeper, volume, index, masks, corrected)
+    return {
+        "full_seconds": full,
+        "full_slices": slices,
+        "correction_seconds": time.perf_counter() - start,
+        "correction_slices": again,
+    }
+
+
+def _run_ours(
+    tracker: SliceTracker,
+    volume: Volume,
+    index: int,
+    masks: dict[str, NDArray[np.bool_]],
+    corrected: int | None = None,
+) -> int:
+    indices = [index] if corrected is None else [index, corrected]
+    references = [
+        Reference(name, SlicePrompt(0, at, mask=mask)) for name, mask in masks.items() for at in indices
+    ]
+    options = PropagateOptions(stop=False, changed=() if corrected is None else (corrected,))
+    return sum(isinstance(event, SliceMask) for event in propagate(volume, references, tracker, options))
+
+
+def _cases(spec: dict[str, Any]) -> Iterator[Case]:
+    for name in spec.get("cases", ()):
+        yield read_case(Path(spec["data"]) / name)
+    for seed in spec.get("phantoms", ()):
+        phantom = phantom_ct(seed)
+        organs = {segment.label: segment.name for segment in phantom.segmentation.segments}
+        yield Case(f"phantom {seed}", phantom.volume, phantom.segmentation.labels_kji, organs)
+
+
+def _tiled(spec: dict[str, Any]) -> tuple[Volume, int, dict[str, NDArray[np.bool_]]]:
+    """The volume in the file `base`, mirrored up and down to `slices`; the largest organs of its middle slice."""
+    base = np.load(spec["base"])
+    top, index = len(base["voxels_kji"]) - 1, spec["slices"] // 2
+    position = np.arange(spec["slices"]) - index + top // 2
+    mirrored = top - np.abs(position % (2 * top) - top)
+    labels = base["labels_kji"][mirrored[index]]
+    values, counts = np.unique(labels[labels > 0], return_counts=True)
+    largest = values[np.argsort(-counts)][: spec["segments"]]
+    volume = Volume(base["voxels_kji"][mirrored], base["ijk_to_ras"], "synthetic")
+    return volume, index, {f"organ {value}": labels == value for value in largest}
+
+
+def _model(spec: dict[str, Any]) -> tuple[Any, SliceTracker]:
+    """The network and our tracker on it; for the usual way of the shipped model, its stand-in."""
+    torch.manual_seed(0)
+    if spec["model"] == NANO:
+        return _nano(stand_in=spec.get("way") == "usual")
+    from medssl.foundation.sam2_build import build_sam2_model
+    from medssl.foundation.sam2_tracker import Sam2SliceTracker
+
+    model = build_sam2_model(_TINY, spec["size"])
+    return model, Sam2SliceTracker(model)
+
+
+def _nano(stand_in: bool) -> tuple[Any, SliceTracker]:
+    from medssl.foundation.nano import NanoTracker, load_nano
+    from medssl.foundation.nano_model import NanoConfig, NanoModel
+    from medssl.registry import find_entry, is_available, model_path
+
+    entry = find_entry(NANO)
+    config = NanoConfig(image_size=entry.image_size)
+    trained = is_available(entry)
+    model = load_nano(model_path(entry), torch.device("cpu")) if trained else NanoModel(config).eval()
+    network = model.sam
+    if stand_in:  # the official predictor feeds three channels; everything behind the first layer is the same
+        first = network.image_encoder.trunk.patch_embed
+        first.proj = torch.nn.Conv2d(3, first.proj.out_channels, 7, stride=4, padding=3)
+    return network, NanoTracker(model)
+
+
+@contextmanager
+def _module_seconds(network: Any) -> Iterator[dict[str, float]]:
+    """Collect the time spent inside the network's parts."""
+    spent: dict[str, float] = {}
+    handles = []
+    for name in ("image_encoder", "memory_attention", "memory_encoder", "sam_mask_decoder"):
+        handles += _timed(getattr(network, name), name, spent)
+    yield spent
+    for handle in handles:
+        handle.remove()
+
+
+def _timed(module: torch.nn.Module, name: str, spent: dict[str, float]) -> list[Any]:
+    starts: list[float] = []
+
+    def before(*_: Any) -> None:
+        starts.append(time.perf_counter())
+
+    def after(*_: Any) -> None:
+        spent[name] = spent.get(name, 0.0) + time.perf_counter() - starts.pop()
+
+    return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+
+def peak_bytes() -> int:
+    """Most memory this process held since `_reset_peak`, or ever where the system cannot start anew."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _reset_peak() -> None:
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")
+
+
+_KINDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "accuracy": accuracy,
+    "job": job,
+    "correction": correction,
+}
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    torch.set_num_threads(spec["threads"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = _KINDS[spec["kind"]](spec)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
