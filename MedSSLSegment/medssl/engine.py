@@ -71,8 +71,8 @@ class Engine(Protocol):
         """Drop everything that was computed from a volume."""
 
 
-_WORKING_BYTES_PER_PIXEL = {"sam": 3500, "sam2": 1500, "nano": 4000}
-"""Peak memory of one forward pass, by kind of model and pixel of its input: measured, rounded up."""
+_WORKING_BYTES_PER_PIXEL = {"sam": 3500, "sam2": 1600, "nano": 2000}
+"""Peak memory at work by kind of model and pixel of its input, kept features included: measured, rounded up."""
 _LOADING_FACTOR = 2
 """While weights are loaded, the file's tensors and the model's own are in memory side by side."""
 _SESSIONS_KEPT = 2
@@ -88,10 +88,19 @@ class EngineBackend:
 
     Args:
         threads: CPU threads to compute with; None = torch's own choice.
+        load_tracker: takes a model id and a device; by default `medssl.foundation.load_tracker`.
+        load_image_predictor: the same for clicks and boxes.
     """
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        threads: int | None = None,
+        load_tracker: Callable[[str, str], SliceTracker] | None = None,
+        load_image_predictor: Callable[[str, str], ImagePredictor] | None = None,
+    ) -> None:
         self._threads = threads
+        self._load_tracker = load_tracker
+        self._load_image_predictor = load_image_predictor
         self._device = ""
         self._trackers: dict[_ModelKey, SessionKeeper] = {}
         self._predictors: dict[_ModelKey, ImageKeeper] = {}
@@ -113,10 +122,7 @@ class EngineBackend:
         from .propagate import PropagateOptions, propagate
 
         options = _options(PropagateOptions, request.options)
-        key = self._key(request)
-        if key not in self._trackers:
-            yield _loading(request.model)
-        tracker = self._tracker(key)
+        tracker = self._tracker(self._key(request))
         tracker.working_for = request.volume
         yield from propagate(volume, request.references, tracker, options, cancelled)
         return None
@@ -128,10 +134,7 @@ class EngineBackend:
         from .refine import RefineOptions, refine
 
         options = _options(RefineOptions, request.options)
-        key = self._key(request)
-        if key not in self._predictors:
-            yield _loading(request.model)
-        predictor = self._predictor(key)
+        predictor = self._predictor(self._key(request))
         steps = refine(volume, request.coarse_kji, predictor, options, cancelled)
         report = yield from _named(steps, request.segment)
         return {
@@ -192,14 +195,15 @@ class EngineBackend:
         if key not in self._trackers:
             from .foundation import load_tracker
 
-            self._trackers[key] = SessionKeeper(load_tracker(*key))
+            self._trackers[key] = SessionKeeper((self._load_tracker or load_tracker)(*key))
         return self._trackers[key]
 
     def _predictor(self, key: _ModelKey) -> ImageKeeper:
         if key not in self._predictors:
             from .foundation import load_image_predictor
 
-            self._predictors[key] = ImageKeeper(load_image_predictor(*key))
+            load = self._load_image_predictor or load_image_predictor
+            self._predictors[key] = ImageKeeper(load(*key))
         return self._predictors[key]
 
 
@@ -319,7 +323,3 @@ def _options(cls: type[_Options], fields: dict[str, Any]) -> _Options:
         return from_plain(cls, fields, cls.__name__)
     except ProtocolError as error:
         raise InputError(str(error)) from error
-
-
-def _loading(model: str) -> Progress:
-    return Progress(0, 0, None, f"Loading {model}")

@@ -25,6 +25,7 @@ from typing import IO, NoReturn
 from . import __version__, memory
 from .engine import Engine, EngineBackend
 from .errors import Cancelled, MedSSLError, NotEnoughMemory, ProtocolError
+from .events import Progress
 from .framing import Frame, read_frame, write_frame
 from .messages import (
     Cancel,
@@ -46,6 +47,7 @@ from .messages import (
     from_frame,
     to_frame,
 )
+from .volume import Volume
 from .volume_store import VolumeStore
 
 __all__ = ["Worker", "claim_standard_streams", "main"]
@@ -215,36 +217,36 @@ class Worker:
         raise _cancelled()
 
     def _propagate(self, job: _Job) -> Message:
-        request: Propagate = job.request
-        volume = self._volumes.get(request.volume)
-        self._check_fits(request)
-        return self._stream(job, self._engine.propagate(volume, request, job.cancelled.is_set))
+        volume = self._prepare(job)
+        return self._stream(job, self._engine.propagate(volume, job.request, job.cancelled.is_set))
 
     def _refine(self, job: _Job) -> Message:
-        request: Refine = job.request
-        volume = self._volumes.get(request.volume)
-        self._check_fits(request)
-        return self._stream(job, self._engine.refine(volume, request, job.cancelled.is_set))
+        volume = self._prepare(job)
+        return self._stream(job, self._engine.refine(volume, job.request, job.cancelled.is_set))
 
     def _predict(self, job: _Job) -> Message:
-        request: Predict = job.request
-        volume = self._volumes.get(request.volume)
-        self._check_fits(request)
-        self._send(job.request_id, self._engine.predict(volume, request))
+        volume = self._prepare(job)
+        self._send(job.request_id, self._engine.predict(volume, job.request))
         return Finished(job.seconds)
 
     def _forget(self, job: _Job) -> Message:
         self._engine.forget(job.request.content_hash)
         return Finished(job.seconds)
 
-    def _check_fits(self, request: Propagate | Refine | Predict) -> None:
+    def _prepare(self, job: _Job) -> Volume:
+        """The volume of a request, once it is clear that the work on it fits in memory."""
+        request: Propagate | Refine | Predict = job.request
+        volume = self._volumes.get(request.volume)
         need = self._engine.bytes_needed(request)
+        if request.model not in self._engine.models:
+            self._send(job.request_id, Progress(0, 0, None, f"Loading {request.model}"))
         available = self._engine.bytes_available(request.device)
         if available is not None and need > available:
             raise NotEnoughMemory(
                 f"{request.model} needs about {memory.gigabytes(need)} more memory and"
                 f" {memory.gigabytes(available)} is free; close other programs or choose a smaller model."
             )
+        return volume
 
     # Replies.
 

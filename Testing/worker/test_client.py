@@ -172,7 +172,9 @@ def test_a_volume_is_sent_once_and_again_after_it_was_forgotten(
     fresh_client: WorkerClient, volume: Volume, click: SlicePrompt
 ) -> None:
     def sent(ticket: Ticket[Finished]) -> bool:
-        return any(isinstance(event, Progress) for event in ticket.events())
+        return "Sending the volume" in [
+            event.text for event in ticket.events() if isinstance(event, Progress)
+        ]
 
     assert sent(fresh_client.predict(volume, click))
     assert not sent(fresh_client.predict(replace(volume, name="same voxels"), click))
@@ -217,8 +219,7 @@ def test_asking_does_not_wait_for_the_voxels(
         ticket = client.predict(make_volume(slices=40, shape_hw=(512, 512)), click)
         assert not ticket.done
         texts = [event.text for event in ticket.events() if isinstance(event, Progress)]
-    assert set(texts) == {"Sending the volume"}
-    assert len(texts) > 3
+    assert texts.count("Sending the volume") > 3
 
 
 @pytest.mark.parametrize(
