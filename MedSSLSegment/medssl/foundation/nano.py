@@ -17,16 +17,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from ..checkpoints import load_into, read_checkpoint
 from ..errors import InputError
 from ..prompts import SlicePrompt, box_of_mask
 from ..volume import Volume, Window, as_stack
+from .intensity import IntensityOptions, IntensityTrack
+from .nano_fusion import Fusion
 from .nano_inputs import Appearance, learn_appearance, make_channels, update_appearance
 from .nano_model import Decoded, NanoConfig, NanoModel
 from .nano_prompts import prior_mask
-from .protocols import Prediction, TrackedSlice, TrackJob
+from .protocols import Prediction, TrackedSlice, TrackingSession, TrackJob
+from .replay import ReplayingSession
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NanoImagePredictor", "NanoSession", "NanoTracker", "load_nano"]
 
+_SOFT_TISSUE = Window(40.0, 400.0)
 _CROP_FACTOR = 2.0  # side of the crop over the larger side of the object's box
 _MIN_CROP_PX = 24.0
 _EDGE_SHARE = 0.04  # an object nearer to the crop's edge than this has drifted away
@@ -115,8 +119,9 @@ class _Crop:
 class NanoTracker:
     """Carries masks from slice to slice with the small model; a `SliceTracker`."""
 
-    def __init__(self, model: NanoModel) -> None:
+    def __init__(self, model: NanoModel, fusion: Fusion | None = None) -> None:
         self._model = model
+        self._fusion = fusion or Fusion()
 
     @classmethod
     def from_entry(cls, entry: ModelEntry, device: torch.device) -> NanoTracker:
@@ -125,19 +130,21 @@ class NanoTracker:
 
         return cls(load_nano(model_path(entry), device))
 
-    def open(self, volume: Volume, axis: int, window: Window) -> NanoSession:
+    def open(self, volume: Volume, axis: int, window: Window) -> TrackingSession:
         """Begin work on a volume; the window is fitted to each object, so the volume-wide one is not needed."""
-        return NanoSession(self._model, volume, axis)
+        return ReplayingSession(NanoSession(self._model, volume, axis, self._fusion))
 
 
 class NanoSession:
     """The small tracker at work on one volume and axis."""
 
-    def __init__(self, model: NanoModel, volume: Volume, axis: int) -> None:
+    def __init__(self, model: NanoModel, volume: Volume, axis: int, fusion: Fusion) -> None:
         self._model = model
         self._axis = axis
         self._slices = as_stack(volume.voxels_kji, axis)
         self._spacing = volume.slice_spacing_mm(axis)
+        self._step_mm = volume.step_mm(axis)
+        self._fusion = fusion
         self._references: dict[tuple[int, int], NDArray[np.bool_]] = {}
         self._dropped: set[TrackJob] = set()
 
@@ -151,7 +158,7 @@ class NanoSession:
             mask, score = prompt.mask, 1.0
         else:
             predictor = NanoImagePredictor(self._model)
-            predictor.set_image(self._slices[prompt.index], Window(40.0, 400.0), self._spacing)
+            predictor.set_image(self._slices[prompt.index], _SOFT_TISSUE, self._spacing)
             answer = predictor.predict(prompt)
             mask, score = answer.mask, answer.score
             if not mask.any():
@@ -172,8 +179,7 @@ class NanoSession:
         tracks = [self._begin(job) for job in jobs if job.start != job.stop]
         batches = [self._batch(tracks)] if tracks else []
         while batches:
-            answers = [answer for batch in batches for answer in self._advance(batch)]
-            yield answers
+            yield [answer for batch in batches for answer in self._advance(batch)]
             batches = self._regroup(batches)
 
     def drop(self, job: TrackJob) -> None:
@@ -191,7 +197,18 @@ class NanoSession:
         box = box_of_mask(mask)
         if box is None:
             raise InputError(f"The mask on slice {job.start} is empty; paint the object first.")
-        return _Track(job, job.start, mask.astype(np.float32), mask, _Crop.around(box, self._spacing))
+        classical = IntensityTrack(
+            self._slices,
+            self._spacing,
+            self._step_mm,
+            _SOFT_TISSUE,
+            IntensityOptions(),
+            job,
+            mask.astype(bool),
+        )
+        return _Track(
+            job, job.start, mask.astype(np.float32), mask, _Crop.around(box, self._spacing), classical
+        )
 
     def _batch(self, tracks: list[_Track], appearance: Appearance | None = None) -> _Batch:
         """Show the network each track's reference slice in its crop."""
@@ -207,43 +224,51 @@ class NanoSession:
         mask = self._masks([(track.mask, track.crop) for track in tracks])
         return _Batch(tracks, appearance, memory, image, mask)
 
-    def _advance(self, batch: _Batch) -> Iterator[tuple[TrackJob, TrackedSlice]]:
+    def _advance(self, batch: _Batch) -> list[tuple[TrackJob, TrackedSlice]]:
         """Take every row of a batch one slice further."""
         for track in batch.tracks:
             track.index += track.job.step
         batch.step += 1
         image = self._images([(track.index, track.crop) for track in batch.tracks])
-        channels = make_channels(batch.appearance, image, batch.image, batch.mask)
-        encoded = self._model.encode(channels)
-        features = self._model.recall(encoded, batch.step, batch.reference, batch.recent)
-        decoded = self._model.decode(features, encoded)
-        there = decoded.presence_logit > 0
-        probability = decoded.logits.float().sigmoid() * there[..., None, None]
-        batch.recent[batch.step] = self._model.remember(
-            encoded, probability, decoded.presence_logit, decoded.pointer
+        encoded = self._model.encode(make_channels(batch.appearance, image, batch.image, batch.mask))
+        decoded = self._model.decode(
+            self._model.recall(encoded, batch.step, batch.reference, batch.recent), encoded
         )
+        answers = self._answers(batch, decoded)
+        batch.image, batch.mask = image, self._masks([(track.mask, track.crop) for track in batch.tracks])
+        presence = torch.tensor([[answer.score] for _, answer in answers], device=image.device).logit(1e-4)
+        batch.recent[batch.step] = self._model.remember(encoded, batch.mask, presence, decoded.pointer)
         batch.recent.pop(batch.step - self._model.config.memories, None)
-        batch.appearance = update_appearance(batch.appearance, image, probability)
-        batch.image, batch.mask = image, probability
-        yield from self._answers(batch, decoded)
+        batch.appearance = update_appearance(batch.appearance, image, batch.mask)
+        return answers
 
-    def _answers(self, batch: _Batch, decoded: Decoded) -> Iterator[tuple[TrackJob, TrackedSlice]]:
-        shape = self._slices.shape[1:]
+    def _answers(self, batch: _Batch, decoded: Decoded) -> list[tuple[TrackJob, TrackedSlice]]:
+        """Bring the network's answers back to the slice, and settle them with the intensity tracker's."""
         foreground = decoded.logits.float().sigmoid()
         presence = decoded.presence_logit.float().sigmoid()[:, 0].tolist()
         quality = decoded.quality.float()[:, 0].tolist()
+        answers = []
         for row, track in enumerate(batch.tracks):
             size = (track.crop.height, track.crop.width)
             cut = F.interpolate(foreground[row : row + 1], size=size, mode="bilinear", align_corners=False)
-            probability = track.crop.put_back(cut[0, 0].cpu().numpy(), shape)
+            probability = track.crop.put_back(cut[0, 0].cpu().numpy(), self._slices.shape[1:])
+            probability, score = self._settle(track, probability, presence[row])
             mask = probability > 0.5
-            track.mask = probability if presence[row] > 0.5 else np.zeros_like(probability)
-            yield (
-                track.job,
-                TrackedSlice(
-                    track.job.object_id, track.index, mask, probability, presence[row], quality[row]
-                ),
-            )
+            track.mask = probability if score > 0.5 else np.zeros_like(probability)
+            answer = TrackedSlice(track.job.object_id, track.index, mask, probability, score, quality[row])
+            answers.append((track.job, answer))
+        return answers
+
+    def _settle(
+        self, track: _Track, probability: NDArray[np.float32], presence: float
+    ) -> tuple[NDArray[np.float32], float]:
+        """One answer from two kinds of evidence; both trackers go on from it."""
+        other = track.classical.advance()
+        if other.probability is None:
+            return probability, presence
+        settled, score = self._fusion.settle(probability, presence, other)
+        track.classical.correct(settled > 0.5)
+        return settled, score
 
     def _regroup(self, batches: list[_Batch]) -> list[_Batch]:
         """Drop finished rows; give rows whose object has left its crop a new crop, in a batch of their own."""
@@ -315,6 +340,8 @@ class _Track:
     reference: NDArray[np.bool_]
     """(H, W) mask on the reference slice."""
     crop: _Crop
+    classical: IntensityTrack
+    """The intensity tracker on the same way."""
 
 
 @dataclass
