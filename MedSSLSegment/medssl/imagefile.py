@@ -57,6 +57,8 @@ def read_image(path: Path) -> RawImage:
         raise InputError(
             f"{path.name} is not an image file that can be read; give one of {', '.join(_READABLE)}."
         )
+    if not os.access(path, os.R_OK):
+        raise InputError(f"The file {path} may not be read; ask its owner for permission.")
     if path.name.lower().endswith(_NIFTI):
         return RawImage(*read_nifti(path))
     try:

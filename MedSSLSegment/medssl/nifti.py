@@ -70,6 +70,7 @@ _TYPES = {
     1280: "u8",
 }
 _BYTE_ORDERS: tuple[Literal["<"], Literal[">"]] = ("<", ">")
+_CHUNK_BYTES = 4 << 20
 _SCANNER = 1  # coordinate code NIFTI_XFORM_SCANNER_ANAT
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metres, microns; everything else is millimetres
 
@@ -190,7 +191,7 @@ def _read_voxels(stream: _Stream, header: Any, name: str) -> NDArray[Any]:
 def _fill(stream: _Stream, voxels: NDArray[Any]) -> None:
     rest = memoryview(voxels.reshape(-1).view(np.uint8).data)
     while rest:
-        count = stream.readinto(rest)
+        count = stream.readinto(rest[:_CHUNK_BYTES])  # gzip would first gather all it is asked for
         if not count:
             raise EOFError
         rest = rest[count:]

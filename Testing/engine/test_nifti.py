@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,14 @@ def test_an_image_larger_than_memory_says_how_large(tmp_path: Path) -> None:
 def test_an_axis_too_long_for_the_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"at most 32767 voxels an axis"):
         write_nifti(tmp_path / "a.nii", np.zeros((1, 1, 40000), np.uint8), oblique())
+
+
+def test_reading_needs_no_second_copy_of_the_voxels(tmp_path: Path) -> None:
+    image = np.zeros((64, 512, 512), np.int16)
+    image[30, 200, 200] = 1
+    write_nifti(tmp_path / "a.nii.gz", image, oblique())
+    tracemalloc.start()
+    read_nifti(tmp_path / "a.nii.gz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * image.nbytes

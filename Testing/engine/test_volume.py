@@ -382,6 +382,13 @@ def test_paths_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
         read_volume(tmp_path / "ct.nii.gz", series="1.2")
 
 
+def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ct.nii.gz").write_bytes(b"")
+    monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root, who may read everything
+    with pytest.raises(InputError, match=r"ct\.nii\.gz may not be read; ask its owner"):
+        read_volume(tmp_path / "ct.nii.gz")
+
+
 def test_volumes_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     volume = Volume(ct(), grid())
     with pytest.raises(InputError, match=r"a\.mhd has no suffix that can be written; choose one of \.nii"):
