@@ -10,7 +10,8 @@ Axis letters: H, W rows and columns of a slice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from .errors import Cancelled, InputError
 from .events import Eta, Progress
 from .foundation.protocols import SliceTracker, TrackedSlice, TrackJob
-from .prompts import Reference, box_of_mask
+from .prompts import Reference, SlicePrompt, box_of_mask
 from .results import SliceMask
 from .stop_rule import StopRule
 from .volume import Volume, Window, take_slice
@@ -29,29 +30,46 @@ if TYPE_CHECKING:
 
 __all__ = ["PropagateOptions", "propagate"]
 
+_CROP_FACTOR = 3.0  # side of the crop over the larger side of the references' box
+_FAINT = 1 / 256  # a foreground probability that cannot matter when two are blended
+
 
 @dataclass(frozen=True, kw_only=True)
 class PropagateOptions:
-    """How to carry reference slices through a volume."""
+    """How to carry reference slices through a volume.
+
+    Raises:
+        InputError: a direction, crop or patience that does not exist.
+    """
 
     axis: int = 0
     """Slice axis: 0 = K, 1 = J, 2 = I."""
     first: int | None = None
-    """Lowest slice to track; None is the first of the volume."""
+    """Lowest slice to fill; None is the first of the volume. A reference slice may lie below."""
     last: int | None = None
-    """Highest slice to track; None is the last of the volume."""
+    """Highest slice to fill; None is the last of the volume. A reference slice may lie above."""
     direction: Literal["both", "higher", "lower"] = "both"
     """Which way to go from the reference slices."""
     stop: bool = True
-    """End an outer stretch where the object has ended; without it every slice of the range is tracked."""
+    """End an outer stretch where the object has ended; without it every slice of the range is filled."""
     patience: int = 2
-    """Slices without the object that end an outer stretch."""
+    """Slices without the object that end an outer stretch, at least 1."""
     crop: Literal["auto", "off"] = "off"
-    """auto tracks on a crop around the references, 3 times their box: for small structures with models that see the whole slice."""
+    """auto tracks on a crop around the references, 3 times as large as their box: for small structures with models
+    that see the whole slice."""
     window: Window | None = None
     """Intensity window for the whole volume; None chooses one (`Window.auto`)."""
     changed: tuple[int, ...] = ()
-    """Reference slices that changed since the last run: only stretches that touch one are tracked again. Empty: all."""
+    """Slices on which a reference was drawn, corrected or removed since the last run: only stretches that reach one
+    are tracked again. Empty: all. Give the references of the segments that changed, and only those."""
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("both", "higher", "lower"):
+            raise InputError(f"There is no direction '{self.direction}'; choose both, higher or lower.")
+        if self.crop not in ("auto", "off"):
+            raise InputError(f"There is no crop '{self.crop}'; choose auto or off.")
+        if self.patience < 1:
+            raise InputError(f"The patience must be at least 1 slice, not {self.patience}.")
 
 
 def propagate(
@@ -61,32 +79,43 @@ def propagate(
     options: PropagateOptions | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[SliceMask | Progress]:
-    """Carry reference slices through a volume; each slice is yielded as soon as it is known.
+    """Carry reference slices through a volume; each slice is yielded as soon as it is known, and only once.
 
-    A reference slice comes first, with its mask as drawn (or as predicted from its points or box) and
-    ``is_reference``; a slice after the object's end is not yielded.
+    The reference slices come first, each with its mask as drawn (or as predicted from its points or box) and
+    ``is_reference``. Between two references every slice is yielded, with an empty mask where the object is not there.
+    Outwards from the outermost ones a slice is yielded only where the object is; whoever fills a segment again clears
+    what an earlier run has put on the others.
 
     Args:
         volume: the image; its voxels are only read.
-        references: prompts on slices across ``options.axis``, any number for any number of segments.
+        references: prompts on slices across ``options.axis``, any number for any number of segments, in any order.
         tracker: the model.
-        options: range, direction, stop rule, window.
+        options: range, direction, stop rule, crop, window.
         cancelled: asked between slices.
 
     Raises:
-        InputError: no references, or one that does not fit the volume or the options.
+        InputError: no references, or one that does not fit the volume or the options; at once, before the first slice.
+            Nothing was found at a reference's points or box; when its turn comes.
         Cancelled: `cancelled` said so; what was yielded stands.
     """
     options = options or PropagateOptions()
     _check(volume, references, options)
     window = options.window or Window.auto(volume)
-    if options.crop == "auto":
-        yield from _propagate_cropped(volume, references, tracker, options, window, cancelled)
-        return
-    session = tracker.open(volume, options.axis, window)
-    run = _Run(volume, options, references, session)
+    go = _propagate if options.crop == "off" else _propagate_on_crop
+    return go(volume, references, tracker, options, window, cancelled)
+
+
+def _propagate(
+    volume: Volume,
+    references: Sequence[Reference],
+    tracker: SliceTracker,
+    options: PropagateOptions,
+    window: Window,
+    cancelled: Callable[[], bool],
+) -> Iterator[SliceMask | Progress]:
+    run = _Run(volume, options, references, tracker.open(volume, options.axis, window), cancelled)
     yield from run.references()
-    yield from run.stretches(cancelled)
+    yield from run.stretches()
 
 
 @dataclass(frozen=True)
@@ -95,14 +124,8 @@ class _Stretch:
 
     object_id: int
     jobs: tuple[TrackJob, ...]
-    """One for an outer stretch, two (upwards, then downwards) between references."""
-
-
-@dataclass
-class _Waiting:
-    """Answers of one direction that wait for the other direction's answer on the same slice."""
-
-    answers: dict[int, TrackedSlice] = field(default_factory=dict)
+    """Upwards and downwards where a stretch between references is tracked from both ends, else one."""
+    is_outer: bool
 
 
 class _Run:
@@ -114,11 +137,14 @@ class _Run:
         options: PropagateOptions,
         references: Sequence[Reference],
         session: TrackingSession,
+        cancelled: Callable[[], bool],
     ) -> None:
-        self._volume, self._options, self._session = volume, options, session
+        self._options, self._session, self._cancelled = options, session, cancelled
+        self._range = _range(volume, options)
         self._all = sorted(references, key=lambda reference: reference.prompt.index)
         self._names = list(dict.fromkeys(reference.segment for reference in references))
         self._masks: dict[tuple[int, int], NDArray[np.bool_]] = {}
+        self._waiting: dict[_Stretch, dict[int, dict[int, _Said]]] = {}
 
     def references(self) -> Iterator[SliceMask]:
         """Show the tracker every reference slice."""
@@ -126,100 +152,133 @@ class _Run:
             object_id, prompt = self._names.index(reference.segment), reference.prompt
             answer = self._session.add_reference(object_id, prompt)
             mask = answer.mask if prompt.mask is None else prompt.mask
+            if not mask.any():
+                raise InputError(
+                    f"Nothing of {reference.segment} was found at the prompt on slice {prompt.index};"
+                    " add a point or draw a box."
+                )
             self._masks[object_id, prompt.index] = mask
-            confidence = answer.score if prompt.mask is None else 1.0
+            confidence = _confidence(answer) if prompt.mask is None else 1.0
             yield SliceMask(reference.segment, prompt.axis, prompt.index, mask, confidence, True)
+            self._stop_if_cancelled()
 
-    def stretches(self, cancelled: Callable[[], bool]) -> Iterator[SliceMask | Progress]:
+    def stretches(self) -> Iterator[SliceMask | Progress]:
         """Track every stretch side by side."""
-        stretches = self._plan()
-        between = {job: stretch for stretch in stretches if len(stretch.jobs) == 2 for job in stretch.jobs}
-        outer = {job for stretch in stretches if len(stretch.jobs) == 1 for job in stretch.jobs}
-        rules = {job: self._rule(job) for job in outer if self._options.stop}
-        waiting = {stretch: _Waiting() for stretch in between.values()}
-        jobs = [job for stretch in stretches for job in stretch.jobs]
-        eta = Eta(sum(abs(job.stop - job.start) for job in jobs))
+        stretches = {job: stretch for stretch in self._plan() for job in stretch.jobs}
+        rules = {
+            job: StopRule(self._masks[job.object_id, job.start], self._options.patience)
+            for job, stretch in stretches.items()
+            if stretch.is_outer and self._options.stop
+        }
+        eta = Eta(sum(abs(job.stop - job.start) for job in stretches))
         done = 0
         yield eta.step(0)
-        for answers in self._session.run(jobs):
+        for answers in self._session.run(list(stretches)):
             for job, answer in answers:
                 done += 1
-                if job in between:
-                    yield from self._blend(between[job], waiting[between[job]], job, answer)
-                    continue
-                if job in rules:
-                    gone = rules[job].judge(answer)
-                    if rules[job].stopped:
-                        self._session.drop(job)
-                        eta.total -= abs(job.stop - answer.index)
-                    if gone:
-                        continue
-                yield self._slice(answer.object_id, answer.index, answer.mask, answer.score * answer.quality)
+                gone = job in rules and rules[job].judge(answer)
+                if gone and rules[job].stopped:
+                    self._session.drop(job)
+                    eta.total -= abs(job.stop - answer.index)
+                if not gone and answer.index in self._range:
+                    yield from self._settle(stretches[job], job, answer)
             yield eta.step(done)
-            if cancelled():
-                raise Cancelled("Propagation was cancelled; the slices that had arrived are kept.")
+            self._stop_if_cancelled()
 
     def _plan(self) -> list[_Stretch]:
         stretches: list[_Stretch] = []
         for object_id in range(len(self._names)):
             indices = sorted(index for number, index in self._masks if number == object_id)
-            stretches += self._outer(object_id, indices)
+            stretches += self._outer(object_id, indices[0], indices[-1])
             stretches += self._inner(object_id, indices)
         return stretches
 
-    def _outer(self, object_id: int, indices: list[int]) -> Iterator[_Stretch]:
-        first = self._options.first or 0
-        count = self._volume.shape_kji[self._options.axis]
-        last = count - 1 if self._options.last is None else self._options.last
-        lower, higher = TrackJob(object_id, indices[0], first), TrackJob(object_id, indices[-1], last)
-        if self._options.direction != "higher" and first < indices[0] and self._touched(indices[0]):
-            yield _Stretch(object_id, (lower,))
-        if self._options.direction != "lower" and last > indices[-1] and self._touched(indices[-1]):
-            yield _Stretch(object_id, (higher,))
+    def _outer(self, object_id: int, lowest: int, highest: int) -> Iterator[_Stretch]:
+        """From the outermost references to the ends of the range."""
+        first, last = self._range[0], self._range[-1]
+        if self._goes("lower") and first < lowest and self._reaches_change(None, lowest):
+            yield _Stretch(object_id, (TrackJob(object_id, lowest, first),), is_outer=True)
+        if self._goes("higher") and last > highest and self._reaches_change(highest, None):
+            yield _Stretch(object_id, (TrackJob(object_id, highest, last),), is_outer=True)
 
     def _inner(self, object_id: int, indices: list[int]) -> Iterator[_Stretch]:
-        for low, high in zip(indices[:-1], indices[1:], strict=True):
-            if high - low < 2 or not self._touched(low, high):
-                continue
-            up, down = TrackJob(object_id, low, high - 1), TrackJob(object_id, high, low + 1)
-            jobs = {"both": (up, down), "higher": (up,), "lower": (down,)}[self._options.direction]
-            yield _Stretch(object_id, jobs)
+        """Between neighbouring references, each direction no farther than the range needs."""
+        for low, high in pairwise(indices):
+            lowest, highest = max(low + 1, self._range[0]), min(high - 1, self._range[-1])
+            if lowest <= highest and self._reaches_change(low, high):
+                up = (TrackJob(object_id, low, highest),) if self._goes("higher") else ()
+                down = (TrackJob(object_id, high, lowest),) if self._goes("lower") else ()
+                yield _Stretch(object_id, up + down, is_outer=False)
 
-    def _touched(self, *indices: int) -> bool:
-        return not self._options.changed or any(index in self._options.changed for index in indices)
+    def _goes(self, direction: Literal["higher", "lower"]) -> bool:
+        return self._options.direction in ("both", direction)
 
-    def _rule(self, job: TrackJob) -> StopRule:
-        mask = self._masks[job.object_id, job.start]
-        return StopRule(
-            mask,
-            self._volume.slice_spacing_mm(self._options.axis),
-            self._volume.step_mm(self._options.axis),
-            self._options.patience,
+    def _reaches_change(self, low: int | None, high: int | None) -> bool:
+        """Whether a changed slice lies in low .. high; None has no end. A removed reference lies inside."""
+        changed = self._options.changed
+        return not changed or any(
+            (low is None or low <= index) and (high is None or index <= high) for index in changed
         )
 
-    def _blend(
-        self, stretch: _Stretch, waiting: _Waiting, job: TrackJob, answer: TrackedSlice
-    ) -> Iterator[SliceMask]:
-        """Weigh the two directions by their distance from their references, once both have come."""
-        other = waiting.answers.pop(answer.index, None)
-        if other is None:
-            waiting.answers[answer.index] = answer
+    def _settle(self, stretch: _Stretch, job: TrackJob, answer: TrackedSlice) -> Iterator[SliceMask]:
+        """What an answer, perhaps with the one from the other direction, comes to."""
+        if stretch.is_outer:
+            yield self._slice(answer, answer.mask, _confidence(answer))
             return
-        up, down = (answer, other) if job is stretch.jobs[0] else (other, answer)
-        low, high = stretch.jobs[0].start, stretch.jobs[1].start
-        share = (high - answer.index) / (high - low)
-        mask = share * _probability(up) + (1 - share) * _probability(down) > 0.5
-        agreement = _agreement(up.mask, down.mask)
-        yield self._slice(stretch.object_id, answer.index, mask, 0.5 + 0.5 * agreement)
+        if len(stretch.jobs) == 1:
+            present = answer.score > 0.5
+            mask = answer.mask if present else np.zeros_like(answer.mask)
+            yield self._slice(answer, mask, _confidence(answer) if present else 1.0 - answer.score)
+            return
+        waiting = self._waiting.setdefault(stretch, {})
+        said = waiting.setdefault(answer.index, {})
+        said[job.step] = _Said.of(answer)
+        if len(said) == 2:
+            del waiting[answer.index]
+            up, down = (said[step].whole(answer.mask.shape) for step in (1, -1))
+            low, high = (job.start for job in stretch.jobs)
+            share = (high - answer.index) / (high - low)
+            agreement = _agreement(up > 0.5, down > 0.5)
+            yield self._slice(answer, share * up + (1 - share) * down > 0.5, 0.5 + 0.5 * agreement)
 
-    def _slice(self, object_id: int, index: int, mask: NDArray[np.bool_], confidence: float) -> SliceMask:
-        return SliceMask(self._names[object_id], self._options.axis, index, mask, float(confidence))
+    def _slice(self, answer: TrackedSlice, mask: NDArray[np.bool_], confidence: float) -> SliceMask:
+        return SliceMask(
+            self._names[answer.object_id], self._options.axis, answer.index, mask, float(confidence)
+        )
+
+    def _stop_if_cancelled(self) -> None:
+        if self._cancelled():
+            raise Cancelled("Propagation was cancelled; the slices that had arrived are kept.")
 
 
-def _probability(answer: TrackedSlice) -> NDArray[np.float32]:
-    """Foreground probability, halved where the tracker doubts that the object is there at all."""
-    probability = answer.mask.astype(np.float32) if answer.probability is None else answer.probability
-    return probability if answer.score > 0.5 else 0.5 * probability
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """What one direction said about a slice, kept small until the other direction comes by."""
+
+    rows: slice
+    cols: slice
+    probability: NDArray[np.float16]
+    """Of the foreground, inside `rows` and `cols`; nothing to speak of outside."""
+
+    @classmethod
+    def of(cls, answer: TrackedSlice) -> _Said:
+        """Halve the probability where the tracker doubts that the object is there at all."""
+        probability = answer.mask.astype(np.float32) if answer.probability is None else answer.probability
+        box = box_of_mask(probability > _FAINT)
+        x0, y0, x1, y1 = (0, 0, -1, -1) if box is None else (int(corner) for corner in box)
+        rows, cols = slice(y0, y1 + 1), slice(x0, x1 + 1)
+        belief = 1.0 if answer.score > 0.5 else 0.5
+        return cls(rows, cols, (belief * probability[rows, cols]).astype(np.float16))
+
+    def whole(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """(H, W) the probability on the whole slice."""
+        probability = np.zeros(shape, np.float32)
+        probability[self.rows, self.cols] = self.probability
+        return probability
+
+
+def _confidence(answer: TrackedSlice) -> float:
+    return answer.score * answer.quality
 
 
 def _agreement(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
@@ -227,48 +286,83 @@ def _agreement(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     return 1.0 if size == 0 else 2.0 * int((first & second).sum()) / size
 
 
+def _range(volume: Volume, options: PropagateOptions) -> range:
+    """The slices to fill."""
+    first = 0 if options.first is None else options.first
+    last = volume.shape_kji[options.axis] - 1 if options.last is None else options.last
+    return range(first, last + 1)
+
+
 def _check(volume: Volume, references: Sequence[Reference], options: PropagateOptions) -> None:
     volume.require_stack(options.axis)
     if not references:
-        raise InputError("There is nothing to propagate: annotate at least one slice first.")
+        raise InputError("There is nothing to propagate; annotate at least one slice first.")
     count = volume.shape_kji[options.axis]
-    first = 0 if options.first is None else options.first
-    last = count - 1 if options.last is None else options.last
-    if not 0 <= first <= last < count:
+    wanted = _range(volume, options)
+    if not 0 <= wanted.start < wanted.stop <= count:
         raise InputError(
-            f"The slice range {first} to {last} does not lie within this volume's slices 0 to {count - 1}."
+            f"The slice range {wanted.start} to {wanted.stop - 1} is not one of this volume;"
+            f" choose a first and a last slice, in this order, from 0 to {count - 1}."
         )
+    for index in options.changed:
+        if not 0 <= index < count:
+            raise InputError(
+                f"The changed slice {index} does not exist; give slices from 0 to {count - 1}, or none for all."
+            )
     shape = take_slice(volume.voxels_kji, options.axis, 0).shape
+    seen: set[tuple[str, int]] = set()
     for reference in references:
         _check_reference(reference, options.axis, count, shape)
+        place = (reference.segment, reference.prompt.index)
+        if place in seen:
+            raise InputError(
+                f"The reference slice {place[1]} of {place[0]} was given twice;"
+                " put its points, box or mask into one prompt."
+            )
+        seen.add(place)
 
 
 def _check_reference(reference: Reference, axis: int, count: int, shape: tuple[int, ...]) -> None:
-    prompt, name = reference.prompt, reference.segment
+    prompt = reference.prompt
+    what = f"The reference slice {prompt.index} of {reference.segment}"
     if prompt.axis != axis:
         raise InputError(
-            f"The reference slice {prompt.index} of {name} was drawn across axis {prompt.axis}, but propagation runs along"
-            f" axis {axis}; draw all reference slices in one view."
+            f"{what} was drawn across axis {prompt.axis}, but propagation runs along axis {axis};"
+            " draw all reference slices in one view."
         )
     if not 0 <= prompt.index < count:
-        raise InputError(
-            f"The reference slice {prompt.index} of {name} lies outside the volume's slices 0 to {count - 1}."
-        )
+        raise InputError(f"{what} does not exist; choose a slice from 0 to {count - 1}.")
     if prompt.mask is not None and prompt.mask.shape != shape:
         raise InputError(
-            f"The reference slice {prompt.index} of {name} is {prompt.mask.shape[0]} x {prompt.mask.shape[1]} pixels, but the"
-            f" volume's slices are {shape[0]} x {shape[1]}."
+            f"{what} is {prompt.mask.shape[0]} x {prompt.mask.shape[1]} pixels, but the volume's slices are"
+            f" {shape[0]} x {shape[1]}; draw it on this volume."
         )
     if prompt.mask is not None and not prompt.mask.any():
+        raise InputError(f"{what} is empty; paint the object on it first.")
+    _check_inside(what, prompt, shape)
+
+
+def _check_inside(what: str, prompt: SlicePrompt, shape: tuple[int, ...]) -> None:
+    """Points must be on the slice, a box may reach beyond it."""
+    size_xy = np.array(shape[::-1]) - 0.5
+    for x, y in prompt.points_xy_px:
+        if not (-0.5 <= x <= size_xy[0] and -0.5 <= y <= size_xy[1]):
+            raise InputError(
+                f"{what} has a point at column {x:g}, row {y:g}, outside its {shape[0]} rows and"
+                f" {shape[1]} columns; put it on the slice."
+            )
+    box = prompt.box_xyxy_px
+    if box is not None and ((box[2:] < -0.5).any() or (box[:2] > size_xy).any()):
         raise InputError(
-            f"The reference slice {prompt.index} of {name} is empty; paint the object on it first."
+            f"{what} has a box from column {box[0]:g}, row {box[1]:g} to column {box[2]:g}, row {box[3]:g}, outside its"
+            f" {shape[0]} rows and {shape[1]} columns; draw it on the slice."
         )
 
 
-# ------------------------------------------------------------------------------------------------------------- crop
+# The crop and its inverse
 
 
-def _propagate_cropped(
+def _propagate_on_crop(
     volume: Volume,
     references: Sequence[Reference],
     tracker: SliceTracker,
@@ -277,29 +371,21 @@ def _propagate_cropped(
     cancelled: Callable[[], bool],
 ) -> Iterator[SliceMask | Progress]:
     """Work on a part of every slice; results come back on the whole slice."""
-    from dataclasses import replace
-
+    shape = take_slice(volume.voxels_kji, options.axis, 0).shape
     rows, cols = _crop_around(volume, references, options.axis)
     part = _cropped_volume(volume, options.axis, rows, cols)
-    shape = take_slice(volume.voxels_kji, options.axis, 0).shape
-    inner = replace(options, crop="off", window=window)
     moved = [_moved(reference, rows, cols) for reference in references]
-    for event in propagate(part, moved, tracker, inner, cancelled):
-        if isinstance(event, SliceMask):
-            whole = np.zeros(shape, bool)
-            whole[rows, cols] = event.mask
-            event = replace(event, mask=whole)
-        yield event
+    events = _propagate(part, moved, tracker, options, window, cancelled)
+    return (_on_whole_slice(event, shape, rows, cols) for event in events)
 
 
 def _crop_around(volume: Volume, references: Sequence[Reference], axis: int) -> tuple[slice, slice]:
-    """Three times the box of all references, square in mm, inside the slice."""
-    boxes = [_box(reference) for reference in references]
-    low = np.min([box[:2] for box in boxes], axis=0)[::-1]  # rows, columns
-    high = np.max([box[2:] for box in boxes], axis=0)[::-1] + 1.0
+    """Three times the box of all references, square in mm, inside the slice: its rows and columns."""
+    boxes = np.array([_box(reference) for reference in references])
+    low, high = boxes[:, 1::-1].min(axis=0), boxes[:, :1:-1].max(axis=0) + 1.0  # rows, columns
     spacing = np.array(volume.slice_spacing_mm(axis))
-    shape = np.array(take_slice(volume.voxels_kji, axis, 0).shape)
-    half_px = 1.5 * float(((high - low) * spacing).max()) / spacing
+    shape = take_slice(volume.voxels_kji, axis, 0).shape
+    half_px = _CROP_FACTOR / 2 * float(((high - low) * spacing).max()) / spacing
     centre = (low + high) / 2
     start = np.clip(np.floor(centre - half_px), 0, shape).astype(int)
     stop = np.clip(np.ceil(centre + half_px), 0, shape).astype(int)
@@ -308,34 +394,50 @@ def _crop_around(volume: Volume, references: Sequence[Reference], axis: int) -> 
 
 def _box(reference: Reference) -> NDArray[np.float32]:
     prompt = reference.prompt
-    if prompt.mask is not None:
-        box = box_of_mask(prompt.mask)
-        if box is not None:
-            return box
-    if prompt.box_xyxy_px is not None:
-        return prompt.box_xyxy_px
-    raise InputError(
-        "A crop needs a mask or a box on every reference slice; points alone do not say how large the object is."
-    )
+    box = prompt.box_xyxy_px if prompt.mask is None else box_of_mask(prompt.mask)
+    if box is None:
+        raise InputError(
+            f"The reference slice {prompt.index} of {reference.segment} has points only, which do not say how large the"
+            " object is; draw a mask or a box on it, or propagate without a crop."
+        )
+    return box
 
 
 def _cropped_volume(volume: Volume, axis: int, rows: slice, cols: slice) -> Volume:
+    """The same place in space, fewer voxels."""
     cut = [rows, cols]
-    cut.insert(axis, slice(None))
-    offset_ijk = np.array([cut[2].start or 0, cut[1].start or 0, cut[0].start or 0, 1.0])
+    cut.insert(axis, slice(0, volume.shape_kji[axis]))
     ijk_to_ras = volume.ijk_to_ras.copy()
-    ijk_to_ras[:, 3] = volume.ijk_to_ras @ offset_ijk
+    ijk_to_ras[:, 3] = volume.ijk_to_ras @ np.array([*(along.start for along in reversed(cut)), 1.0])
     return Volume(volume.voxels_kji[tuple(cut)], ijk_to_ras, volume.name)
 
 
 def _moved(reference: Reference, rows: slice, cols: slice) -> Reference:
-    from dataclasses import replace
-
+    """The same prompt on the crop; points beside it are too far from the object to tell anything."""
     prompt = reference.prompt
-    offset = np.array([cols.start, rows.start], np.float32)
-    box = None if prompt.box_xyxy_px is None else prompt.box_xyxy_px - np.tile(offset, 2)
-    mask = None if prompt.mask is None else prompt.mask[rows, cols]
-    return Reference(
-        reference.segment,
-        replace(prompt, points_xy_px=prompt.points_xy_px - offset, box_xyxy_px=box, mask=mask),
+    offset_xy = np.array([cols.start, rows.start], np.float32)
+    points = prompt.points_xy_px - offset_xy
+    inside = ((points > -0.5) & (points < (cols.stop - cols.start - 0.5, rows.stop - rows.start - 0.5))).all(
+        axis=1
     )
+    box = None if prompt.box_xyxy_px is None else prompt.box_xyxy_px - np.tile(offset_xy, 2)
+    mask = None if prompt.mask is None else prompt.mask[rows, cols]
+    kept = replace(
+        prompt,
+        points_xy_px=points[inside],
+        point_labels=prompt.point_labels[inside],
+        box_xyxy_px=box,
+        mask=mask,
+    )
+    return replace(reference, prompt=kept)
+
+
+def _on_whole_slice(
+    event: SliceMask | Progress, shape: tuple[int, ...], rows: slice, cols: slice
+) -> SliceMask | Progress:
+    """The inverse of the crop."""
+    if not isinstance(event, SliceMask):
+        return event
+    mask = np.zeros(shape, bool)
+    mask[rows, cols] = event.mask
+    return replace(event, mask=mask)
