@@ -19,7 +19,7 @@ from medssl.results import SliceMask
 from medssl.volume import Volume
 
 INTENSITY_WORKER = Path(__file__).with_name("intensity_worker.py")
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 ORGAN = "liver"
 
 

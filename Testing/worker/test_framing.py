@@ -150,7 +150,7 @@ def test_a_large_array_travels_without_being_held_twice() -> None:
 import os, resource, sys, threading
 import numpy as np
 from medssl.framing import Frame, read_frame, write_frame
-size = 128 << 20
+size = 64 << 20
 array = np.ones((size >> 20, 512, 1024), np.int16)
 back, front = os.pipe()
 with os.fdopen(back, "rb") as incoming, os.fdopen(front, "wb") as outgoing:

@@ -12,7 +12,7 @@ from medssl.results import SliceMask
 from medssl.volume import Volume
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 # Takes what OpenSSH takes: options, a host, a command for the remote shell, which here is this machine's.
 LIKE_SSH = """#!/bin/sh
