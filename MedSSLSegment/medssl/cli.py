@@ -12,7 +12,8 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,9 @@ from .registry import DEFAULT_MODEL
 from .terminal import ProgressBar, duration, table
 
 if TYPE_CHECKING:
+    from .client import WorkerClient
     from .metrics import SegmentScore
-    from .pipeline import PropagationResult, SliceChoice
+    from .pipeline import PropagationResult, RefinementResult, SliceChoice
     from .segmentation import Segmentation
     from .volume import Volume, Window
 
@@ -99,18 +101,27 @@ def _configure_demo(parser: argparse.ArgumentParser) -> None:
         "--label", metavar="FILE", help="label map of whole organs on that CT, to compare with"
     )
     parser.add_argument("--out", metavar="FOLDER", default="demo_output", help="where to write [%(default)s]")
+    parser.add_argument(
+        "--segment", metavar="NAME", nargs="+", help="do only these segments [all of 5 or more slices]"
+    )
     _add_model(parser)
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from .demo import run_demo, write_demo
+    from .demo import PHANTOM_ORGANS, run_demo, write_demo
 
     if (options.ct is None) != (options.label is None):
         raise InputError("A CT and its labels go together; give both --ct and --label, or neither.")
-    volume, truth = _phantom() if options.ct is None else _read_pair(options.ct, options.label)
-    _note_model(options.model)
+    segments = options.segment
+    if options.ct is None:
+        volume, truth = _phantom()
+        segments = segments or PHANTOM_ORGANS
+    else:
+        volume, truth = _read_pair(options.ct, options.label)
     with ProgressBar(sys.stderr, "Propagating") as bar:
-        demo = run_demo(volume, truth, model=options.model, device=options.device, on_progress=bar)
+        demo = run_demo(
+            volume, truth, segments=segments, model=options.model, device=options.device, on_progress=bar
+        )
     shape = " x ".join(map(str, reversed(volume.shape_kji)))
     title = f"{volume.name}: one annotated slice per organ, {options.model}"
     paths = write_demo(demo, options.out, title)
@@ -122,6 +133,7 @@ def _demo(options: argparse.Namespace) -> None:
         f"\n{len(demo.scores)} segments in {duration(seconds)}: {1000 * seconds / steps:.0f} ms a slice and segment."
     )
     print("Written: " + ", ".join(map(str, paths)))
+    _note_model(options.model)
 
 
 def _configure_info(parser: argparse.ArgumentParser) -> None:
@@ -182,6 +194,11 @@ def _configure_propagate(parser: argparse.ArgumentParser) -> None:
     )
     _add_window(parser)
     _add_model(parser)
+    parser.add_argument(
+        "--host",
+        metavar="HOST",
+        help="compute on another machine through ssh; `medssl` must be installed there",
+    )
     _add_series(parser)
     _add_json(parser)
 
@@ -194,13 +211,13 @@ def _propagate(options: argparse.Namespace) -> None:
     _check_output(options.output, [options.volume, options.annotation])
     volume, annotation = _read_pair(options.volume, options.annotation, options.series)
     first, last = options.range
-    _note_model(options.model)
-    with ProgressBar(sys.stderr, "Propagating") as bar:
+    with ProgressBar(sys.stderr, "Propagating") as bar, _worker_on(options.host) as worker:
         result = propagate_volume(
             volume,
             annotation,
             model=options.model,
             device=options.device,
+            worker=worker,
             axis=_axis(volume, options.axis),
             slices=_slice_choice(options.reference_slices),
             segments=options.segment,
@@ -208,6 +225,7 @@ def _propagate(options: argparse.Namespace) -> None:
             on_progress=bar,
         )
     write_segmentation(result.segmentation, options.output)
+    _note_model(options.model)
     if options.json:
         _print_json({"output": options.output, **_result_facts(volume, result)})
         return
@@ -215,6 +233,74 @@ def _propagate(options: argparse.Namespace) -> None:
     if left_out:
         print(f"medssl: note: no reference slice was chosen for {', '.join(left_out)}", file=sys.stderr)
     print(_result_table(volume, result))
+    print(f"\n{options.output} written after {duration(result.seconds)}.")
+
+
+def _configure_refine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("volume", help="image file, or folder of DICOM files")
+    parser.add_argument(
+        "-c", "--coarse", metavar="FILE", required=True, help="label map to sharpen, on the volume's grid"
+    )
+    _add_output(parser)
+    parser.add_argument(
+        "--truth", metavar="FILE", help="label map of the truth: score coarse and refined against it"
+    )
+    parser.add_argument("--segment", metavar="NAME", nargs="+", help="do only these segments [all]")
+    parser.add_argument(
+        "--axis", choices=["axial", "coronal", "sagittal", "0", "1", "2"], default="axial",
+        help="slices to go along: a view, or an axis of the file (0 = K, 1 = J, 2 = I) [%(default)s]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--margin-mm",
+        metavar="MM",
+        type=float,
+        default=5.0,
+        help="margin of the boxes around the mask [%(default)s]",
+    )
+    parser.add_argument("--per-component", action="store_true", help="one box per connected part of a slice")
+    parser.add_argument(
+        "--guard-dice", metavar="DICE", type=float, default=0.5,
+        help="a slice keeps its coarse mask if the refined one agrees with it less than this [%(default)s]",
+    )  # fmt: skip
+    _add_window(parser)
+    _add_model(parser)
+    _add_series(parser)
+    _add_json(parser)
+
+
+def _refine(options: argparse.Namespace) -> None:
+    from .pipeline import refine_volume
+    from .refine import RefineOptions
+    from .segmentation import read_segmentation, write_segmentation
+
+    _check_output(options.output, [options.volume, options.coarse])
+    volume, coarse = _read_pair(options.volume, options.coarse, options.series)
+    truth = read_segmentation(options.truth, volume) if options.truth else None
+    with ProgressBar(sys.stderr, "Refining") as bar:
+        result = refine_volume(
+            volume,
+            coarse,
+            model=options.model,
+            device=options.device,
+            segments=options.segment,
+            options=RefineOptions(
+                axis=_axis(volume, options.axis) or 0,
+                margin_mm=options.margin_mm,
+                per_component=options.per_component,
+                guard_dice=options.guard_dice,
+                window=options.window,
+            ),
+            on_progress=bar,
+        )
+    write_segmentation(result.segmentation, options.output)
+    _note_model(options.model)
+    if options.json:
+        facts = _refinement_facts(volume, result, truth)
+        _print_json({"output": options.output, "seconds": result.seconds, "segments": facts})
+        return
+    print(_refinement_table(_refinement_facts(volume, result, truth)))
+    for name, report in result.reports.items():
+        print(f"{name}: {report.summary}")
     print(f"\n{options.output} written after {duration(result.seconds)}.")
 
 
@@ -297,6 +383,32 @@ def _import_models(options: argparse.Namespace) -> None:
     with ProgressBar(sys.stderr, "Importing") as bar:
         entries = import_from_folder(options.folder, bar, acknowledged=options.accept_license)
     print("Ready: " + ", ".join(entry.id for entry in entries))
+
+
+def _configure_train(parser: argparse.ArgumentParser) -> None:
+    from .arguments import add_fields
+    from .tracker_training import TrackerTrainConfig
+
+    what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    tracker = what.add_parser("tracker", help="the small model that carries masks from slice to slice")
+    add_fields(tracker, TrackerTrainConfig)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from .arguments import build
+    from .events import Log, Progress
+    from .tracker_training import TrackerTrainConfig, train_tracker
+
+    config = build(TrackerTrainConfig, options)
+    with ProgressBar(sys.stderr, "Training") as bar:
+        for event in train_tracker(config):
+            if isinstance(event, Progress):
+                bar(event)
+            elif isinstance(event, Log):
+                bar.say(event.text)
+            else:
+                bar.say(f"step {event.step}: loss {event.loss:.3f}, Dice {event.dice:.3f}")
+    print(f"Written: {config.out / 'checkpoint.safetensors'}")
 
 
 def _configure_worker(parser: argparse.ArgumentParser) -> None:
@@ -414,6 +526,19 @@ def _read_pair(volume_path: str, labels_path: str, series: str | None = None) ->
     return volume, read_segmentation(labels_path, volume)
 
 
+@contextmanager
+def _worker_on(host: str | None) -> Iterator[WorkerClient | None]:
+    """Worker on another machine for as long as the block lasts; None without a host."""
+    if host is None:
+        yield None
+        return
+    from .client import WorkerClient
+    from .launch import SshCommand
+
+    with WorkerClient(SshCommand(host=host)) as worker:
+        yield worker
+
+
 def _phantom() -> tuple[Volume, Segmentation]:
     from .phantom import demo_case
 
@@ -521,6 +646,37 @@ def _result_table(volume: Volume, result: PropagationResult) -> str:
     return table(["segment", "from slice", "found on slices", "ml", "confidence"], rows)
 
 
+def _refinement_facts(
+    volume: Volume, result: RefinementResult, truth: Segmentation | None
+) -> list[dict[str, Any]]:
+    voxel_ml = math.prod(volume.spacing_kji_mm) / 1000
+    facts = []
+    for name, report in result.reports.items():
+        masks = {"coarse": report.coarse_kji, "largest": report.largest_kji, "refined": report.refined_kji}
+        entry: dict[str, Any] = {
+            "name": name,
+            "volume_ml": {key: float(np.count_nonzero(mask)) * voxel_ml for key, mask in masks.items()},
+            "slices": [vars(one) for one in report.slices],
+        }
+        if truth is not None and name in truth.names:
+            scores = report.scores(truth.mask(name), volume.spacing_kji_mm)
+            entry["dice"] = {key: score.dice for key, score in zip(masks, scores, strict=True)}
+            entry["hd95_mm"] = {key: score.hd95_mm for key, score in zip(masks, scores, strict=True)}
+        facts.append(entry)
+    return facts
+
+
+def _refinement_table(facts: Sequence[Mapping[str, Any]]) -> str:
+    """Coarse, coarse + largest component and refined side by side: volumes, and Dice where the truth is known."""
+    kinds = {"coarse": "coarse", "largest": "largest part", "refined": "refined"}
+    rows = []
+    for entry in facts:
+        dice = [f"{entry['dice'][kind]:.3f}" if "dice" in entry else "-" for kind in kinds]
+        rows.append([entry["name"], *(f"{entry['volume_ml'][kind]:.1f}" for kind in kinds), *dice])
+    header = [*(f"{words} ml" for words in kinds.values()), *(f"{words} Dice" for words in kinds.values())]
+    return table(["segment", *header], rows)
+
+
 def _score_table(scores: Sequence[SegmentScore], slices: Mapping[str, int] | None = None) -> str:
     rows = []
     for score in scores:
@@ -584,6 +740,12 @@ COMMANDS: dict[str, Command] = {
         "medssl propagate dicom_folder -a slice.nii.gz -o organ.seg.nrrd --range 20:80\n"
         "medssl propagate ct.nii.gz -a all.nii.gz -o out.nii.gz --reference-slices liver:40,52 spleen:33",
     ),
+    "refine": Command(
+        "sharpen a coarse segmentation with boxes around it",
+        _configure_refine, _refine,
+        "medssl refine ct.nii.gz -c coarse.nii.gz -o fine.nii.gz --model sam-vit-b\n"
+        "medssl refine ct.nii.gz -c coarse.nii.gz -o fine.nii.gz --truth truth.nii.gz",
+    ),
     "evaluate": Command(
         "compare a result with the truth: Dice, HD95, surface Dice, volume",
         _configure_evaluate, _evaluate,
@@ -593,6 +755,12 @@ COMMANDS: dict[str, Command] = {
         "list, download or import models",
         _configure_models, _models,
         "medssl models list\nmedssl models download sam2.1-hiera-tiny\nmedssl models import weights_folder",
+    ),
+    "train": Command(
+        "train or adapt the small tracker on labelled CTs; the same command goes on where it was stopped",
+        _configure_train, _train,
+        "medssl train tracker --data cases --out runs/tracker\n"
+        "medssl train tracker --data my_cases --out runs/mine --start-from pretrained/medssl-nano.safetensors",
     ),
     "worker": Command(
         "serve one client over standard input and output; 3D Slicer starts it, here or through ssh",
@@ -624,3 +792,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         if name in arguments:
             command.configure(child)
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

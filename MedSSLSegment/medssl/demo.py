@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +15,19 @@ from .metrics import SegmentScore, evaluate
 from .pipeline import PropagationResult, annotated_slices, propagate_volume
 from .registry import DEFAULT_MODEL
 from .report import write_report
-from .segmentation import Segmentation, write_segmentation
+from .segmentation import Segment, Segmentation, write_segmentation
 from .volume import Volume, as_stack, write_volume
 
 if TYPE_CHECKING:
     from .foundation.protocols import SliceTracker
 
-__all__ = ["DemoResult", "annotate_middle_slices", "run_demo", "write_demo"]
+__all__ = ["PHANTOM_ORGANS", "DemoResult", "annotate_middle_slices", "run_demo", "write_demo"]
 
+PHANTOM_ORGANS = (
+    "liver", "spleen", "kidney_right", "kidney_left", "stomach", "gallbladder", "pancreas", "aorta",
+    "heart", "lung_right", "lung_left", "vertebrae_L1",
+)  # fmt: skip
+"""What the demonstration looks for in the phantom, which has many more: ribs, vertebrae, muscles, vessels."""
 MIN_SLICES = 5
 """An organ on fewer slices leaves too little to find."""
 
@@ -45,6 +50,7 @@ def run_demo(
     volume: Volume,
     truth: Segmentation,
     *,
+    segments: Sequence[str] | None = None,
     model: str = DEFAULT_MODEL,
     device: str = "auto",
     tracker: SliceTracker | None = None,
@@ -55,25 +61,23 @@ def run_demo(
     Args:
         volume: the image.
         truth: whole organs on the volume's grid.
+        segments: names of the organs to do; None means all.
         model: id of a tracker in the model registry.
         device: auto, cpu, cuda, cuda:N or mps.
         tracker: a tracker that is already loaded; `model` and `device` are then not used.
         on_progress: called after each step.
 
     Raises:
-        InputError: no organ is on at least 5 slices.
+        InputError: a segment does not exist, or none is on at least 5 slices.
         ModelError: the model is unknown, missing or damaged.
     """
     axis = volume.axis_of("axial")
-    annotation = annotate_middle_slices(truth, axis)
+    asked = truth if segments is None else _only(truth, [truth.segment(name) for name in segments])
+    annotation = annotate_middle_slices(asked, axis)
     result = propagate_volume(
         volume, annotation, model=model, device=device, tracker=tracker, axis=axis, on_progress=on_progress
     )
-    kept = Segmentation(
-        np.where(np.isin(truth.labels_kji, [s.label for s in annotation.segments]), truth.labels_kji, 0),
-        truth.ijk_to_ras,
-        annotation.segments,
-    )
+    kept = _only(truth, annotation.segments)
     return DemoResult(volume, kept, annotation, result, evaluate(result.segmentation, kept))
 
 
@@ -102,6 +106,13 @@ def annotate_middle_slices(truth: Segmentation, axis: int) -> Segmentation:
             f"No segment of the labels is on {MIN_SLICES} or more slices; give labels of whole organs."
         )
     return Segmentation(annotated, truth.ijk_to_ras, tuple(kept))
+
+
+def _only(segmentation: Segmentation, segments: Sequence[Segment]) -> Segmentation:
+    """Leave out every segment but some."""
+    inside = np.isin(segmentation.labels_kji, [segment.label for segment in segments])
+    labels = np.where(inside, segmentation.labels_kji, 0).astype(segmentation.labels_kji.dtype)
+    return Segmentation(labels, segmentation.ijk_to_ras, tuple(segments))
 
 
 def write_demo(demo: DemoResult, folder: str | Path, title: str) -> list[Path]:

@@ -8,13 +8,13 @@
 
 `propagate_volume` is four steps, each of which can be used alone: `references_from_annotation` finds the
 annotated slices, `load_tracker` loads a model, `propagate` carries the masks from slice to slice, and `collect`
-puts the slices together on the volume's own grid.
+puts the slices together on the volume's own grid. `refine_volume` sharpens a coarse segmentation in the same way.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -22,25 +22,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .events import Progress
+from .events import Log, Progress
 from .prompts import Reference, SlicePrompt
 from .registry import DEFAULT_MODEL
 from .results import SliceMask
 from .segmentation import Segment, Segmentation
-from .volume import Volume, as_stack, take_slice
+from .volume import Volume, as_stack
 
 if TYPE_CHECKING:
-    from .foundation.protocols import SliceTracker
+    from .client import WorkerClient
+    from .foundation.protocols import ImagePredictor, SliceTracker
     from .propagate import PropagateOptions
+    from .refine import RefineOptions, RefineReport
 
 __all__ = [
     "PropagationResult",
+    "RefinementResult",
     "SliceChoice",
     "annotated_slices",
     "choose_axis",
     "collect",
     "propagate_volume",
     "references_from_annotation",
+    "refine_volume",
 ]
 
 SliceChoice = Mapping[str, Sequence[int]] | Sequence[int] | Literal["all"] | None
@@ -68,6 +72,18 @@ class PropagationResult:
     """Wall time, without loading the model."""
 
 
+@dataclass(frozen=True, eq=False)
+class RefinementResult:
+    """A coarse segmentation, sharpened."""
+
+    segmentation: Segmentation
+    """On the volume's own grid; segments keep their names, labels and colours."""
+    reports: Mapping[str, RefineReport]
+    """Per segment: coarse, largest component and refined, side by side."""
+    seconds: float
+    """Wall time, without loading the model."""
+
+
 def propagate_volume(
     volume: Volume,
     annotation: Segmentation,
@@ -75,6 +91,7 @@ def propagate_volume(
     model: str = DEFAULT_MODEL,
     device: str = "auto",
     tracker: SliceTracker | None = None,
+    worker: WorkerClient | None = None,
     axis: int | None = None,
     slices: SliceChoice = None,
     segments: Sequence[str] | None = None,
@@ -90,6 +107,7 @@ def propagate_volume(
         model: id of a tracker in the model registry.
         device: auto, cpu, cuda, cuda:N or mps.
         tracker: a tracker that is already loaded; `model` and `device` are then not used.
+        worker: a worker, here or on another machine, that does the work in place of this process.
         axis: slice axis 0, 1 or 2; None takes the one that `choose_axis` finds.
         slices: which annotated slices to start from.
         segments: names of the segments to do; None means all.
@@ -102,17 +120,65 @@ def propagate_volume(
         ModelError: the model is unknown, missing or damaged.
         Cancelled: `cancelled` said so.
     """
-    from .foundation import load_tracker
     from .propagate import PropagateOptions, propagate
 
     axis = choose_axis(volume, annotation) if axis is None else axis
     references = references_from_annotation(volume, annotation, axis, slices, segments)
-    if tracker is None:
-        tracker = load_tracker(model, device)
-    started = time.monotonic()
     options = replace(options or PropagateOptions(), axis=axis)
-    events = propagate(volume, references, tracker, options, cancelled)
+    events: Iterable[SliceMask | Progress | Log]
+    if worker is None:
+        tracker = tracker or _load_tracker(model, device)
+        started = time.monotonic()
+        events = propagate(volume, references, tracker, options, cancelled)
+    else:
+        started = time.monotonic()
+        events = worker.propagate(volume, references, options, model=model, device=device).events()
     return collect(volume, annotation, references, events, started, on_progress)
+
+
+def refine_volume(
+    volume: Volume,
+    coarse: Segmentation,
+    *,
+    model: str = DEFAULT_MODEL,
+    device: str = "auto",
+    predictor: ImagePredictor | None = None,
+    segments: Sequence[str] | None = None,
+    options: RefineOptions | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> RefinementResult:
+    """Sharpen a coarse segmentation, segment by segment and slice by slice.
+
+    Args:
+        volume: the image.
+        coarse: whole segments on the volume's grid, e.g. from a fine-tuned model.
+        model: id of a model in the model registry that answers boxes.
+        device: auto, cpu, cuda, cuda:N or mps.
+        predictor: a model that is already loaded; `model` and `device` are then not used.
+        segments: names of the segments to refine; None means all. The others are left out of the result.
+        options: axis, margin, guard and window.
+        on_progress: called after each slice.
+        cancelled: asked between slices; True ends the work with `Cancelled`.
+
+    Raises:
+        InputError: other grid, or a segment that does not exist.
+        ModelError: the model is unknown, missing or damaged.
+        Cancelled: `cancelled` said so.
+    """
+    from .refine import RefineOptions, refine
+
+    coarse.require_grid_of(volume)
+    names = _chosen_segments(coarse, segments, None)
+    predictor = predictor or _load_image_predictor(model, device)
+    started = time.monotonic()
+    options = options or RefineOptions()
+    canvas = _Canvas(volume, options.axis, [coarse.segment(name) for name in names])
+    reports = {}
+    for name in names:
+        steps = refine(volume, coarse.mask(name), predictor, options, cancelled)
+        reports[name] = _paint(canvas, name, steps, on_progress)
+    return RefinementResult(canvas.segmentation(), reports, time.monotonic() - started)
 
 
 def references_from_annotation(
@@ -139,20 +205,17 @@ def references_from_annotation(
     Raises:
         InputError: other grid, nothing annotated, or a segment or slice that does not exist.
     """
-    if annotation.labels_kji.shape != volume.shape_kji:
-        raise InputError(
-            f"The annotation has shape {annotation.labels_kji.shape} and the volume {volume.shape_kji};"
-            " annotate on the volume's own grid."
-        )
+    annotation.require_grid_of(volume)
     axis = choose_axis(volume, annotation) if axis is None else axis
     volume.require_stack(axis)
+    labels_nhw = as_stack(annotation.labels_kji, axis)
     chosen = {
         name: _chosen_slices(name, annotated_slices(as_stack(annotation.mask(name), axis)), slices)
         for name in _chosen_segments(annotation, segments, slices)
     }
     _check_choice(chosen, slices, segments)
     return [
-        Reference(name, SlicePrompt(axis, index, mask=take_slice(annotation.mask(name), axis, index)))
+        Reference(name, SlicePrompt(axis, index, mask=labels_nhw[index] == annotation.segment(name).label))
         for name, indices in chosen.items()
         for index in indices
     ]
@@ -178,7 +241,7 @@ def collect(
     volume: Volume,
     annotation: Segmentation,
     references: Sequence[Reference],
-    events: Iterable[SliceMask | Progress],
+    events: Iterable[SliceMask | Progress | Log],
     started: float,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> PropagationResult:
@@ -190,7 +253,7 @@ def collect(
         volume: the image.
         annotation: says names, labels and colours of the segments.
         references: the reference slices the events come from.
-        events: slices and progress in any order.
+        events: slices and progress in any order; what the worker logs is not kept.
         started: `time.monotonic()` at the beginning of the work.
         on_progress: called with each progress event.
     """
@@ -202,7 +265,7 @@ def collect(
     for event in events:
         if isinstance(event, Progress):
             on_progress(event)
-        else:
+        elif isinstance(event, SliceMask):
             canvas.write(event)
     return PropagationResult(
         canvas.segmentation(), canvas.confidence(), indices, axis, time.monotonic() - started
@@ -239,6 +302,37 @@ class _Canvas:
         labels = np.array([0, *(segment.label for segment in self._segments)])
         values = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
         return Segmentation(values[self._owner_kji], self._volume.ijk_to_ras, self._segments)
+
+
+def _paint(
+    canvas: _Canvas,
+    name: str,
+    steps: Generator[SliceMask | Progress, None, RefineReport],
+    on_progress: Callable[[Progress], None],
+) -> RefineReport:
+    """Write the slices of a refinement under their segment's name; return its report."""
+    while True:
+        try:
+            event = next(steps)
+        except StopIteration as end:
+            report: RefineReport = end.value
+            return report
+        if isinstance(event, Progress):
+            on_progress(replace(event, text=name))
+        else:
+            canvas.write(replace(event, segment=name))
+
+
+def _load_tracker(model: str, device: str) -> SliceTracker:
+    from .foundation import load_tracker
+
+    return load_tracker(model, device)
+
+
+def _load_image_predictor(model: str, device: str) -> ImagePredictor:
+    from .foundation import load_image_predictor
+
+    return load_image_predictor(model, device)
 
 
 def _chosen_segments(

@@ -26,6 +26,12 @@ _BACKGROUND = "#14171a"
 _TEXT = "#e6e6e6"
 _FAINT = "#8b9299"
 _TRUTH = "#ffffff"
+_WIDTH_IN = 15.0
+_TALLEST_PANEL_IN = 6.0
+_HEADING_IN = 0.95
+_GAP_IN = 0.35
+_ROW_IN = 0.36
+_FOOT_IN = 0.75
 _MOST_ROWS = 16
 """Segments shown with a confidence curve; the picture names how many more there are."""
 _FILL = 0.45
@@ -74,33 +80,28 @@ def report_figure(
     from matplotlib.figure import Figure
 
     shown = _largest_segments(result)
-    figure = Figure(figsize=(15, 6.2 + 0.36 * len(shown)), facecolor=_BACKGROUND)
-    rows = figure.add_gridspec(
-        2,
-        1,
-        height_ratios=[5.4, 0.6 + 0.36 * len(shown)],
-        left=0.11,
-        right=0.86,
-        top=0.93,
-        bottom=0.07,
-        hspace=0.13,
-    )
     planes = [_Plane.best(volume, result, view) for view in VIEWS]
     widths = [plane.width_mm / plane.height_mm for plane in planes]
-    panels = rows[0].subgridspec(1, 3, width_ratios=widths, wspace=0.04)
-    for column, plane in enumerate(planes):
-        _draw_plane(
-            figure.add_subplot(panels[column]), plane, volume, result, truth, window or Window.auto(volume)
-        )
-    _draw_confidence(
-        figure.add_subplot(rows[1]), result, truth, shown, remarks or {}, volume.view_of(result.axis)
-    )
-    figure.text(0.02, 0.965, title, color=_TEXT, fontsize=14, weight="bold", va="center")
+    panel_in = min(0.94 * _WIDTH_IN / sum(widths), _TALLEST_PANEL_IN)
+    curves_in = _ROW_IN * len(shown)
+    height_in = _HEADING_IN + panel_in + _GAP_IN + curves_in + _FOOT_IN
+    figure = Figure(figsize=(_WIDTH_IN, height_in), facecolor=_BACKGROUND)
+
+    left = (1 - panel_in * sum(widths) / _WIDTH_IN) / 2
+    for plane, width in zip(planes, widths, strict=True):
+        share = panel_in * width / _WIDTH_IN
+        bottom = (_FOOT_IN + curves_in + _GAP_IN) / height_in
+        axes = figure.add_axes((left, bottom, 0.98 * share, panel_in / height_in))
+        _draw_plane(axes, plane, volume, result, truth, window or Window.auto(volume))
+        left += share
+    axes = figure.add_axes((0.14, _FOOT_IN / height_in, 0.62 if remarks else 0.83, curves_in / height_in))
+    _draw_confidence(axes, result, truth, shown, remarks or {}, volume.view_of(result.axis))
+
+    top = 1 - 0.3 / height_in
     outline = "   white outline: truth" if truth else ""
-    figure.text(
-        0.98, 0.965, f"colour: result{outline}   line and diamond: reference slice", color=_FAINT, fontsize=10, va="center",
-        ha="right",
-    )  # fmt: skip
+    legend = f"colour: result{outline}   line and diamond: reference slice"
+    figure.text(0.03, top, title, color=_TEXT, fontsize=14, weight="bold", va="center")
+    figure.text(0.97, top, legend, color=_FAINT, fontsize=10, va="center", ha="right")
     return figure
 
 

@@ -48,6 +48,14 @@ class ProgressBar:
         else:
             self._write_line(progress)
 
+    def say(self, text: str) -> None:
+        """Write a line of text; a bar is drawn again below it."""
+        if self._open:
+            self._stream.write("\n")
+            self._open = False
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
     def _draw(self, progress: Progress) -> None:
         now = time.monotonic()
         if now - self._drawn_at < _REDRAW_S and progress.done < progress.total:
