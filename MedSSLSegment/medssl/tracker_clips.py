@@ -14,27 +14,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
+
+from .errors import InputError
 
 __all__ = ["Clip", "ClipSampler", "LabelledVolume", "synthesise_ct"]
 
 _SMALLEST_OBJECT_PX = 5
 _SHORTEST_OBJECT = 5
+_LEAST_AREA_PX = 12.0  # of the object on the reference slice of a clip
+_TRIES = 2000
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledVolume:
     """Voxels to draw clips from."""
 
-    image: NDArray[np.generic]
+    image: NDArray[Any]
     """(K, J, I) HU."""
-    labels: NDArray[np.generic] | None
+    labels: NDArray[Any] | None
     """(K, J, I) integer labels, or None: pseudo-objects only."""
     spacing_kji_mm: tuple[float, float, float]
     objects: dict[tuple[int, int], NDArray[np.int64]] = field(init=False, default_factory=dict)
@@ -92,8 +97,12 @@ class ClipSampler:
         )
 
     def draw(self, rng: np.random.Generator, slices: int) -> Clip:
-        """One clip of `slices` slices."""
-        while True:
+        """One clip of `slices` slices, at least 2.
+
+        Raises:
+            InputError: the volumes are too small to hold one.
+        """
+        for _ in range(_TRIES):
             if rng.random() < self._pseudo_share:
                 raw = _pseudo_clip(self._pseudo[rng.integers(len(self._pseudo))], rng, slices)
             else:
@@ -101,10 +110,11 @@ class ClipSampler:
             if raw is None:
                 continue
             clip = _augment(raw, rng, self._size)
-            if float(clip.mask[0].sum()) >= 12.0:
+            if float(clip.mask[0].sum()) >= _LEAST_AREA_PX:
                 return clip
+        raise InputError(f"No object was found on {slices} slices of the training data; give larger CTs.")
 
-    def _labelled_clip(self, rng: np.random.Generator, slices: int) -> _RawClip | None:
+    def _labelled_clip(self, rng: np.random.Generator, slices: int) -> _RawClip:
         weights = np.array([weight for weight, _ in self._groups])
         volumes = self._groups[rng.choice(len(weights), p=weights / weights.sum())][1]
         volume = volumes[rng.integers(len(volumes))]
@@ -126,12 +136,10 @@ class _RawClip:
     spacing_rc_mm: tuple[float, float]
 
 
-def _objects_across(labels: NDArray[np.generic], axis: int) -> dict[tuple[int, int], NDArray[np.int64]]:
+def _objects_across(labels: NDArray[Any], axis: int) -> dict[tuple[int, int], NDArray[np.int64]]:
     stack = np.moveaxis(labels, axis, 0)
     top = int(labels.max()) + 1
-    counts = np.stack(
-        [np.bincount(plane.ravel(), minlength=top) for plane in stack], axis=1
-    )  # (labels, slices)
+    counts = np.stack([np.bincount(plane.ravel(), minlength=top) for plane in stack], 1)  # (labels, slices)
     return {
         (label, axis): counts[label]
         for label in range(1, top)
@@ -182,14 +190,21 @@ def _pseudo_clip(volume: LabelledVolume, rng: np.random.Generator, slices: int) 
     inside = np.abs(smooth - seed_hu) < tolerance
     inside &= _drifting_blob(stack.shape[1:], slices, (row, col), radius_mm, spacing, rng)
     inside = ndimage.binary_opening(inside, np.ones((1, 2, 2), bool)) if rng.random() < 0.7 else inside
-    pieces, _ = ndimage.label(inside, np.ones((3, 3, 3), bool))
-    if pieces[0, row, col] == 0:
+    if not inside[0, row, col]:
         return None
-    mask = pieces == pieces[0, row, col]
+    inside[0] = _piece_at((row, col), inside[0])
+    mask = _piece_at((0, row, col), inside)
     mask = np.stack([ndimage.binary_fill_holes(plane) for plane in mask])
-    if mask[0].sum() < 12:
+    if mask[0].sum() < _LEAST_AREA_PX:
         return None
     return _RawClip(image, mask.astype(np.float32), np.ones(slices, bool), spacing)
+
+
+def _piece_at(place: tuple[int, ...], mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The connected component, corners included, that holds a place."""
+    pieces, _ = ndimage.label(mask, np.ones((3,) * mask.ndim, bool))
+    piece: NDArray[np.bool_] = pieces == pieces[place]
+    return piece
 
 
 def _drifting_blob(
@@ -229,9 +244,8 @@ def _augment(raw: _RawClip, rng: np.random.Generator, size: int) -> Clip:
     if rng.random() < 0.5:
         grain = size // int(rng.choice([1, 2, 4]))
         noise = torch.from_numpy(rng.standard_normal((slices, 1, grain, grain), np.float32))
-        image = image + float(rng.uniform(3.0, 30.0)) * F.interpolate(
-            noise, size=(size, size), mode="bilinear"
-        )
+        noise = F.interpolate(noise, size=(size, size), mode="bilinear")
+        image = image + float(rng.uniform(3.0, 30.0)) * noise
     if rng.random() < 0.2:
         image = F.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
     return Clip(image, mask, torch.from_numpy(raw.valid))
@@ -251,9 +265,8 @@ def _random_grid(raw: _RawClip, rng: np.random.Generator, size: int) -> Tensor:
     stretch = np.exp(rng.normal(0.0, 0.08))
     flips = np.where(rng.random(2) < (0.2, 0.5), -1.0, 1.0)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = (
-        turn @ np.diag(flips * (stretch, 1.0 / stretch)) * side_mm / 2
-    )  # unit square -> mm, rows then columns
+    scale = np.diag(flips * (stretch, 1.0 / stretch)) * side_mm / 2
+    matrix = turn @ scale  # unit square -> mm, rows then columns
     unit = (np.arange(size) + 0.5) / size * 2.0 - 1.0
     square = np.stack(np.meshgrid(unit, unit, indexing="ij"), axis=-1)  # (S, S, 2)
     place_px = (square @ matrix.T + centre_mm) / spacing
@@ -262,7 +275,7 @@ def _random_grid(raw: _RawClip, rng: np.random.Generator, size: int) -> Tensor:
 
 
 def synthesise_ct(
-    labels: NDArray[np.generic], spacing_kji_mm: tuple[float, float, float], rng: np.random.Generator
+    labels: NDArray[Any], spacing_kji_mm: tuple[float, float, float], rng: np.random.Generator
 ) -> NDArray[np.int16]:
     """Draw a CT-like image for a label map: every label its own mean and texture, fat and muscle between them.
 
@@ -276,9 +289,8 @@ def synthesise_ct(
     """
     shape = labels.shape
     coarse = _smooth_noise(shape, 18.0, spacing_kji_mm, rng)
-    body = np.where(coarse > rng.normal(0.0, 0.3), rng.normal(50.0, 15.0), rng.normal(-95.0, 15.0)).astype(
-        np.float32
-    )
+    muscle = coarse > rng.normal(0.0, 0.3)
+    body = np.where(muscle, rng.normal(50.0, 15.0), rng.normal(-95.0, 15.0)).astype(np.float32)
     inside = ndimage.binary_dilation(labels > 0, iterations=4)
     body[~inside & (coarse < 0.8)] = rng.normal(-95.0, 15.0)
     wild = rng.random() < 0.35
@@ -291,7 +303,8 @@ def synthesise_ct(
     image = ndimage.gaussian_filter(image, [rng.uniform(0.5, 1.3) * 2.0 / mm for mm in spacing_kji_mm])
     grain = ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), rng.uniform(0.3, 0.8))
     image += grain / grain.std() * rng.uniform(5.0, 25.0)
-    return np.clip(image, -1024, 3071).astype(np.int16)
+    drawn: NDArray[np.int16] = np.clip(image, -1024, 3071).astype(np.int16)
+    return drawn
 
 
 def _plausible_hu(rng: np.random.Generator) -> float:
@@ -317,4 +330,5 @@ def _smooth_noise(
     small = [max(int(np.ceil(n * mm / scale_mm)) + 3, 4) for n, mm in zip(shape, spacing_kji_mm, strict=True)]
     field_ = torch.from_numpy(rng.standard_normal(small, np.float32))[None, None]
     smooth = F.interpolate(field_, size=tuple(shape), mode="trilinear", align_corners=True)[0, 0].numpy()
-    return (smooth / smooth.std()).astype(np.float32)
+    noise: NDArray[np.float32] = (smooth / smooth.std()).astype(np.float32)
+    return noise

@@ -1,7 +1,7 @@
 """Trains the small default tracker on labelled, unlabelled and drawn CT; resumable, on the CPU or a GPU.
 
 The tracker runs on its own answers during training, as it will in use: each slice sees the mask it found on the slice
-before. A quarter of the steps teach clicks and boxes instead. Read `train_tracker` first.
+before. A fifth of the steps teaches clicks and boxes instead. Read `train_tracker` first.
 
 Axis letters: B clips, T slices, S side of the crop, P points.
 """
@@ -10,38 +10,42 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn import functional as F  # noqa: N812
 
-from .checkpoints import write_checkpoint
-from .errors import Cancelled, InputError
+from .checkpoints import load_into, read_weights, write_checkpoint
+from .errors import Cancelled, InputError, ModelError
 from .events import Eta, Log, Progress
 from .foundation.nano_inputs import learn_appearance, make_channels, update_appearance
 from .foundation.nano_model import Decoded, NanoConfig, NanoModel
 from .foundation.nano_prompts import prior_mask
 from .foundation.runtime import pick_device
+from .segmentation import read_segmentation
 from .storage import atomic_path
 from .tracker_clips import ClipSampler, LabelledVolume, synthesise_ct
 from .volume import read_volume
 
 __all__ = ["Metric", "TrackerTrainConfig", "train_tracker"]
 
-_log = logging.getLogger(__name__)
+_LEAST = {"steps": 1, "batch": 1, "slices": 2, "save_every": 1, "phantoms": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackerTrainConfig:
-    """How to train the default tracker."""
+    """How to train the default tracker.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
 
     data: Path
     """Folder of cases: each a folder with ct.nii.gz, and label.nii.gz where there are labels."""
@@ -72,6 +76,13 @@ class TrackerTrainConfig:
     stop_at: int | None = None
     """Stop after this step and leave the run to be resumed; None goes on to the end."""
 
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise InputError(f"Training needs {name} of at least {least}, not {getattr(self, name)}.")
+        if not 0.0 <= self.pseudo_share <= 1.0:
+            raise InputError(f"The share of pseudo-objects must lie in 0 .. 1, not {self.pseudo_share:g}.")
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -84,45 +95,51 @@ class Metric:
 
 
 def train_tracker(
-    config: TrackerTrainConfig, cancelled: Callable[[], bool] = lambda: False
+    config: TrackerTrainConfig,
+    cancelled: Callable[[], bool] = lambda: False,
+    model_config: NanoConfig | None = None,
 ) -> Iterator[Progress | Metric | Log]:
     """Train, or go on where a run in `config.out` was left.
+
+    Args:
+        config: data, run folder and recipe.
+        cancelled: asked before each step.
+        model_config: size of the model; None for the size that is shipped.
 
     Yields:
         Log, Progress and Metric as they come.
 
     Raises:
         InputError: the folder holds no usable case.
+        ModelError: the run folder's state or the weights to start from are damaged or of another model.
         Cancelled: `cancelled` said so; the run can be resumed.
     """
     device = pick_device(config.device)
     torch.set_flush_denormal(True)
     config.out.mkdir(parents=True, exist_ok=True)
-    sampler, description = _read_data(config)
-    yield Log(description)
+    data = _read_data(config)
+    yield Log(data.description)
 
     torch.manual_seed(config.seed)
-    model = NanoModel(NanoConfig()).to(device)
-    if config.start_from is not None:
-        _start_from(model, config.start_from)
-    nn.init.constant_(model.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 1.0)
+    model = _new_model(model_config or NanoConfig(), config.start_from).to(device)
     average = copy.deepcopy(model).eval()
     optimiser = torch.optim.AdamW(_parameter_groups(model), lr=config.learning_rate, betas=(0.9, 0.98))
+    sampler = data.sampler(config.pseudo_share, model.config.image_size)
     first = _resume(config.out, model, average, optimiser)
-    _write_run(config, description)
+    _write_run(config, data.description)
 
-    last = min(config.steps, config.stop_at or config.steps)
+    last = config.steps if config.stop_at is None else min(config.steps, config.stop_at)
     eta = Eta(last - first)
     sums: list[tuple[float, float, float]] = []
     for step in range(first, last):
         if cancelled():
+            _save(config, model, average, optimiser, step)
             raise Cancelled(f"Training stopped at step {step}; run the same command to go on.")
         rng = np.random.default_rng([config.seed, step])
         torch.manual_seed(config.seed * 1_000_003 + step)
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config.steps)
-        slices = config.slices if step < 0.67 * config.steps else round(1.6 * config.slices)
-        batch = config.batch if slices == config.slices else max(config.batch * config.slices // slices, 4)
+        batch, slices = _clips_at(step, config)
         image, mask, valid = (part.to(device) for part in sampler.batch(rng, batch, slices))
         model.train()
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
@@ -131,7 +148,7 @@ def train_tracker(
             else:
                 loss, scores = _tracking_loss(model, image, mask, valid, rng)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         _follow(average, model, min(0.998, (1 + step) / (10 + step)))
@@ -146,6 +163,23 @@ def train_tracker(
             yield eta.step(done - first, "training the tracker")
         if done % config.save_every == 0 or done == last:
             _save(config, model, average, optimiser, done)
+
+
+def _new_model(size: NanoConfig, start_from: Path | None) -> NanoModel:
+    """Random weights that begin by believing that the object is there, or weights to adapt."""
+    model = NanoModel(size)
+    nn.init.constant_(model.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias, 1.0)
+    if start_from is not None:
+        load_into(model, read_weights(start_from), min_fraction=1.0)
+    return model
+
+
+def _clips_at(step: int, config: TrackerTrainConfig) -> tuple[int, int]:
+    """Clips and slices of a step: in the last third fewer and longer clips, about the same number of slices."""
+    if step < 0.67 * config.steps:
+        return config.batch, config.slices
+    slices = round(1.6 * config.slices)
+    return max(config.batch * config.slices // slices, 4), slices
 
 
 # ---------------------------------------------------------------------------------------------------------- losses
@@ -269,34 +303,29 @@ def _draw_points(mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor
             points[row, :2], labels[row, :2], slot = _loose_box(inside, rng), (2, 3), 2
         if slot == 0 or rng.random() < 0.3:
             depth = np.where(inside, deep[row] + rng.uniform(0.0, 0.5, inside.shape), -1.0)
-            points[row, slot], labels[row, slot] = (
-                np.array(np.unravel_index(depth.argmax(), depth.shape))[::-1],
-                1,
-            )
+            points[row, slot], labels[row, slot] = np.unravel_index(depth.argmax(), depth.shape)[::-1], 1
             slot += 1
         if slot < 3 and rng.random() < 0.3:
             outside = np.argwhere(~inside)
             points[row, slot], labels[row, slot] = outside[rng.integers(len(outside))][::-1], 0
-    return torch.from_numpy(points + 0.5).to(mask.device).clamp(0, size), torch.from_numpy(labels).to(
-        mask.device
-    )
+    xy = torch.from_numpy(points + 0.5).clamp(0, size)
+    return xy.to(mask.device), torch.from_numpy(labels).to(mask.device)
 
 
-def _loose_box(
-    inside: np.ndarray[Any, np.dtype[np.bool_]], rng: np.random.Generator
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _loose_box(inside: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float64]:
     rows, cols = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     corners = np.array([[cols[0], rows[0]], [cols[-1], rows[-1]]], np.float64)
     side = corners[1] - corners[0] + 1.0
     slack = np.abs(rng.normal(0.02, 0.06, (2, 2))) * side
-    return corners + np.array([[-1.0], [1.0]]) * slack
+    loose: NDArray[np.float64] = corners + np.array([[-1.0], [1.0]]) * slack
+    return loose
 
 
 def _correct(
     points: tuple[Tensor, Tensor], guess: Tensor, mask: Tensor, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Put a click where the answer is most wrong, in place of the last point."""
-    wrong = F.avg_pool2d((mask - guess), 9, 1, 4)[:, 0].flatten(1)
+    wrong = F.avg_pool2d(mask - guess, 9, 1, 4)[:, 0].flatten(1)
     place = wrong.abs().argmax(1)
     size = mask.shape[-1]
     xy, labels = points[0].clone(), points[1].clone()
@@ -308,60 +337,81 @@ def _correct(
 # ------------------------------------------------------------------------------------------------------------ data
 
 
-def _read_data(config: TrackerTrainConfig) -> tuple[ClipSampler, str]:
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """All volumes of a run, in memory."""
+
+    coarse: list[LabelledVolume] = field(default_factory=list)
+    """Labelled, of few pixels a slice: many small cases."""
+    fine: list[LabelledVolume] = field(default_factory=list)
+    """Labelled, of full size: few large cases."""
+    unlabelled: list[LabelledVolume] = field(default_factory=list)
+    drawn: list[LabelledVolume] = field(default_factory=list)
+    """Images drawn for real or phantom labels."""
+
+    @property
+    def description(self) -> str:
+        """One line for a person."""
+        return (
+            f"{len(self.coarse) + len(self.fine)} labelled and {len(self.unlabelled)} unlabelled CTs,"
+            f" {len(self.drawn)} drawn volumes."
+        )
+
+    def sampler(self, pseudo_share: float, size: int) -> ClipSampler:
+        """Draws clips from all of them; pseudo-objects from real CT where there is any."""
+        groups = [(0.6, self.coarse), (0.12, self.fine), (0.28, self.drawn)]
+        real = self.coarse + self.fine + self.unlabelled
+        return ClipSampler(groups, real or self.drawn, pseudo_share, size)
+
+
+def _read_data(config: TrackerTrainConfig) -> _Data:
     if not config.data.is_dir():
         raise InputError(
             f"The data folder {config.data} does not exist; give the folder that holds one folder per case."
         )
-    labelled: list[LabelledVolume] = []
-    small: list[LabelledVolume] = []
-    unlabelled: list[LabelledVolume] = []
-    drawn: list[LabelledVolume] = []
+    data = _Data()
     rng = np.random.default_rng(config.seed)
-    for case in sorted(
-        path for path in config.data.iterdir() if path.is_dir() and path.name not in config.exclude
-    ):
-        image, label = case / "ct.nii.gz", _label_file(case)
-        if image.exists():
-            volume = _labelled(image, label)
-            (unlabelled if label is None else small if _is_coarse(volume) else labelled).append(volume)
-        elif label is not None and not (case / "mr.nii.gz").exists():
-            drawn.extend(_drawn(label, rng) for _ in range(4))
-    drawn.extend(_phantoms(config))
-    everything = small + labelled + unlabelled
-    if not everything:
+    for case in sorted(config.data.iterdir()):
+        if case.is_dir() and case.name not in config.exclude:
+            _read_case(case, data, rng)
+    if not (data.coarse or data.fine or data.unlabelled or data.drawn):
         raise InputError(
             f"No case in {config.data}: a case is a folder with ct.nii.gz, and label.nii.gz where labels exist."
         )
-    size = NanoConfig().image_size
-    sampler = ClipSampler(
-        [(0.6, small), (0.12, labelled), (0.28, drawn)], everything, config.pseudo_share, size
-    )
-    return sampler, (
-        f"{len(small) + len(labelled)} labelled and {len(unlabelled)} unlabelled CTs, {len(drawn)} drawn volumes."
-    )
+    data.drawn.extend(_phantoms(config))
+    return data
+
+
+def _read_case(case: Path, data: _Data, rng: np.random.Generator) -> None:
+    image, label = case / "ct.nii.gz", _label_file(case)
+    if image.exists():
+        volume = _real(image, label)
+        kind = data.unlabelled if label is None else data.coarse if _is_coarse(volume) else data.fine
+        kind.append(volume)
+    elif label is not None and not (case / "mr.nii.gz").exists():
+        data.drawn.extend(_drawn(label, rng) for _ in range(4))
 
 
 def _is_coarse(volume: LabelledVolume) -> bool:
-    return volume.image.shape[1] * volume.image.shape[2] < 12_000
+    _, rows, cols = volume.image.shape
+    return bool(rows * cols < 12_000)
 
 
 def _label_file(case: Path) -> Path | None:
-    return next(
-        (case / name for name in ("label.nii.gz", "auto_lung.nii.gz") if (case / name).exists()), None
-    )
+    candidates = (case / "label.nii.gz", case / "auto_lung.nii.gz")
+    return next((path for path in candidates if path.exists()), None)
 
 
-def _labelled(image: Path, label: Path | None) -> LabelledVolume:
+def _real(image: Path, label: Path | None) -> LabelledVolume:
     volume = read_volume(image)
-    labels = None if label is None else np.asarray(read_volume(label).voxels_kji).astype(np.uint8)
-    return LabelledVolume(np.asarray(volume.voxels_kji), labels, volume.spacing_kji_mm)
+    labels = None if label is None else read_segmentation(label, like=volume).labels_kji
+    return LabelledVolume(volume.voxels_kji, labels, volume.spacing_kji_mm)
 
 
 def _drawn(label: Path, rng: np.random.Generator) -> LabelledVolume:
-    volume = read_volume(label)
-    labels = np.asarray(volume.voxels_kji).astype(np.uint8)
-    return LabelledVolume(synthesise_ct(labels, volume.spacing_kji_mm, rng), labels, volume.spacing_kji_mm)
+    truth = read_segmentation(label)
+    image = synthesise_ct(truth.labels_kji, truth.spacing_kji_mm, rng)
+    return LabelledVolume(image, truth.labels_kji, truth.spacing_kji_mm)
 
 
 def _phantoms(config: TrackerTrainConfig) -> Iterator[LabelledVolume]:
@@ -370,9 +420,7 @@ def _phantoms(config: TrackerTrainConfig) -> Iterator[LabelledVolume]:
     for number in range(config.phantoms):
         phantom = phantom_ct(seed=1000 + number)
         yield LabelledVolume(
-            np.asarray(phantom.volume.voxels_kji),
-            phantom.segmentation.labels_kji,
-            phantom.volume.spacing_kji_mm,
+            phantom.volume.voxels_kji, phantom.segmentation.labels_kji, phantom.volume.spacing_kji_mm
         )
 
 
@@ -399,21 +447,21 @@ def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - decay)
 
 
-def _start_from(model: NanoModel, path: Path) -> None:
-    from .checkpoints import load_into, read_weights
-
-    load_into(model, read_weights(path), min_fraction=1.0)
-
-
 def _resume(out: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> int:
     path = out / "resume.pt"
     if not path.exists():
         return 0
-    state: Mapping[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
-    optimiser.load_state_dict(state["optimiser"])
-    return int(state["step"])
+    try:
+        state: Mapping[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        return int(state["step"])
+    except Exception as error:  # a damaged archive can raise anything
+        raise ModelError(
+            f"The training state {path} is damaged or of another model;"
+            " delete it to start again, or choose another run folder."
+        ) from error
 
 
 def _save(
@@ -431,7 +479,13 @@ def _save(
     }
     with atomic_path(config.out / "resume.pt") as path:
         torch.save(state, path)
-    meta = {"kind": "nano", "config": average.config.to_meta(), "step": step, "recipe": _recipe(config)}
+    meta = {
+        "kind": "nano",
+        "config": average.config.to_meta(),
+        "step": step,
+        "recipe": _recipe(config),
+        "excluded": sorted(config.exclude),
+    }
     write_checkpoint(config.out / "checkpoint.safetensors", average.state_dict(), meta)
 
 
@@ -449,4 +503,4 @@ def _write_run(config: TrackerTrainConfig, description: str) -> None:
 
 def _append_event(out: Path, metric: Metric) -> None:
     with open(out / "events.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(metric)) + os.linesep)
+        file.write(json.dumps(asdict(metric)) + "\n")

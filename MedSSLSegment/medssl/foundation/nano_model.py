@@ -1,8 +1,8 @@
 """The small default model: SAM 2 from the ``sam2`` package at a small size, with two additions.
 
-It sees seven channels instead of three (`nano_inputs`), because at this size the mask memory alone loses the contour, and
-a three-layer edge head redraws the stride-4 mask at stride 2. Everything between - Hiera trunk, neck,
-memory attention, memory encoder, prompt encoder, two-way mask decoder, object score - is the package's own code.
+It sees seven channels instead of three (`nano_inputs`), because at this size the mask memory alone loses the contour,
+and a three-layer edge head redraws the stride-4 mask at stride 2. Everything between - Hiera trunk, neck, memory
+attention, memory encoder, prompt encoder, two-way mask decoder, object score - is the package's own code.
 
 Axis letters: B rows, S side of the crop, D model width, H = W = S / 16 the coarsest feature map.
 """
@@ -26,14 +26,18 @@ __all__ = ["Decoded", "Encoded", "NanoConfig", "NanoModel"]
 
 @dataclass(frozen=True, kw_only=True)
 class NanoConfig:
-    """Size of the model; everything needed to build it again."""
+    """Size of the model; everything needed to build it again.
+
+    Raises:
+        ModelError: no such model can be built.
+    """
 
     image_size: int = 128
     """Side of the square crop, pixels; a multiple of 32."""
     embed_dim: int = 32
     """Width of the first Hiera stage; doubles with each stage."""
     stages: tuple[int, int, int, int] = (1, 2, 3, 1)
-    """Hiera blocks in each stage."""
+    """Hiera blocks in each stage; at least 3 in the third, whose last two look at the whole slice."""
     model_dim: int = 128
     """Width of neck, memory attention and mask decoder."""
     memory_dim: int = 64
@@ -42,6 +46,13 @@ class NanoConfig:
     """Slices remembered: the reference slice and the latest ones."""
     edge_width: int = 16
     """Width of the edge head."""
+
+    def __post_init__(self) -> None:
+        if len(self.stages) != 4 or min(self.stages) < 1 or self.stages[2] < 3:
+            raise ModelError(
+                "The model needs four stages of at least 1 block, and 3 in the third stage;"
+                f" {self.stages} does not do."
+            )
 
     def to_meta(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -217,8 +228,8 @@ class _EdgeHead(nn.Module):
         self.first = nn.Conv2d(CHANNELS + 1, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         self.last = nn.Conv2d(width, 1, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, coarse_logits: Tensor, channels: Tensor) -> Tensor:
         logits = F.interpolate(coarse_logits.float(), scale_factor=2, mode="bilinear", align_corners=False)
