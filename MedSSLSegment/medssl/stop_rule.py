@@ -11,18 +11,19 @@ from .foundation.protocols import TrackedSlice
 __all__ = ["StopRule"]
 
 _COLLAPSED = 0.02
-_LEAK = 6.0
+_SUDDEN_LEAK = 6.0  # over the largest mask so far
+_SLOW_LEAK = 15.0  # over the reference slice
 
 
 class StopRule:
     """The stop rule of one outer stretch; ask it about every slice in order.
 
     A slice is without the object where the tracker's object score is not above one half, or the mask has shrunk to
-    less than a fiftieth of the reference slice's, or is more than six times as large as the largest so far.
-    `patience` such slices in a row end the stretch.
+    less than a fiftieth of the reference slice's, or has leaked: it is more than six times as large as the largest so
+    far, or fifteen times as large as the reference slice's. `patience` such slices in a row end the stretch.
 
-    A leak is measured against the largest mask so far and not against the reference slice, because an organ that was
-    annotated near its tip does grow to many times that size, but not from one slice to the next.
+    The reference slice allows more than a single step does, because an organ that was annotated near its tip does grow
+    to many times that size, but not from one slice to the next.
 
     Args:
         reference_mask: (H, W) bool, the mask on the reference slice.
@@ -47,7 +48,7 @@ class StopRule:
         """True where the object is not on this slice."""
         area_px = int(np.count_nonzero(answer.mask))
         collapsed = area_px == 0 or area_px < _COLLAPSED * self._reference_px
-        leaked = area_px > _LEAK * self._largest_px
+        leaked = area_px > min(_SUDDEN_LEAK * self._largest_px, _SLOW_LEAK * self._reference_px)
         gone = answer.score <= 0.5 or collapsed or leaked
         if gone:
             self._without += 1

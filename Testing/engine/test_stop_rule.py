@@ -87,6 +87,13 @@ def test_a_leak_does_not_become_the_measure_of_the_next_one() -> None:
     assert rule.stopped
 
 
+def test_a_leak_that_creeps_is_noticed_at_fifteen_times_the_reference() -> None:
+    rule = StopRule(a_mask(100), patience=2)
+    areas = [200, 400, 800, 1500, 1501, 3000]
+    assert slices_until_the_stop(rule, [an_answer(area) for area in areas]) == [False] * 4 + [True] * 2
+    assert rule.stopped
+
+
 def test_it_refuses_an_empty_reference_and_no_patience() -> None:
     with pytest.raises(InputError, match="reference slice is empty"):
         StopRule(a_mask(0), patience=2)
