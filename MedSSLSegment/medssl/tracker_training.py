@@ -373,7 +373,10 @@ def _read_data(config: TrackerTrainConfig) -> _Data:
     rng = np.random.default_rng(config.seed)
     for case in sorted(config.data.iterdir()):
         if case.is_dir() and case.name not in config.exclude:
-            _read_case(case, data, rng)
+            try:
+                _read_case(case, data, rng)
+            except InputError as error:
+                raise InputError(f"Case {case.name} cannot be used: {error}") from error
     if not (data.coarse or data.fine or data.unlabelled or data.drawn):
         raise InputError(
             f"No case in {config.data}: a case is a folder with ct.nii.gz, and label.nii.gz where labels exist."

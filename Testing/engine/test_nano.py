@@ -1,0 +1,405 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from medssl.errors import InputError, ModelError
+from medssl.foundation.nano import NanoImagePredictor, NanoTracker, _Crop, load_nano
+from medssl.foundation.nano_model import Decoded, Encoded, NanoConfig, NanoModel
+from medssl.foundation.protocols import TrackedSlice, TrackingSession, TrackJob
+from medssl.phantom import Phantom, phantom_ct
+from medssl.prompts import SlicePrompt, box_of_mask
+from medssl.registry import DEFAULT_MODEL, find_entry, model_path
+from medssl.volume import WINDOWS, Volume
+from scipy import ndimage
+from torch import Tensor
+
+SOFT_TISSUE = WINDOWS["soft-tissue"]
+TINY = NanoConfig(image_size=64, embed_dim=8, model_dim=64, memory_dim=32, memories=3, edge_width=4)
+CPU = torch.device("cpu")
+
+
+class SeesBrightness(NanoModel):
+    """A network that finds what is brighter than 90 HU, and says that it is there."""
+
+    def decode(
+        self,
+        features: Tensor,
+        encoded: Encoded,
+        points: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+    ) -> Decoded:
+        answer = super().decode(features, encoded, points, mask)
+        logits = 40.0 * (encoded.channels[:, 1:2] - 0.2)
+        there = torch.full_like(answer.presence_logit, 6.0)
+        return Decoded(logits, answer.coarse_logits, there, answer.quality, answer.pointer)
+
+
+@pytest.fixture(scope="module")
+def random_model() -> NanoModel:
+    torch.manual_seed(0)
+    return NanoModel(TINY).eval()
+
+
+@pytest.fixture(scope="module")
+def bright_model() -> NanoModel:
+    torch.manual_seed(0)
+    return SeesBrightness(TINY).eval()
+
+
+def a_stack(centres_rc: list[tuple[float, float]], radii: list[float] | None = None) -> np.ndarray:
+    """(K, 60, 120) bool: one disk a slice."""
+    row, col = np.mgrid[:60, :120]
+    radii = radii or [9.0] * len(centres_rc)
+    disks = [(row - r) ** 2 + (col - c) ** 2 <= s**2 for (r, c), s in zip(centres_rc, radii, strict=True)]
+    return np.stack(disks)
+
+
+def a_scan(objects: np.ndarray, spacing_kji_mm: tuple[float, float, float] = (3.0, 1.0, 1.0)) -> Volume:
+    k, j, i = spacing_kji_mm
+    noise = np.random.default_rng(0).normal(0, 8, objects.shape)
+    return Volume((np.where(objects, 150.0, 10.0) + noise).astype(np.int16), np.diag([i, j, k, 1.0]))
+
+
+def two_objects() -> tuple[np.ndarray, np.ndarray]:
+    return a_stack([(25.0, 30.0 + k) for k in range(9)]), a_stack(
+        [(35.0, 90.0 - k) for k in range(9)], [7.0] * 9
+    )
+
+
+def a_session(model: NanoModel, volume: Volume) -> TrackingSession:
+    return NanoTracker(model).open(volume, 0, SOFT_TISSUE)
+
+
+def run(session: TrackingSession, *jobs: TrackJob) -> dict[tuple[int, int], TrackedSlice]:
+    return {(job.object_id, tracked.index): tracked for item in session.run(jobs) for job, tracked in item}
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    return float(2 * (one & other).sum() / max(one.sum() + other.sum(), 1))
+
+
+# ----------------------------------------------------------------------------------------------------------- crops
+
+CROPS = [
+    _Crop(5, 7, 20, 24),
+    _Crop(-6, -3, 30, 28),
+    _Crop(44, 50, 40, 40),
+    _Crop(-10, -10, 90, 90),
+    _Crop(70, 80, 9, 9),
+]
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_putting_a_crop_back_is_the_inverse_of_cutting_it(crop: _Crop) -> None:
+    whole = np.random.default_rng(0).random((60, 64), np.float32)
+    rows, cols = np.mgrid[:60, :64]
+    inside = (rows >= crop.row) & (rows < crop.row + crop.height)
+    inside &= (cols >= crop.col) & (cols < crop.col + crop.width)
+
+    cut = crop.cut_mask(whole)
+    back = crop.put_back(cut, whole.shape)
+
+    assert cut.shape == (crop.height, crop.width)
+    np.testing.assert_array_equal(back, np.where(inside, whole, 0))
+    np.testing.assert_array_equal(crop.cut_mask(back), cut)
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_beyond_the_slice_the_image_goes_on_with_its_edge(crop: _Crop) -> None:
+    whole = np.random.default_rng(0).integers(-1000, 1000, (60, 64)).astype(np.int16)
+    padded = np.pad(whole, 100, mode="edge")
+
+    expected = padded[100 + crop.row :, 100 + crop.col :][: crop.height, : crop.width]
+
+    np.testing.assert_array_equal(crop.cut(whole), expected)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (3.0, 1.0), (0.7, 2.5)])
+def test_a_crop_is_square_in_millimetres_and_twice_the_object(spacing: tuple[float, float]) -> None:
+    box = np.array([40.0, 20.0, 79.0, 39.0])
+
+    crop = _Crop.around(box, spacing)
+
+    height_mm, width_mm = crop.height * spacing[0], crop.width * spacing[1]
+    assert height_mm == pytest.approx(width_mm, abs=max(spacing))
+    assert width_mm == pytest.approx(2 * max(20 * spacing[0], 40 * spacing[1]), abs=max(spacing))
+    assert crop.row + crop.height / 2 == pytest.approx(30, abs=0.5)
+    assert crop.col + crop.width / 2 == pytest.approx(60, abs=0.5)
+
+
+def test_points_go_where_their_pixels_go() -> None:
+    crop = _Crop(-6, 10, 32, 32)
+    slice_hw = np.zeros((60, 64), np.float32)
+    slice_hw[11, 25] = 1.0
+
+    doubled = torch.nn.functional.interpolate(torch.from_numpy(crop.cut(slice_hw))[None, None], (64, 64))[
+        0, 0
+    ]
+
+    x, y = crop.to_crop(np.array([[25.0, 11.0]]), 64)[0]
+    rows, cols = np.nonzero(doubled.numpy())
+    assert (y, x) == (rows.mean() + 0.5, cols.mean() + 0.5)
+
+
+# --------------------------------------------------------------------------------------------------------- tracking
+
+
+def test_jobs_side_by_side_answer_as_they_do_alone(random_model: NanoModel) -> None:
+    first, second = two_objects()
+    volume = a_scan(first | second)
+    jobs = (TrackJob(1, 4, 8), TrackJob(1, 4, 1), TrackJob(2, 5, 0))
+
+    def session() -> TrackingSession:
+        opened = a_session(random_model, volume)
+        opened.add_reference(1, SlicePrompt(0, 4, mask=first[4]))
+        opened.add_reference(2, SlicePrompt(0, 5, mask=second[5]))
+        return opened
+
+    together = run(session(), *jobs)
+
+    alone = {key: tracked for job in jobs for key, tracked in run(session(), job).items()}
+    assert together.keys() == alone.keys()
+    assert len(alone) == 4 + 3 + 5
+    for key, tracked in alone.items():
+        np.testing.assert_allclose(together[key].probability, tracked.probability, atol=2e-3)
+        assert together[key].score == pytest.approx(tracked.score, abs=2e-3)
+
+
+def test_every_slice_comes_once_in_order_and_on_the_slices_own_grid(random_model: NanoModel) -> None:
+    first, _ = two_objects()
+    session = a_session(random_model, a_scan(first))
+    session.add_reference(1, SlicePrompt(0, 4, mask=first[4]))
+
+    items = list(session.run([TrackJob(1, 4, 8), TrackJob(1, 4, 2), TrackJob(1, 4, 4)]))
+
+    assert [[tracked.index for _, tracked in item] for item in items] == [[5, 3], [6, 2], [7], [8]]
+    for item in items:
+        for _, tracked in item:
+            assert tracked.mask.shape == tracked.probability.shape == (60, 120)
+            assert np.array_equal(tracked.mask, tracked.probability > 0.5)
+            assert 0.0 <= tracked.score <= 1.0
+
+
+def test_a_dropped_job_stops_and_the_others_go_on(random_model: NanoModel) -> None:
+    first, second = two_objects()
+    session = a_session(random_model, a_scan(first | second))
+    session.add_reference(1, SlicePrompt(0, 0, mask=first[0]))
+    session.add_reference(2, SlicePrompt(0, 0, mask=second[0]))
+    jobs = [TrackJob(1, 0, 6), TrackJob(2, 0, 6)]
+
+    seen: dict[int, list[int]] = {1: [], 2: []}
+    for item in session.run(jobs):
+        for job, tracked in item:
+            seen[job.object_id].append(tracked.index)
+            if tracked.index == 3 and job.object_id == 1:
+                session.drop(job)
+
+    assert seen == {1: [1, 2, 3], 2: [1, 2, 3, 4, 5, 6]}
+
+
+def test_memories_of_a_job_are_bounded(random_model: NanoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = a_stack([(30.0, 60.0)] * 14)
+    session = a_session(random_model, a_scan(first))
+    session.add_reference(1, SlicePrompt(0, 0, mask=first[0]))
+    recall: Callable[..., Tensor] = random_model.recall
+    remembered: list[int] = []
+
+    def spy(encoded: Encoded, step: int, reference: dict[str, Any], recent: dict[int, Any]) -> Tensor:
+        remembered.append(len(recent))
+        return recall(encoded, step, reference, recent)
+
+    monkeypatch.setattr(random_model, "recall", spy)
+    run(session, TrackJob(1, 0, 13))
+
+    assert len(remembered) == 13
+    assert max(remembered) <= TINY.memories
+
+
+def test_each_reference_slice_serves_its_own_jobs(bright_model: NanoModel) -> None:
+    first, second = two_objects()
+    session = a_session(bright_model, a_scan(first | second))
+    session.add_reference(1, SlicePrompt(0, 1, mask=first[1]))
+    session.add_reference(1, SlicePrompt(0, 7, mask=first[7]))
+    session.add_reference(2, SlicePrompt(0, 4, mask=second[4]))
+
+    answers = run(session, TrackJob(1, 1, 4), TrackJob(1, 7, 5), TrackJob(2, 4, 6))
+
+    assert sorted(answers) == [(1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (2, 5), (2, 6)]
+    for (object_id, index), tracked in answers.items():
+        truth = (first, second)[object_id - 1][index]
+        assert dice(tracked.mask, truth) > 0.85, (object_id, index)
+
+
+def test_the_crop_follows_an_object_that_drifts(bright_model: NanoModel) -> None:
+    drifting = a_stack([(30.0, 14.0 + 4 * k) for k in range(24)])  # five crops' widths in all
+    session = a_session(bright_model, a_scan(drifting))
+    session.add_reference(1, SlicePrompt(0, 0, mask=drifting[0]))
+
+    answers = run(session, TrackJob(1, 0, 23))
+
+    assert min(dice(answers[1, k].mask, drifting[k]) for k in range(1, 24)) > 0.8
+
+
+def test_the_crop_closes_in_on_an_object_that_shrinks(bright_model: NanoModel) -> None:
+    shrinking = a_stack([(30.0, 60.0)] * 12, [24.0 - 1.8 * k for k in range(12)])
+    session = a_session(bright_model, a_scan(shrinking))
+    session.add_reference(1, SlicePrompt(0, 0, mask=shrinking[0]))
+
+    answers = run(session, TrackJob(1, 0, 11))
+
+    assert dice(answers[1, 11].mask, shrinking[11]) > 0.75
+
+
+def test_a_job_needs_a_reference_slice_with_something_on_it(random_model: NanoModel) -> None:
+    first, _ = two_objects()
+    session = a_session(random_model, a_scan(first))
+
+    with pytest.raises(InputError, match="Slice 3 is no reference slice of object 1"):
+        run(session, TrackJob(1, 3, 5))
+    session.add_reference(1, SlicePrompt(0, 3, mask=np.zeros_like(first[3])))
+    with pytest.raises(InputError, match="mask on slice 3 is empty"):
+        run(session, TrackJob(1, 3, 5))
+
+
+def test_a_forgotten_reference_is_none(random_model: NanoModel) -> None:
+    first, _ = two_objects()
+    session = a_session(random_model, a_scan(first))
+    session.add_reference(1, SlicePrompt(0, 3, mask=first[3]))
+    session.remove_reference(1, 3)
+
+    with pytest.raises(InputError, match="no reference slice"):
+        run(session, TrackJob(1, 3, 5))
+
+
+# ------------------------------------------------------------------------------------------------- clicks and boxes
+
+
+def test_clicks_and_boxes_find_what_the_network_sees(bright_model: NanoModel) -> None:
+    first, second = two_objects()
+    predictor = NanoImagePredictor(bright_model)
+    predictor.set_image(a_scan(first | second).voxels_kji[4], SOFT_TISSUE, (1.0, 1.0))
+    box = box_of_mask(second[4], (1.0, 1.0))
+    assert box is not None
+
+    boxed = predictor.predict(SlicePrompt(0, 4, box_xyxy_px=box))
+    together = predictor.predict_boxes(np.stack([box, box]))
+
+    assert dice(boxed.mask, second[4]) > 0.9
+    assert boxed.logits.shape == (64, 64)
+    assert 0.0 <= boxed.score <= 1.0
+    for answer in together:
+        assert np.array_equal(answer.mask, boxed.mask)
+    assert predictor.predict_boxes(np.zeros((0, 4), np.float32)) == []
+
+
+def test_a_prompt_on_which_nothing_is_found_is_an_empty_answer_and_no_reference(
+    bright_model: NanoModel,
+) -> None:
+    dark = a_scan(np.zeros((5, 60, 120), bool))
+    click = SlicePrompt(0, 2, np.array([[50.0, 30.0]], np.float32), np.array([1], np.int32))
+    predictor = NanoImagePredictor(bright_model)
+    predictor.set_image(dark.voxels_kji[2], SOFT_TISSUE, (1.0, 1.0))
+
+    answer = predictor.predict(click)
+
+    assert not answer.mask.any()
+    assert answer.score == 0.0
+    with pytest.raises(InputError, match="Nothing was found at the prompt on slice 2"):
+        a_session(bright_model, dark).add_reference(1, click)
+
+
+def test_questions_that_cannot_be_answered_are_refused(random_model: NanoModel) -> None:
+    predictor = NanoImagePredictor(random_model)
+    off = SlicePrompt(0, 0, np.array([[5.0, 5.0]], np.float32), np.array([0], np.int32))
+
+    with pytest.raises(InputError, match="Set a slice"):
+        predictor.predict(SlicePrompt(0, 0, box_xyxy_px=np.array([1, 1, 9, 9], np.float32)))
+    predictor.set_image(np.zeros((30, 30), np.int16), SOFT_TISSUE, (1.0, 1.0))
+    with pytest.raises(InputError, match="negative point alone"):
+        predictor.predict(off)
+
+
+def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Any) -> None:
+    from medssl.checkpoints import write_checkpoint
+
+    write_checkpoint(tmp_path / "other.safetensors", {"weight": torch.zeros(2)}, {"kind": "other"})
+
+    with pytest.raises(ModelError, match="another version"):
+        load_nano(tmp_path / "other.safetensors", CPU)
+
+
+# ---------------------------------------------------------------------------------------------- the shipped weights
+
+
+@pytest.fixture(scope="module")
+def shipped() -> NanoModel:
+    path = model_path(find_entry(DEFAULT_MODEL))
+    if not path.is_file():
+        pytest.skip("The shipped weights are not in pretrained/.")
+    return load_nano(path, CPU)
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Phantom:
+    return phantom_ct(seed=3, shape_kji=(48, 80, 80), spacing_kji_mm=(8.0, 4.8, 4.8))
+
+
+def middle_slice(stack: np.ndarray) -> int:
+    filled = np.flatnonzero(stack.any((1, 2)))
+    return int(filled[len(filled) // 2])
+
+
+@pytest.mark.parametrize("organ", ["liver", "spleen"])
+def test_the_shipped_weights_carry_an_organ_much_further_than_copying(
+    shipped: NanoModel, phantom: Phantom, organ: str
+) -> None:
+    truth = phantom.segmentation.mask(organ)
+    middle = middle_slice(truth)
+    filled = np.flatnonzero(truth.any((1, 2)))
+    session = NanoTracker(shipped).open(phantom.volume, 0, SOFT_TISSUE)
+    session.add_reference(1, SlicePrompt(0, middle, mask=truth[middle]))
+
+    answers = run(session, TrackJob(1, middle, int(filled[-1])), TrackJob(1, middle, int(filled[0])))
+
+    others = sorted(index for _, index in answers)
+    tracked = np.stack([answers[1, index].mask & (answers[1, index].score > 0.5) for index in others])
+    copied = np.stack([truth[middle]] * len(others))
+    assert dice(tracked, truth[others]) > dice(copied, truth[others]) + 0.1
+    assert dice(tracked, truth[others]) > 0.75
+
+
+def shown(model: NanoModel, phantom: Phantom, index: int) -> NanoImagePredictor:
+    predictor = NanoImagePredictor(model)
+    predictor.set_image(phantom.volume.voxels_kji[index], SOFT_TISSUE, phantom.volume.slice_spacing_mm(0))
+    return predictor
+
+
+@pytest.mark.parametrize("organ", ["liver", "spleen", "heart"])
+def test_the_shipped_weights_answer_a_box(shipped: NanoModel, phantom: Phantom, organ: str) -> None:
+    truth = phantom.segmentation.mask(organ)
+    index = middle_slice(truth)
+
+    answer = shown(shipped, phantom, index).predict(
+        SlicePrompt(0, index, box_xyxy_px=box_of_mask(truth[index]))
+    )
+
+    assert dice(answer.mask, truth[index]) > 0.8
+
+
+@pytest.mark.parametrize("organ", ["spleen", "vertebrae_L1"])
+def test_the_shipped_weights_answer_a_click_on_a_small_organ(
+    shipped: NanoModel, phantom: Phantom, organ: str
+) -> None:
+    truth = phantom.segmentation.mask(organ)
+    index = middle_slice(truth)
+    depth = ndimage.distance_transform_edt(truth[index])
+    row, col = np.unravel_index(depth.argmax(), depth.shape)
+    click = SlicePrompt(0, index, np.array([[col, row]], np.float32), np.array([1], np.int32))
+
+    answer = shown(shipped, phantom, index).predict(click)
+
+    assert dice(answer.mask, truth[index]) > 0.65

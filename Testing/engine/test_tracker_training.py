@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from medssl.checkpoints import read_checkpoint, read_weights
+from medssl.errors import Cancelled, InputError, ModelError
+from medssl.events import Log, Progress
+from medssl.foundation.nano import load_nano
+from medssl.foundation.nano_model import NanoConfig
+from medssl.registry import DEFAULT_MODEL, find_entry, model_path
+from medssl.tracker_clips import ClipSampler, LabelledVolume
+from medssl.tracker_training import Metric, TrackerTrainConfig, _new_model, _tracking_loss, train_tracker
+
+TINY = NanoConfig(image_size=64, embed_dim=8, model_dim=64, memory_dim=32, memories=3, edge_width=4)
+HOLDOUT = Path(__file__).parents[1] / "benchmarks" / "holdout.json"
+DIES_WHILE_SAVING = """
+import os, signal, sys
+from pathlib import Path
+import torch
+
+def half_a_file(state, path):
+    Path(path).write_bytes(b"half a file")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+sys.path.insert(0, sys.argv[3])
+from test_tracker_training import TINY, a_config, train_tracker
+torch.save = half_a_file
+list(train_tracker(a_config(Path(sys.argv[1]), Path(sys.argv[2]), steps=2), model_config=TINY))
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums on several threads may differ in their last bits from run to run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    torch.set_flush_denormal(False)
+
+
+def a_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    k, j, i = np.ogrid[:14, :36, :40]
+    labels = np.zeros((14, 36, 40), np.uint8)
+    labels[((k - 6) / 5) ** 2 + ((j - 14) / 8) ** 2 + ((i - 14 - seed) / 9) ** 2 <= 1] = 1
+    labels[((k - 7) / 5) ** 2 + ((j - 27) / 6) ** 2 + ((i - 30) / 5) ** 2 <= 1] = 2
+    noise = np.random.default_rng(seed).normal(0, 15, labels.shape)
+    return (np.array([-80, 60, 140])[labels] + noise).astype(np.int16), labels
+
+
+def save(array_kji: np.ndarray, path: Path) -> None:
+    image = SimpleITK.GetImageFromArray(array_kji)
+    image.SetSpacing((2.0, 2.0, 3.0))
+    SimpleITK.WriteImage(image, str(path))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two labelled cases."""
+    for seed in range(2):
+        case = tmp_path / "data" / f"case_{seed}"
+        case.mkdir(parents=True)
+        image, labels = a_case(seed)
+        save(image, case / "ct.nii.gz")
+        save(labels, case / "label.nii.gz")
+    return tmp_path / "data"
+
+
+def a_config(data: Path, out: Path, **changes: Any) -> TrackerTrainConfig:
+    config = TrackerTrainConfig(data=data, out=out, steps=4, batch=2, slices=3, phantoms=0, device="cpu")
+    return replace(config, **changes)
+
+
+def train(config: TrackerTrainConfig) -> list[Progress | Metric | Log]:
+    return list(train_tracker(config, model_config=TINY))
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(data: Path, tmp_path: Path) -> None:
+    whole, parts = a_config(data, tmp_path / "whole"), a_config(data, tmp_path / "parts")
+
+    events = train(whole)
+    train(replace(parts, stop_at=2))
+    half_way = read_weights(parts.out / "checkpoint.safetensors")
+    train(parts)
+
+    weights, meta = read_checkpoint(whole.out / "checkpoint.safetensors")
+    resumed, resumed_meta = read_checkpoint(parts.out / "checkpoint.safetensors")
+    assert same(weights, resumed)
+    assert not same(half_way, resumed)
+    assert meta == resumed_meta
+    assert meta["step"] == 4
+    states = [torch.load(run.out / "resume.pt", weights_only=True) for run in (whole, parts)]
+    assert same(states[0]["model"], states[1]["model"])
+    assert [type(event) for event in events] == [Log, Metric, Progress]
+    assert load_nano(whole.out / "checkpoint.safetensors", torch.device("cpu")).config == TINY
+
+
+def test_a_run_that_dies_while_saving_keeps_its_last_checkpoint(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(a_config(data, out, steps=2, stop_at=1))
+    before = {name: (out / name).read_bytes() for name in ("resume.pt", "checkpoint.safetensors")}
+
+    command = [sys.executable, "-c", DIES_WHILE_SAVING, str(data), str(out), str(Path(__file__).parent)]
+    died = subprocess.run(command, capture_output=True, check=False)
+
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    assert {name: (out / name).read_bytes() for name in before} == before
+    metric = next(event for event in train(a_config(data, out, steps=2)) if isinstance(event, Metric))
+    assert metric.step == 2
+
+
+def test_a_cancelled_run_goes_on_from_the_step_it_came_to(data: Path, tmp_path: Path) -> None:
+    config = a_config(data, tmp_path / "run", steps=3)
+    asked: list[bool] = []
+
+    def cancelled() -> bool:
+        asked.append(True)
+        return len(asked) == 2
+
+    with pytest.raises(Cancelled, match="stopped at step 1"):
+        list(train_tracker(config, cancelled, TINY))
+
+    assert read_checkpoint(config.out / "checkpoint.safetensors")[1]["step"] == 1
+
+
+def test_the_loss_falls_on_one_repeated_batch() -> None:
+    image, labels = a_case(0)
+    sampler = ClipSampler([(1.0, [LabelledVolume(image, labels, (3.0, 2.0, 2.0))])], [], 0.0, TINY.image_size)
+    batch = sampler.batch(np.random.default_rng(0), 2, 3)
+    torch.manual_seed(0)
+    model = _new_model(TINY, None).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+
+    losses = []
+    for _ in range(25):
+        loss, _ = _tracking_loss(model, *batch, np.random.default_rng(0))
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+
+    assert np.mean(losses[-3:]) < 0.75 * losses[0]
+
+
+def test_excluded_cases_are_never_read_and_are_named_in_run_and_checkpoint(
+    data: Path, tmp_path: Path
+) -> None:
+    held_out = data / "held_out"
+    held_out.mkdir()
+    (held_out / "ct.nii.gz").write_text("no image")
+    config = a_config(data, tmp_path / "run", steps=1, exclude=("held_out", "another"))
+
+    events = train(config)
+
+    run = json.loads((config.out / "run.json").read_text())
+    assert run["excluded"] == ["another", "held_out"]
+    assert run["recipe"]["steps"] == 1
+    assert read_checkpoint(config.out / "checkpoint.safetensors")[1]["excluded"] == ["another", "held_out"]
+    assert events[0] == Log("2 labelled and 0 unlabelled CTs, 0 drawn volumes.")
+    with pytest.raises(InputError, match="held_out"):
+        train(replace(config, exclude=()))
+
+
+def test_images_without_labels_and_labels_without_images_are_used_too(data: Path, tmp_path: Path) -> None:
+    (data / "case_0" / "label.nii.gz").unlink()
+    (data / "case_1" / "ct.nii.gz").unlink()
+
+    events = train(a_config(data, tmp_path / "run", steps=1))
+
+    assert events[0] == Log("0 labelled and 1 unlabelled CTs, 4 drawn volumes.")
+
+
+def test_a_clinic_adapts_trained_weights_as_they_are(data: Path, tmp_path: Path) -> None:
+    train(a_config(data, tmp_path / "first", steps=1))
+    start = tmp_path / "first" / "checkpoint.safetensors"
+
+    assert same(_new_model(TINY, start).state_dict(), read_weights(start))
+
+
+@pytest.mark.parametrize("phantoms", [0, 6])
+def test_a_folder_without_cases_is_one_clear_error(tmp_path: Path, phantoms: int) -> None:
+    (tmp_path / "data" / "empty_case").mkdir(parents=True)
+
+    with pytest.raises(InputError, match=r"No case in .*ct\.nii\.gz"):
+        train(a_config(tmp_path / "data", tmp_path / "run", phantoms=phantoms))
+
+
+def test_a_missing_folder_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        train(a_config(tmp_path / "nowhere", tmp_path / "run"))
+
+
+def test_labels_that_do_not_lie_on_their_image_are_refused(data: Path, tmp_path: Path) -> None:
+    save(a_case(0)[1][:-1], data / "case_0" / "label.nii.gz")
+
+    with pytest.raises(InputError, match=r"label\.nii\.gz"):
+        train(a_config(data, tmp_path / "run"))
+
+
+def test_a_damaged_training_state_is_one_clear_error(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "resume.pt").write_bytes(b"half a file")
+
+    with pytest.raises(ModelError, match=r"resume\.pt is damaged or of another model"):
+        train(a_config(data, out))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"steps": 0}, {"batch": 0}, {"slices": 1}, {"save_every": 0}, {"pseudo_share": 1.5}]
+)
+def test_numbers_out_of_range_are_refused(tmp_path: Path, changes: dict[str, float]) -> None:
+    with pytest.raises(InputError):
+        a_config(tmp_path, tmp_path, **changes)
+
+
+def test_the_shipped_weights_have_never_seen_the_patients_that_judge_them() -> None:
+    path = model_path(find_entry(DEFAULT_MODEL))
+    if not path.is_file():
+        pytest.skip("The shipped weights are not in pretrained/.")
+    held_out = json.loads(HOLDOUT.read_text())
+    judges = {case for cases in held_out.values() if isinstance(cases, list) for case in cases}
+
+    _, meta = read_checkpoint(path)
+
+    assert judges - set(meta["excluded"]) == set()
