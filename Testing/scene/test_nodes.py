@@ -357,6 +357,17 @@ def test_what_was_predicted_is_remembered_in_a_saved_file(a_scene, tmp_path) -> 
     )
 
 
+def test_a_predicted_slice_that_is_written_empty_no_longer_counts_as_predicted(a_scene) -> None:
+    volume_node = a_scene.add_volume(a_scene.grids["straight"])
+    volume = nodes.read_volume_node(volume_node)
+    node, (segment,) = a_scene.add_segmentation(volume_node, "liver")
+    mask = a_blob(1)
+    nodes.write_predicted_slices(node, segment, volume, 0, {3: mask[3], 4: mask[4]})
+    nodes.write_predicted_slices(node, segment, volume, 0, {3: np.zeros_like(mask[3])})
+    assert nodes.predicted_slices(node, segment).keys() == {(0, 4)}
+    assert nodes.annotated_slices(nodes.read_segment(node, segment, volume), 0) == [4]
+
+
 def test_overwriting_a_predicted_neighbour_does_not_make_its_slices_drawn(a_scene) -> None:
     volume_node = a_scene.add_volume(a_scene.grids["straight"])
     volume = nodes.read_volume_node(volume_node)

@@ -7,7 +7,7 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
-from medssl.errors import InputError, WorkerDied  # noqa: E402
+from medssl.errors import Cancelled, InputError, WorkerDied  # noqa: E402
 from medssl.events import Log, Progress  # noqa: E402
 from medssl.results import SliceMask  # noqa: E402
 from medssl.scene import nodes  # noqa: E402
@@ -61,6 +61,20 @@ class Desk:
         masks = {index: self.a_mask(100 + index) for index in indices}
         self.run.events += [SliceMask(segment, 0, index, mask, 0.9) for index, mask in masks.items()]
         return masks
+
+    def finish(self) -> None:
+        """The worker has sent everything."""
+        self.run.finished = True
+        while self.session.poll().state is State.RUNNING:
+            pass
+
+    def filled(self, segment: str) -> list[int]:
+        """The slices that hold anything of a segment."""
+        return nodes.annotated_slices(self.masks(segment), 0)
+
+    def predicted(self, segment: str) -> list[int]:
+        """The slices that count as predicted."""
+        return sorted(index for _, index in nodes.predicted_slices(self.node, segment))
 
 
 @pytest.fixture
@@ -152,6 +166,114 @@ def test_one_undo_takes_back_a_whole_propagation_and_redo_brings_it_back(a_desk:
     assert not a_desk.session.can_redo
 
 
+def a_desk_after_a_run_to_both_ends(desk: Desk) -> Desk:
+    desk.start()
+    desk.arrive(desk.liver, 0, 1, 2, 4, 5, 6)
+    desk.finish()
+    return desk
+
+
+def test_a_run_that_ends_earlier_empties_what_the_one_before_it_filled_beyond(a_desk: Desk) -> None:
+    desk = a_desk_after_a_run_to_both_ends(a_desk)
+    desk.start()
+    masks = desk.arrive(desk.liver, 2, 4)
+    desk.finish()
+    assert desk.filled(desk.liver) == [2, 3, 4]
+    assert desk.predicted(desk.liver) == [2, 4]
+    np.testing.assert_array_equal(desk.masks(desk.liver)[[2, 3, 4]], [masks[2], desk.drawn, masks[4]])
+    status = desk.session.status
+    assert (status.state, status.text) == (
+        State.DONE,
+        "2 slices were written and 4 of an earlier run emptied in 0.0 s.",
+    )
+
+
+def test_one_undo_brings_back_the_emptied_slices_with_the_written_ones(a_desk: Desk) -> None:
+    desk = a_desk_after_a_run_to_both_ends(a_desk)
+    before, predicted = desk.masks(desk.liver), desk.predicted(desk.liver)
+    for arriving in ((2, 4), ()):
+        desk.start()
+        desk.arrive(desk.liver, *arriving)
+        desk.finish()
+        desk.session.undo()
+        np.testing.assert_array_equal(desk.masks(desk.liver), before)
+        assert desk.predicted(desk.liver) == predicted
+
+
+def cancel(desk: Desk) -> None:
+    desk.session.cancel()
+
+
+def be_cancelled_by_the_worker(desk: Desk) -> None:
+    desk.run.error = Cancelled("Propagation was cancelled.")
+    desk.finish()
+
+
+def fail(desk: Desk) -> None:
+    desk.run.error = WorkerDied("The worker was killed; start again.")
+    desk.finish()
+
+
+@pytest.mark.parametrize("end", [cancel, be_cancelled_by_the_worker, fail])
+def test_a_run_that_does_not_come_to_its_end_empties_nothing(a_desk: Desk, end) -> None:
+    desk = a_desk_after_a_run_to_both_ends(a_desk)
+    desk.start()
+    desk.arrive(desk.liver, 4)
+    desk.session.poll()
+    end(desk)
+    desk.session.poll()
+    assert desk.session.status.state in (State.CANCELLED, State.FAILED)
+    assert desk.filled(desk.liver) == [0, 1, 2, 3, 4, 5, 6]
+    assert desk.predicted(desk.liver) == [0, 1, 2, 4, 5, 6]
+
+
+def test_slices_the_user_changed_before_or_during_the_run_are_not_emptied(a_desk: Desk) -> None:
+    desk = a_desk_after_a_run_to_both_ends(a_desk)
+    before, during = desk.a_mask(21), desk.a_mask(22)
+    desk.draw(desk.liver, {6: before})
+    assert desk.start().drawn == {desk.liver: [3, 6]}
+    desk.arrive(desk.liver, 4)
+    desk.session.poll()
+    desk.draw(desk.liver, {1: during})
+    desk.finish()
+    assert desk.filled(desk.liver) == [1, 3, 4, 6]
+    np.testing.assert_array_equal(desk.masks(desk.liver)[[1, 6]], [during, before])
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({"direction": "higher"}, [0, 1, 2, 3]),
+        ({"direction": "lower"}, [3, 4, 5, 6]),
+        ({"first": 2, "last": 5}, [0, 1, 3, 6]),
+        ({"direction": "higher", "last": 4}, [0, 1, 2, 3, 5, 6]),
+    ],
+    ids=str,
+)
+def test_only_slices_the_run_was_asked_about_are_emptied(a_desk: Desk, options, left: list[int]) -> None:
+    desk = a_desk_after_a_run_to_both_ends(a_desk)
+    desk.start(**options)
+    desk.finish()
+    assert desk.filled(desk.liver) == left
+
+
+def test_segments_and_axes_that_were_not_propagated_are_not_emptied(a_desk: Desk) -> None:
+    desk = a_desk
+    spleen = np.zeros(SHAPE_KJI[:2], bool)
+    spleen[1:6, 2:9] = True
+    nodes.write_predicted_slices(desk.node, desk.spleen, desk.volume, 2, {7: spleen})
+    nodes.write_slices(desk.node, desk.spleen, desk.volume, 0, {0: desk.a_mask(9)})
+    nodes.write_predicted_slices(desk.node, desk.spleen, desk.volume, 0, {6: desk.a_mask(10)})
+    before = desk.masks(desk.spleen)
+    desk.start(segment_ids=(desk.liver,))
+    desk.finish()
+    np.testing.assert_array_equal(desk.masks(desk.spleen), before)
+    desk.start(segment_ids=(desk.spleen,), axis=0)
+    desk.finish()
+    assert desk.filled(desk.spleen) == [0, 1, 2, 3, 4, 5]
+    assert nodes.predicted_slices(desk.node, desk.spleen).keys() == {(2, 7)}
+
+
 def test_undo_forgets_what_was_predicted(a_desk: Desk) -> None:
     a_desk.start()
     a_desk.arrive(a_desk.liver, 4)
@@ -167,8 +289,7 @@ def test_propagations_are_undone_one_by_one(a_desk: Desk) -> None:
     for index in (4, 5, 6):
         a_desk.start()
         a_desk.arrive(a_desk.liver, index)
-        a_desk.run.finished = True
-        a_desk.session.poll()
+        a_desk.finish()
         states.append(a_desk.masks(a_desk.liver))
     for expected in states[-2::-1]:
         a_desk.session.undo()
@@ -341,8 +462,7 @@ def test_other_segments_keep_their_voxels_unless_overwriting_is_asked_for(a_desk
         a_desk.draw(a_desk.spleen, {4: neighbour})
         a_desk.start(segment_ids=(a_desk.liver,), overlap=overlap)
         masks = a_desk.arrive(a_desk.liver, 4)
-        a_desk.run.finished = True
-        a_desk.session.poll()
+        a_desk.finish()
         assert a_desk.masks(a_desk.spleen)[4][masks[4]].all() == expected
         np.testing.assert_array_equal(a_desk.masks(a_desk.liver)[4], masks[4])
 

@@ -346,7 +346,7 @@ def slice_fingerprint(mask_hw: NDArray[np.bool_]) -> int:
 
 
 def predicted_slices(segmentation_node: Any, segment_id: str) -> dict[tuple[int, int], int]:
-    """Slices that were written by the program: {(axis, index): fingerprint of the mask as written}.
+    """Slices that were filled by the program: {(axis, index): fingerprint of the mask as written}.
 
     They are kept in a tag of the segment, so they survive saving the scene and follow undo and redo.
     """
@@ -373,10 +373,17 @@ def write_predicted_slices(
     masks: Mapping[int, NDArray[np.bool_]],
     overlap: Overlap = Overlap.ALLOW,
 ) -> None:
-    """`write_slices`, noting in the segment that these slices were predicted and not drawn by the user."""
+    """`write_slices`, noting in the segment that these slices were predicted and not drawn by the user.
+
+    A slice that ends up empty is not noted, and no longer if it was.
+    """
     written = write_slices(segmentation_node, segment_id, volume, axis, masks, overlap)
     slices = predicted_slices(segmentation_node, segment_id)
-    slices.update({(axis, index): slice_fingerprint(mask) for index, mask in written.items()})
+    for index, mask in written.items():
+        if mask.any():
+            slices[axis, index] = slice_fingerprint(mask)
+        else:
+            slices.pop((axis, index), None)
     _mark_predicted(_segment(segmentation_node, segment_id), slices)
 
 

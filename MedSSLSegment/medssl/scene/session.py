@@ -143,11 +143,16 @@ class _Propagation:
     segmentation_node: Any
     axis: int
     drawn: dict[str, list[int]]
+    covered: dict[str, range]
+    """The slices the run decides about, by segment id: its range on the side it goes to."""
     overlap: Overlap
     started_s: float
+    arrived: dict[str, set[int]]
+    """Slices that have arrived so far, by segment id."""
     pending: _Pending = field(default_factory=dict)
-    """Slices that have arrived and are not written yet: {segment id: {index: mask}}."""
+    """Slices that are to be written: {segment id: {index: mask}}."""
     slices_written: int = 0
+    slices_emptied: int = 0
 
 
 class Session:
@@ -265,8 +270,12 @@ class Session:
             segmentation_node=self._segmentation_node,
             axis=plan.axis,
             drawn=plan.drawn,
+            covered={
+                i: _covered(request, volume.shape_kji[plan.axis], drawn) for i, drawn in plan.drawn.items()
+            },
             overlap=request.overlap,
             started_s=self._clock(),
+            arrived={i: set() for i in plan.drawn},
         )
         count = "1 drawn slice" if len(references) == 1 else f"{len(references)} drawn slices"
         self._status = Status(State.RUNNING, text=f"Propagating from {count} ({plan.view}).")
@@ -315,6 +324,7 @@ class Session:
             elif isinstance(event, Log):
                 self._status = replace(self._status, text=event.text)
             elif isinstance(event, SliceMask) and event.index not in propagation.drawn[event.segment]:
+                propagation.arrived[event.segment].add(event.index)
                 propagation.pending.setdefault(event.segment, {})[event.index] = event.mask
 
     def _show_progress(self, progress: Progress) -> None:
@@ -335,7 +345,7 @@ class Session:
         self._write_again_s = now_s + (now_s - began_s)
 
     def _save_state_once(self, propagation: _Propagation) -> None:
-        if propagation.slices_written:
+        if propagation.slices_written or propagation.slices_emptied:
             return
         node = propagation.segmentation_node
         if node not in self._histories:
@@ -358,14 +368,19 @@ class Session:
             batch,
             propagation.overlap,
         )
-        propagation.slices_written += len(batch)
+        emptied = len(batch.keys() - propagation.arrived[segment_id])
+        propagation.slices_emptied += emptied
+        propagation.slices_written += len(batch) - emptied
 
     def _finish(self, propagation: _Propagation) -> None:
+        """End the run, unless slices of an earlier one are left: the next calls write those empty first."""
         try:
             propagation.run.result()
         except Cancelled as error:
             self._end(State.CANCELLED, str(error))
-        else:
+            return
+        propagation.pending = _left_over(propagation)
+        if not propagation.pending:
             seconds = self._clock() - propagation.started_s
             self._end(State.DONE, f"{_written(propagation)} in {seconds:.1f} s.")
 
@@ -448,9 +463,39 @@ class Session:
         return "a segment" if missing else ""
 
 
+def _covered(request: PropagateRequest, count: int, drawn: Sequence[int]) -> range:
+    """The slices of `count` that a run from the drawn ones (ascending) fills or finds without the object."""
+    first = 0 if request.first is None else request.first
+    last = count - 1 if request.last is None else request.last
+    if request.direction == "higher":
+        first = max(first, drawn[0] + 1)
+    elif request.direction == "lower":
+        last = min(last, drawn[-1] - 1)
+    return range(first, last + 1)
+
+
+def _left_over(propagation: _Propagation) -> _Pending:
+    """Empty masks for the slices that an earlier run filled and this one found without the object.
+
+    Drawn slices, and those the user has changed since they were predicted, are not among them.
+    """
+    node, axis = propagation.segmentation_node, propagation.axis
+    pending: _Pending = {}
+    for segment_id, drawn in propagation.drawn.items():
+        settled = propagation.arrived[segment_id].union(drawn)
+        for (marked_axis, index), mark in nodes.predicted_slices(node, segment_id).items():
+            if marked_axis != axis or index not in propagation.covered[segment_id] or index in settled:
+                continue
+            mask = nodes.read_slice(node, segment_id, propagation.volume, axis, index)
+            if nodes.slice_fingerprint(mask) == mark:
+                pending.setdefault(segment_id, {})[index] = np.zeros_like(mask)
+    return pending
+
+
 def _written(propagation: _Propagation) -> str:
-    count = propagation.slices_written
-    return "1 slice was written" if count == 1 else f"{count} slices were written"
+    count, emptied = propagation.slices_written, propagation.slices_emptied
+    text = "1 slice was written" if count == 1 else f"{count} slices were written"
+    return f"{text} and {emptied} of an earlier run emptied" if emptied else text
 
 
 def _options(request: PropagateRequest, axis: int) -> dict[str, Any]:
