@@ -148,12 +148,13 @@ def _nano(stand_in: bool) -> tuple[Any, SliceTracker]:
     entry = find_entry(NANO)
     config = NanoConfig(image_size=entry.image_size)
     trained = is_available(entry)
-    model = load_nano(model_path(entry), torch.device("cpu")) if trained else NanoModel(config).eval()
+    cpu = torch.device("cpu")
+    model, fusion = load_nano(model_path(entry), cpu) if trained else (NanoModel(config).eval(), None)
     network = model.sam
     if stand_in:  # the official predictor feeds three channels; everything behind the first layer is the same
         first = network.image_encoder.trunk.patch_embed
         first.proj = torch.nn.Conv2d(3, first.proj.out_channels, 7, stride=4, padding=3)
-    return network, NanoTracker(model)
+    return network, NanoTracker(model, fusion)
 
 
 @contextmanager

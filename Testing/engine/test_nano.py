@@ -340,7 +340,7 @@ def shipped() -> NanoModel:
     path = model_path(find_entry(DEFAULT_MODEL))
     if not path.is_file():
         pytest.skip("The shipped weights are not in pretrained/.")
-    return load_nano(path, CPU)
+    return load_nano(path, CPU)[0]
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(data: Path, tmp_path: 
     states = [torch.load(run.out / "resume.pt", weights_only=True) for run in (whole, parts)]
     assert same(states[0]["model"], states[1]["model"])
     assert [type(event) for event in events] == [Log, Metric, Progress]
-    assert load_nano(whole.out / "checkpoint.safetensors", torch.device("cpu")).config == TINY
+    assert load_nano(whole.out / "checkpoint.safetensors", torch.device("cpu"))[0].config == TINY
 
 
 def test_a_run_that_dies_while_saving_keeps_its_last_checkpoint(data: Path, tmp_path: Path) -> None:

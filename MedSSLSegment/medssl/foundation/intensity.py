@@ -147,7 +147,9 @@ class IntensitySession:
             raise InputError(
                 f"Slice {job.stop} does not exist; slices run from 0 to {len(self._slices) - 1}."
             )
-        return IntensityTrack(self._slices, self._spacing, self._step_mm, self._window, self._options, job, mask)
+        return IntensityTrack(
+            self._slices, self._spacing, self._step_mm, self._window, self._options, job, mask
+        )
 
     def _mask_of(self, prompt: SlicePrompt) -> NDArray[np.bool_]:
         if prompt.axis != self._axis:

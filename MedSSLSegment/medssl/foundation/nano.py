@@ -10,6 +10,7 @@ Axis letters: B rows, S side of the crop, H, W rows and columns of a slice.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from ..errors import InputError
 from ..prompts import SlicePrompt, box_of_mask
 from ..volume import Volume, Window, as_stack
 from .intensity import IntensityOptions, IntensityTrack
-from .nano_fusion import Fusion
+from .nano_fusion import Fusion, FusionState
 from .nano_inputs import Appearance, learn_appearance, make_channels, update_appearance
 from .nano_model import Decoded, NanoConfig, NanoModel
 from .nano_prompts import prior_mask
@@ -43,11 +44,11 @@ _CROP_FACTOR = 2.0  # side of the crop over the larger side of the object's box
 _MIN_CROP_PX = 24.0
 _EDGE_SHARE = 0.04  # an object nearer to the crop's edge than this has drifted away
 _SMALL_SHARE = 0.22  # an object smaller than this share of the crop's side wants a closer crop
-_FIRST_CROPS_MM = (60.0, 120.0, 240.0)  # tried around a click, which does not tell the object's size
+_FIRST_CROPS_MM = (50.0, 100.0, 200.0, 400.0)  # tried around a click, which does not tell the object's size
 
 
-def load_nano(path: Path, device: torch.device) -> NanoModel:
-    """Read a small model from its checkpoint.
+def load_nano(path: Path, device: torch.device) -> tuple[NanoModel, Fusion]:
+    """Read a small model, and how it is settled with the intensity tracker, from its checkpoint.
 
     Raises:
         ModelError: the file is missing, damaged, or not a model of this kind.
@@ -55,7 +56,7 @@ def load_nano(path: Path, device: torch.device) -> NanoModel:
     tensors, meta = read_checkpoint(path)
     model = NanoModel(NanoConfig.from_meta(meta.get("config", {})))
     load_into(model, tensors, min_fraction=1.0)
-    return model.to(device).eval()
+    return model.to(device).eval(), Fusion.from_meta(meta)
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,23 @@ class _Crop:
         whole_hw[whole] = cut[inside]
         return whole_hw
 
+    def cuts_off(self, mask_hw: NDArray[np.bool_]) -> bool:
+        """Whether a mask touches the crop's edge where the slice goes on."""
+        _, whole = self._overlap(mask_hw.shape)
+        part = mask_hw[whole]
+        (rows, cols), (height, width) = whole, mask_hw.shape
+        return bool(
+            (rows.start > 0 and part[0].any())
+            or (rows.stop < height and part[-1].any())
+            or (cols.start > 0 and part[:, 0].any())
+            or (cols.stop < width and part[:, -1].any())
+        )
+
     def to_crop(self, points_xy_px: NDArray[np.floating[Any]], size: int) -> NDArray[np.float32]:
         """Slice pixels (centres at integers) to crop pixels (edges at integers) of a crop resized to `size`."""
         offset, scale = np.array([self.col, self.row]), np.array([size / self.width, size / self.height])
-        return ((points_xy_px - offset + 0.5) * scale).astype(np.float32)
+        moved: NDArray[np.float32] = ((points_xy_px - offset + 0.5) * scale).astype(np.float32)
+        return moved
 
     def _overlap(self, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         inside, whole = [], []
@@ -128,7 +142,7 @@ class NanoTracker:
         """Load the registry's model."""
         from ..registry import model_path
 
-        return cls(load_nano(model_path(entry), device))
+        return cls(*load_nano(model_path(entry), device))
 
     def open(self, volume: Volume, axis: int, window: Window) -> TrackingSession:
         """Begin work on a volume; the window is fitted to each object, so the volume-wide one is not needed."""
@@ -147,6 +161,7 @@ class NanoSession:
         self._fusion = fusion
         self._references: dict[tuple[int, int], NDArray[np.bool_]] = {}
         self._dropped: set[TrackJob] = set()
+        self._beside = ThreadPoolExecutor(1)  # the intensity tracker works while the network does
 
     def add_reference(self, object_id: int, prompt: SlicePrompt) -> TrackedSlice:
         """Learn what an object is from a mask, a box or points on one slice.
@@ -206,14 +221,21 @@ class NanoSession:
             job,
             mask.astype(bool),
         )
-        return _Track(
-            job, job.start, mask.astype(np.float32), mask, _Crop.around(box, self._spacing), classical
-        )
+        area = int(mask.sum())
+        width_mm = float(np.sqrt(area * self._spacing[0] * self._spacing[1]))
+        fusion = FusionState(area, self._step_mm / width_mm, mask.astype(bool))
+        crop = _Crop.around(box, self._spacing)
+        return _Track(job, job.start, mask.astype(np.float32), mask, crop, classical, fusion)
 
     def _batch(self, tracks: list[_Track], appearance: Appearance | None = None) -> _Batch:
-        """Show the network each track's reference slice in its crop."""
-        reference_hu = self._images([(track.job.start, track.crop) for track in tracks])
-        reference = self._masks([(track.reference, track.crop) for track in tracks])
+        """Show the network what each object is: its reference slice, or the latest one once it has drifted away."""
+        anchors = [track.anchor() for track in tracks]
+        reference_hu = self._images(
+            [(index, track.crop) for (index, _), track in zip(anchors, tracks, strict=True)]
+        )
+        reference = self._masks(
+            [(mask, track.crop) for (_, mask), track in zip(anchors, tracks, strict=True)]
+        )
         if appearance is None:
             appearance = learn_appearance(reference_hu, reference)
         encoded = self._model.encode(make_channels(appearance, reference_hu, reference_hu, reference))
@@ -229,12 +251,13 @@ class NanoSession:
         for track in batch.tracks:
             track.index += track.job.step
         batch.step += 1
+        others = [self._beside.submit(track.classical.advance) for track in batch.tracks]
         image = self._images([(track.index, track.crop) for track in batch.tracks])
         encoded = self._model.encode(make_channels(batch.appearance, image, batch.image, batch.mask))
         decoded = self._model.decode(
             self._model.recall(encoded, batch.step, batch.reference, batch.recent), encoded
         )
-        answers = self._answers(batch, decoded)
+        answers = self._answers(batch, decoded, [other.result() for other in others])
         batch.image, batch.mask = image, self._masks([(track.mask, track.crop) for track in batch.tracks])
         presence = torch.tensor([[answer.score] for _, answer in answers], device=image.device).logit(1e-4)
         batch.recent[batch.step] = self._model.remember(encoded, batch.mask, presence, decoded.pointer)
@@ -242,7 +265,9 @@ class NanoSession:
         batch.appearance = update_appearance(batch.appearance, image, batch.mask)
         return answers
 
-    def _answers(self, batch: _Batch, decoded: Decoded) -> list[tuple[TrackJob, TrackedSlice]]:
+    def _answers(
+        self, batch: _Batch, decoded: Decoded, others: Sequence[TrackedSlice]
+    ) -> list[tuple[TrackJob, TrackedSlice]]:
         """Bring the network's answers back to the slice, and settle them with the intensity tracker's."""
         foreground = decoded.logits.float().sigmoid()
         presence = decoded.presence_logit.float().sigmoid()[:, 0].tolist()
@@ -252,7 +277,7 @@ class NanoSession:
             size = (track.crop.height, track.crop.width)
             cut = F.interpolate(foreground[row : row + 1], size=size, mode="bilinear", align_corners=False)
             probability = track.crop.put_back(cut[0, 0].cpu().numpy(), self._slices.shape[1:])
-            probability, score = self._settle(track, probability, presence[row])
+            probability, score = self._settle(track, probability, presence[row], others[row])
             mask = probability > 0.5
             track.mask = probability if score > 0.5 else np.zeros_like(probability)
             answer = TrackedSlice(track.job.object_id, track.index, mask, probability, score, quality[row])
@@ -260,13 +285,10 @@ class NanoSession:
         return answers
 
     def _settle(
-        self, track: _Track, probability: NDArray[np.float32], presence: float
+        self, track: _Track, probability: NDArray[np.float32], presence: float, other: TrackedSlice
     ) -> tuple[NDArray[np.float32], float]:
         """One answer from two kinds of evidence; both trackers go on from it."""
-        other = track.classical.advance()
-        if other.probability is None:
-            return probability, presence
-        settled, score = self._fusion.settle(probability, presence, other)
+        settled, score = self._fusion.settle(probability, presence, other, track.fusion)
         track.classical.correct(settled > 0.5)
         return settled, score
 
@@ -342,6 +364,14 @@ class _Track:
     crop: _Crop
     classical: IntensityTrack
     """The intensity tracker on the same way."""
+    fusion: FusionState
+    """What the settlement of the two remembers."""
+
+    def anchor(self) -> tuple[int, NDArray[np.generic]]:
+        """The slice and mask that say what the object is: the reference slice's while most of it lies in the crop."""
+        if 2 * int(self.crop.cut_mask(self.reference).sum()) >= int(self.reference.sum()):
+            return self.job.start, self.reference
+        return self.index, self.mask
 
 
 @dataclass
@@ -395,7 +425,7 @@ class NanoImagePredictor:
         """Load the registry's model."""
         from ..registry import model_path
 
-        return cls(load_nano(model_path(entry), device))
+        return cls(load_nano(model_path(entry), device)[0])
 
     def set_image(
         self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]
@@ -406,8 +436,9 @@ class NanoImagePredictor:
     def predict(self, prompt: SlicePrompt) -> Prediction:
         """Answer one prompt.
 
-        A box says how large the object is. A click does not: three crops are tried and the one that the model rates
-        best is taken. The first answer's own box then gives the crop for the second, final one.
+        A box says how large the object is. A click does not: crops from small to large are tried, and of the answers
+        that lie wholly within their crop the one that the model rates best is taken. The first answer's own box then
+        gives the crop for the second, final one.
         """
         if prompt.mask is not None and prompt.box_xyxy_px is None and len(prompt.points_xy_px) == 0:
             box = box_of_mask(prompt.mask)
@@ -417,13 +448,17 @@ class NanoImagePredictor:
         if prompt.box_xyxy_px is not None:
             first = self._ask([_Crop.around(prompt.box_xyxy_px, self._spacing)], prompt, prompt.mask)[0]
             return self._again([prompt], [first])[0]
-        tries = self._ask(
-            [self._crop_at(prompt, side_mm) for side_mm in _FIRST_CROPS_MM], prompt, prompt.mask
-        )
-        found = [answer for answer in tries if answer.mask.any()]
-        if not found:
+        crops = [self._crop_at(prompt, side_mm) for side_mm in _FIRST_CROPS_MM]
+        tries = [
+            (crop, answer)
+            for crop, answer in zip(crops, self._ask(crops, prompt, prompt.mask), strict=True)
+            if answer.mask.any()
+        ]
+        if not tries:
             return self._nothing()
-        return self._again([prompt], [max(found, key=lambda answer: answer.score)])[0]
+        whole = [answer for crop, answer in tries if not crop.cuts_off(answer.mask)]
+        best = max(whole, key=lambda answer: answer.score) if whole else tries[-1][1]
+        return self._again([prompt], [best])[0]
 
     def predict_boxes(self, boxes_xyxy_px: NDArray[np.float32]) -> list[Prediction]:
         """Answer (B, 4) boxes in one batch."""

@@ -33,7 +33,9 @@ class Prediction:
 class ImagePredictor(Protocol):
     """Set a slice once, ask about it many times."""
 
-    def set_image(self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]) -> None:
+    def set_image(
+        self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]
+    ) -> None:
         """Encode one slice.
 
         Args:
