@@ -97,7 +97,7 @@ def phantom_ct(
 
 def demo_case(seed: int = 7) -> Phantom:
     """The demo's CT: portal venous, lungs to kidneys, 2.5 x 2 x 2 mm, two liver lesions."""
-    return phantom_ct(seed, (156, 160, 200), (2.5, 2.0, 2.0), "LPS", noise_hu=11.0, lesions=2, phase="portal")
+    return phantom_ct(seed, (156, 136, 184), (2.5, 2.0, 2.0), "LPS", noise_hu=11.0, lesions=2, phase="portal")
 
 
 @dataclass(frozen=True, eq=False)

@@ -122,9 +122,9 @@ def _adrenal_gland(body: Body, side: str, sign: int) -> None:
 def _kidney(body: Body, side: str, sign: int) -> None:
     """A bean with cortex and pyramids around a hilum of fat, renal pelvis and vessels."""
     name = f"kidney_{side}"
-    centre = body.near(name, (sign * 62, -36, -21 - 5 * sign), 3.5)
+    centre = body.near(name, (sign * 63, -37, -22 - 6 * sign), 3.5)
     turn = body.turned(name, -10, sign * 10, sign * -28)
-    shape = ellipsoid(centre, body.sized(name, (26, 23, 52)), turn, bend_mm=-sign * 9)
+    shape = ellipsoid(centre, body.sized(name, (29, 26, 55)), turn, bend_mm=-sign * 9)
     pyramids = Waves.random(body.rng(name), (17, 30), count=24)
     cortex, medulla = np.float32(body.hu["cortex"]), body.hu["medulla"]
 
@@ -238,12 +238,12 @@ def add_great_vessels(body: Body) -> None:
     """Vena cava, portal system, aorta and their larger branches down to the thighs."""
     wide = body.rng("vessels").uniform(0.85, 1.2)
     vein, artery, portal = (tissue(body.hu[name], 2, 3) for name in ("cava", "aorta", "portal"))
-    body.add(pipe(_CAVA), vein, "inferior_vena_cava", rim_mm=0.6)
+    body.add(pipe(_CAVA), vein, "inferior_vena_cava")
     body.add(pipe(_PORTAL), portal, "portal_vein_and_splenic_vein")
     body.add(pipe(_MESENTERIC_VEIN), portal, clear=True)
     body.add(pipe(_MESENTERIC_ARTERY), artery, clear=True, rim_mm=1.5)
     body.add(pipe(_HEPATIC_ARTERY), artery, clear=True)
-    body.add(pipe(_AORTA * (1, 1, 1, wide), 6), artery, "aorta", rim_mm=0.8)
+    body.add(pipe(_AORTA * (1, 1, 1, wide), 6), artery, "aorta")
     for _, sign in sides():
         legs = nodes("28 -14 -150 5.5, 62 8 -205 5, 80 48 -255 4.5, 84 46 -330 4", sign)
         body.add(pipe(np.vstack([(-2, -14, -108, 6), legs])), artery, clear=True)

@@ -131,9 +131,9 @@ def _heart(body: Body) -> None:
 def _mediastinum(body: Body) -> None:
     """Great vessels above the heart, gullet, thyroid."""
     right, left = tissue(body.hu["chamber_right"], 2, 4), tissue(body.hu["chamber_left"], 2, 2)
-    body.add(pipe(_PULMONARY_TRUNK), right, clear=True, rim_mm=0.8)
+    body.add(pipe(_PULMONARY_TRUNK), right, clear=True)
     body.add(pipe(_RIGHT_PULMONARY), right, clear=True)
-    body.add(pipe(_UPPER_CAVA), right, "superior_vena_cava", rim_mm=0.6)
+    body.add(pipe(_UPPER_CAVA), right, "superior_vena_cava")
     body.add(pipe(_BRACHIOCEPHALIC), right, clear=True)
     thyroid = tissue(max(body.hu["cava"] + 20, 110.0), 5, 4)
     for _, sign in sides():

@@ -42,14 +42,26 @@ class Anatomy:
 
     def on(self, lattice: Lattice) -> Slab:
         """Body coordinates and shared fields on a block of world positions."""
+        moved_mm = [waves.on(lattice) for waves in self.warp]
+        ranges_mm = np.array([(field_mm.min(), field_mm.max()) for field_mm in moved_mm], float)
         x, y, z = (
-            (lattice.coordinate(axis) + waves.on(lattice)) * np.float32(1 / scale)
-            for axis, waves, scale in zip(range(3), self.warp, self.scale, strict=True)
+            (lattice.coordinate(axis) + moved_mm[axis]) * np.float32(1 / self.scale[axis])
+            for axis in range(3)
         )
         wall_mm, level = cavity(x, y, z)
-        slack_mm = np.array([waves.bound for waves in self.warp])
-        textures = self.fine.on(lattice), self.coarse.on(lattice)
-        return Slab(lattice, self.scale, slack_mm, x, y, z, wall_mm, dome(x, y, z, level), *textures)
+        return Slab(
+            lattice,
+            scale=self.scale,
+            shift_mm=ranges_mm.mean(axis=1),
+            slack_mm=np.ptp(ranges_mm, axis=1) / 2,
+            x=x,
+            y=y,
+            z=z,
+            cavity=wall_mm,
+            dome=dome(x, y, z, level),
+            fine=self.fine.on(lattice),
+            coarse=self.coarse.on(lattice),
+        )
 
 
 def build_anatomy(seed: int, lesions: int = 0, phase: str | None = None) -> Anatomy:
@@ -80,7 +92,7 @@ def build_anatomy(seed: int, lesions: int = 0, phase: str | None = None) -> Anat
         warp=(_warp(rng, 4.0), _warp(rng, 3.5), _warp(rng, 5.0)),
         fine=Waves.random(rng, (fine_mm, 2 * fine_mm), count=40),
         coarse=Waves.random(rng, (coarse_mm, 2 * coarse_mm), count=24),
-        centre_mm=np.array([0.0, -2.0, 90.0]) * body.scale,
+        centre_mm=np.array([0.0, -2.0, 85.0]) * body.scale,
         back_mm=-back_mm(body) * float(body.scale[1]),
         outline=skin(body),
         fat=subcutaneous_fat,

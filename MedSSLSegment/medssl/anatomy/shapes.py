@@ -108,11 +108,6 @@ class Waves:
         vectors = directions * (2 * np.pi / lengths_mm)
         return cls(vectors, rng.uniform(0, 2 * np.pi, count), rms * float(np.sqrt(2 / count)))
 
-    @property
-    def bound(self) -> float:
-        """Largest value the field can take anywhere."""
-        return self.amplitude * len(self.phases)
-
     def on(self, lattice: Lattice) -> Array:
         """Sample the field: (K, J, I).
 
@@ -144,8 +139,7 @@ class Profile:
     def __call__(self, at_mm: ArrayLike) -> Array:
         """Values at positions, constant beyond the first and the last knot."""
         index = ((np.asarray(at_mm, np.float32) - self._first_mm) / self._STEP_MM + 0.5).astype(np.int32)
-        values: Array = self._table[np.clip(index, 0, len(self._table) - 1)]
-        return values
+        return np.take(self._table, index, mode="clip")
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +149,10 @@ class Slab:
     lattice: Lattice
     scale: Vector
     """(3,) world mm per body mm."""
+    shift_mm: Vector
+    """(3,) how far the body's deformation moves this block's points, in the middle of its range."""
     slack_mm: Vector
-    """(3,) how far the body's deformation can move a point."""
+    """(3,) how much more or less than that."""
     x: Array
     """(K, J, I) towards the patient's right, mm."""
     y: Array
@@ -174,8 +170,8 @@ class Slab:
 
     @property
     def softness_mm(self) -> float:
-        """Width over which a boundary blends from one tissue to the next: about one voxel."""
-        return float(self.lattice.spacing_kji_mm.mean())
+        """Width over which a boundary blends from one tissue to the next: a voxel's shortest side."""
+        return float(self.lattice.spacing_kji_mm.min())
 
     def region(self, box: Box) -> Region | None:
         """Index ranges where a body box may appear, or None when it misses the block."""
@@ -184,7 +180,8 @@ class Slab:
     def regions(self, low_mm: Vector, high_mm: Vector) -> Iterator[tuple[int, Region]]:
         """(n, index ranges) for those of N body boxes, (N, 3) corners, that may appear in the block."""
         margin_mm = self.slack_mm + self.softness_mm
-        first, stop = self.lattice.bounds(low_mm * self.scale - margin_mm, high_mm * self.scale + margin_mm)
+        low_mm, high_mm = (edge_mm * self.scale - self.shift_mm for edge_mm in (low_mm, high_mm))
+        first, stop = self.lattice.bounds(low_mm - margin_mm, high_mm + margin_mm)
         for n in np.flatnonzero((first < stop).all(axis=1)):
             k, j, i = (slice(int(a), int(b)) for a, b in zip(first[n], stop[n], strict=True))
             yield int(n), (k, j, i)
@@ -272,12 +269,13 @@ def ellipsoid(
 
 
 def spline(nodes: ArrayLike, step_mm: float) -> Vector:
-    """Smooth dense path (N, D) through coarse nodes (M, D); columns past the third, e.g. a radius, come along."""
+    """Smooth dense path (N, D) through coarse nodes (M, D); columns past the third, e.g. a radius, never overshoot."""
     points = np.asarray(nodes, float)
     along_mm = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points[:, :3], axis=0), axis=1))])
     count = max(int(np.ceil(along_mm[-1] / step_mm)) + 1, 2)
-    curve = CubicSpline if len(points) > 2 else PchipInterpolator
-    return np.asarray(curve(along_mm, points)(np.linspace(0, along_mm[-1], count)))
+    dense_mm = np.linspace(0, along_mm[-1], count)
+    place = CubicSpline(along_mm, points[:, :3])(dense_mm)
+    return np.column_stack([place, PchipInterpolator(along_mm, points[:, 3:])(dense_mm)])
 
 
 def nodes(text: str, sign: int = 1) -> Vector:

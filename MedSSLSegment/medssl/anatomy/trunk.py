@@ -98,9 +98,16 @@ def add_wall(body: Body) -> None:
     body.add((lambda slab: slab.cavity + 1, EVERYWHERE), inner_fat)
 
 
+def _neck_and_thighs(slab: Slab) -> Array:
+    """Muscle fills the inner space above the lungs and below the pelvis."""
+    below = np.abs(slab.z - np.float32(-8)) - np.float32(272)
+    return smooth_max(slab.cavity + 4, -below, 20.0)
+
+
 def add_muscles(body: Body) -> None:
-    """Muscles that stand out of the wall: chest, shoulder, seat, loin, back and psoas."""
+    """Muscles that stand out of the wall: neck, thigh, chest, shoulder, seat, loin, back and psoas."""
     paint = muscle(body.hu["muscle"])
+    body.add((_neck_and_thighs, EVERYWHERE), paint)
     bulk = (1, 1, 1, body.muscle)
     for side, sign in sides():
         chest = ellipsoid((sign * 78, 82, 190), (62, 13, 52), rotation(-14, 0, sign * -24))
