@@ -60,11 +60,11 @@ class ReplayingSession:
             for job, answer in item:
                 self._keep(job, answer)
             for job, answers in list(replayed.items()):
-                answer = None if job in self._dropped else next(answers, None)
-                if answer is None:
+                again = None if job in self._dropped else next(answers, None)
+                if again is None:
                     del replayed[job]
                 else:
-                    item = [*item, (job, answer)]
+                    item = [*item, (job, again)]
             if not item:
                 return
             yield item
@@ -120,7 +120,8 @@ class _Compact:
         exact = answer.mask.astype(np.float32) if answer.probability is None else answer.probability
         # 0.5 itself is outside the mask: round so that both sides of it stay apart.
         levels = np.where(answer.mask, np.ceil(exact * 255), np.floor(exact * 255)).astype(np.uint8)
-        rows, cols = _span(levels.any(axis=1)), _span(levels.any(axis=0))
+        filled = levels > 0
+        rows, cols = _span(np.any(filled, axis=1)), _span(np.any(filled, axis=0))
         cut = levels[rows, cols].copy()
         return cls(answer.index, exact.shape, rows, cols, cut, answer.score, answer.quality)
 
