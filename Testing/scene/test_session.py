@@ -456,6 +456,27 @@ def test_a_poll_stops_writing_when_its_time_is_up_and_gives_the_front_end_as_lon
     assert writes == [a_desk.liver, a_desk.spleen]
 
 
+def test_while_slices_still_come_they_are_gathered_for_four_times_as_long_as_a_write_takes(
+    a_desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = []
+
+    def slow_write(node, segment, volume, axis, masks, overlap) -> None:
+        writes.append(sorted(masks))
+        a_desk.clock.now_s += 0.5
+
+    monkeypatch.setattr(nodes, "write_predicted_slices", slow_write)
+    a_desk.start()
+    for index in (4, 5, 6):
+        a_desk.arrive(a_desk.liver, index)
+        a_desk.session.poll()
+        a_desk.clock.now_s += 0.9
+    assert writes == [[4]]
+    a_desk.clock.now_s += 0.3
+    a_desk.session.poll()
+    assert writes == [[4], [5, 6]]
+
+
 def test_other_segments_keep_their_voxels_unless_overwriting_is_asked_for(a_desk: Desk) -> None:
     neighbour = np.ones(SHAPE_KJI[1:], bool)
     for overlap, expected in ((Overlap.ALLOW, True), (Overlap.OVERWRITE, False)):
