@@ -35,7 +35,7 @@ from scipy.optimize import minimize
 
 _MANY = ("rib_", "vertebrae_")  # they would outnumber all other organs of a phantom
 _PHANTOM_SEEDS = (5001,)
-_NETWORK_WEIGHTS = (0.45, 0.6)
+_NETWORK_WEIGHTS = (0.45,)  # the intensity tracker is the stronger of the two, by a little
 _START_LOGIT = 3.0
 _PATIENCE = PropagateOptions().patience
 _ROUNDS = 800
@@ -110,7 +110,7 @@ def _fit(model: NanoModel, cases: list[Case], network: float) -> tuple[float, Fu
     rng = np.random.default_rng(0)
     best, best_value = start, value
     for _ in range(_ROUNDS):
-        presence = tuple(np.array(best.presence) + rng.normal(0.0, 0.15, len(best.presence)))
+        presence = tuple((np.array(best.presence) + rng.normal(0.0, 0.15, len(best.presence))).tolist())
         memory = float(np.clip(best.memory + rng.normal(0.0, 0.05), 0.0, 0.9))
         tried = Fusion(network=network, presence=presence, memory=memory)
         value = _value(ways, tried)
