@@ -9,11 +9,12 @@ from typing import Any
 import qt
 import slicer.util
 from medssl.errors import MedSSLError
-from medssl.registry import is_available, load_registry
+from medssl.registry import DEFAULT_MODEL, ModelEntry, find_entry, is_available, load_registry
 from medssl.scene.session import PropagateRequest, Session, State, Status
 from slicer.i18n import tr as _
 
 from . import WorkerPython
+from .ModelDownload import ensureModel, sizeText
 from .ParameterNode import MedSSLSegmentParameterNode
 
 __all__ = ["Panel", "timeLeftText"]
@@ -97,7 +98,7 @@ class Panel:
         segmentation = self.parameterNode.segmentation if self.parameterNode else None
         self.session.choose(volume, segmentation)
         if self.parameterNode:
-            self.ui.modelComboBox.currentIndex = self.ui.modelComboBox.findData(self.parameterNode.model)
+            self._chooseModel(self.parameterNode.model)
         self.updateSegments()
 
     def updateSegments(self) -> None:
@@ -141,14 +142,24 @@ class Panel:
         return ""
 
     def _fillModels(self) -> None:
-        for row, entry in enumerate(load_registry()):
-            title = (
-                entry.title
-                if is_available(entry)
-                else _("{title} (not downloaded)").format(title=entry.title)
-            )
-            self.ui.modelComboBox.addItem(title, entry.id)
+        """Offer the models that can propagate."""
+        for row, entry in enumerate(e for e in load_registry() if e.kind != "sam"):
+            self.ui.modelComboBox.addItem("", entry.id)
             self.ui.modelComboBox.setItemData(row, entry.purpose, qt.Qt.ToolTipRole)
+        self._titleModels()
+
+    def _titleModels(self) -> None:
+        """Show which models are on this computer and which are still to be downloaded."""
+        for row in range(self.ui.modelComboBox.count):
+            entry = find_entry(self.ui.modelComboBox.itemData(row))
+            self.ui.modelComboBox.setItemText(row, _modelTitle(entry))
+
+    def _chooseModel(self, modelId: str) -> None:
+        """Show a model as chosen; the default one when a scene asks for one that is not offered."""
+        row = self.ui.modelComboBox.findData(modelId)
+        default = self.ui.modelComboBox.findData(DEFAULT_MODEL)
+        self.ui.modelComboBox.currentIndex = default if row < 0 else row
+        self.onModelChosen()
 
     # From the widgets to the session
 
@@ -169,11 +180,20 @@ class Panel:
         return [item.data(qt.Qt.UserRole) for item in self._items() if item.checkState() == qt.Qt.Checked]
 
     def onPropagate(self) -> None:
-        with errorsShown(waitCursor=True):
-            self.requireWorker()
-            self.session.start(self.request())
-            self.timer.start()
+        if self._hasModel():
+            with errorsShown(waitCursor=True):
+                self.requireWorker()
+                self.session.start(self.request())
+                self.timer.start()
         self.showStatus(self.session.status)
+
+    def _hasModel(self) -> bool:
+        """Whether the chosen model is on this computer, once the user was offered to download it."""
+        isHere = False
+        with errorsShown():
+            isHere = ensureModel(self.parameterNode.model)
+        self._titleModels()
+        return isHere
 
     def onTimer(self) -> None:
         with errorsShown():
@@ -225,6 +245,14 @@ class Panel:
         with errorsShown(waitCursor=True):
             WorkerPython.requirePackages(WorkerPython.workerCommand())
             self.ui.statusLabel.text = _("The worker's Python has everything it needs.")
+
+
+def _modelTitle(entry: ModelEntry) -> str:
+    if is_available(entry):
+        return entry.title
+    if entry.bundled:
+        return _("{title} (missing: install the program again)").format(title=entry.title)
+    return _("{title} (Propagate offers to download {size})").format(title=entry.title, size=sizeText(entry))
 
 
 def _colorIcon(rgb: tuple[float, float, float]) -> Any:

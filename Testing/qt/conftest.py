@@ -29,7 +29,12 @@ from shibokensupport import feature  # noqa: E402
 MODULE_FOLDER = Path(__file__).resolve().parents[2] / "MedSSLSegment"
 PROPERTIES_AS_ATTRIBUTES = 2
 
-PYTHONQT_MODULES = ("MedSSLSegment", "MedSSLSegmentLib.Panel", "MedSSLSegmentLib.WorkerPython")
+PYTHONQT_MODULES = (
+    "MedSSLSegment",
+    "MedSSLSegmentLib.ModelDownload",
+    "MedSSLSegmentLib.Panel",
+    "MedSSLSegmentLib.WorkerPython",
+)
 feature.set_selection(PROPERTIES_AS_ATTRIBUTES, __name__)
 
 
@@ -210,6 +215,20 @@ class Application:
         self.segmentations_logic.SetMRMLScene(self.scene)
         self.settings: dict[str, str] = {}
         self.errors_shown: list[str] = []
+        self.questions_asked: list[str] = []
+        self.says_yes = False
+        self.progress_dialogs: list[QtWidgets.QProgressDialog] = []
+
+    def confirm(self, text: str, title: str = "") -> bool:
+        self.questions_asked.append(text)
+        return self.says_yes
+
+    def create_progress_dialog(self, **properties: Any) -> QtWidgets.QProgressDialog:
+        dialog = QtWidgets.QProgressDialog()
+        for name, value in properties.items():
+            setattr(dialog, name, value)
+        self.progress_dialogs.append(dialog)
+        return dialog
 
     @contextlib.contextmanager
     def try_with_error_display(self, message: str = "", waitCursor: bool = False) -> Iterator[None]:
@@ -247,6 +266,8 @@ class Application:
             childWidgetVariables=_child_widgets,
             tryWithErrorDisplay=self.try_with_error_display,
             errorDisplay=self.errors_shown.append,
+            confirmOkCancelDisplay=self.confirm,
+            createProgressDialog=self.create_progress_dialog,
             settingsValue=self.settings.get,
             startupEnvironment=lambda: dict(os.environ),
             updateVolumeFromArray=_update_volume,
@@ -294,9 +315,10 @@ def qt_application() -> Any:
 
 
 @pytest.fixture
-def an_application(qt_application: Any, monkeypatch: pytest.MonkeyPatch) -> Application:
-    """A Slicer with an empty scene in which the module can be imported."""
+def an_application(qt_application: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Application:
+    """A Slicer with an empty scene in which the module can be imported, on a computer without other models."""
     application = Application()
+    monkeypatch.setenv("MEDSSL_HOME", str(tmp_path))
     monkeypatch.syspath_prepend(str(MODULE_FOLDER))
     for name in [n for n in sys.modules if n.split(".")[0] in ("MedSSLSegment", "MedSSLSegmentLib")]:
         monkeypatch.delitem(sys.modules, name)

@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("slicer")
 pytest.importorskip("PySide6.QtUiTools")
 
-from medssl.errors import WorkerDied, WorkerError
+from medssl.errors import Cancelled, ModelError, WorkerDied, WorkerError
 from medssl.events import Progress
+from medssl.registry import DEFAULT_MODEL, ModelEntry, find_entry, model_path
 from medssl.results import SliceMask
 from PySide6 import QtWidgets
 from shibokensupport import feature
@@ -90,6 +91,12 @@ class Desk:
     def masks(self) -> np.ndarray:
         return self.nodes.read_segment(self.segmentation_node, self.liver, self.volume)
 
+    def choose_model(self, model_id: str) -> None:
+        self.ui.modelComboBox.currentIndex = self.ui.modelComboBox.findData(model_id)
+
+    def model_title(self, model_id: str) -> str:
+        return self.ui.modelComboBox.itemText(self.ui.modelComboBox.findData(model_id))
+
     def arrive(self, *indices: int) -> None:
         self.client.run.events += [SliceMask(self.liver, 0, n, self.painted, 0.9) for n in indices]
 
@@ -99,6 +106,14 @@ def a_desk(an_application: Any, the_module: Any) -> Any:
     desk = Desk(an_application, the_module)
     yield desk
     desk.widget.cleanup()
+
+
+def put_on_this_computer(entry: ModelEntry) -> None:
+    """A file that takes no space and has the model's name and size."""
+    path = model_path(entry)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(entry.size_bytes)
 
 
 def test_the_module_describes_itself_to_slicer(the_module: Any) -> None:
@@ -197,13 +212,101 @@ def test_what_the_user_can_mend_is_shown_as_one_sentence(a_desk: Desk) -> None:
 def test_the_users_choices_reach_the_worker(a_desk: Desk) -> None:
     a_desk.choose_nodes()
     a_desk.ui.viewComboBox.currentIndex = 1 + ["Axial", "Coronal", "Sagittal"].index("Coronal")
-    a_desk.ui.modelComboBox.currentIndex = 1
-    model = a_desk.ui.modelComboBox.itemData(1)
+    put_on_this_computer(find_entry("medsam2"))
+    a_desk.choose_model("medsam2")
     a_desk.ui.propagateButton.click()
     (asked,) = a_desk.client.asked
     assert asked["options"]["axis"] == 1
-    assert asked["model"] == model
+    assert asked["model"] == "medsam2"
     assert [r.prompt.index for r in asked["references"]] == [2, 3, 4]
+
+
+def test_the_shipped_model_is_chosen_and_ready(a_desk: Desk) -> None:
+    assert a_desk.ui.modelComboBox.currentText == find_entry(DEFAULT_MODEL).title
+    a_desk.choose_nodes()
+    a_desk.ui.propagateButton.click()
+    assert a_desk.client.asked[0]["model"] == DEFAULT_MODEL
+    assert a_desk.application.questions_asked == []
+
+
+def test_only_models_that_can_propagate_are_offered_and_say_how_to_get_them(a_desk: Desk) -> None:
+    offered = [a_desk.ui.modelComboBox.itemData(row) for row in range(a_desk.ui.modelComboBox.count)]
+    assert {"medssl-nano", "sam2.1-hiera-tiny", "medsam2"} <= set(offered)
+    assert all(find_entry(model).kind != "sam" for model in offered)
+    assert a_desk.model_title("medsam2") == "MedSAM2 (Propagate offers to download 156 MB)"
+
+
+def test_a_scene_that_asks_for_a_model_that_is_not_offered_gets_the_shipped_one(a_desk: Desk) -> None:
+    a_desk.panel.parameterNode.model = "sam-vit-b"
+    assert a_desk.panel.parameterNode.model == DEFAULT_MODEL
+    assert a_desk.ui.modelComboBox.currentText == find_entry(DEFAULT_MODEL).title
+
+
+def test_a_model_is_not_downloaded_unless_the_user_agrees(a_desk: Desk) -> None:
+    a_desk.choose_nodes()
+    a_desk.choose_model("medsam2")
+    a_desk.ui.propagateButton.click()
+    (question,) = a_desk.application.questions_asked
+    entry = find_entry("medsam2")
+    for told in ("156 MB", entry.source_url, entry.license, entry.file, str(model_path(entry).parent)):
+        assert told in question
+    assert a_desk.application.progress_dialogs == []
+    assert a_desk.client.asked == []
+    assert a_desk.ui.propagateButton.enabled
+
+
+@pytest.fixture
+def a_download(a_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stands in for the network: gives the file, or does what the test puts in its place."""
+
+    class Download:
+        def __call__(self, entry: ModelEntry, progress: Any, cancelled: Any, *, acknowledged: bool) -> None:
+            assert acknowledged
+            progress(Progress(entry.size_bytes // 2, entry.size_bytes))
+            (dialog,) = a_desk.application.progress_dialogs
+            assert dialog.value == 500
+            self.then(entry, dialog, cancelled)
+
+        def then(self, entry: ModelEntry, dialog: Any, cancelled: Any) -> None:
+            assert not cancelled()
+            put_on_this_computer(entry)
+
+    download = Download()
+    monkeypatch.setattr(sys.modules["MedSSLSegmentLib.ModelDownload"], "download", download)
+    a_desk.application.says_yes = True
+    a_desk.choose_nodes()
+    a_desk.choose_model("medsam2")
+    return download
+
+
+def test_a_model_is_downloaded_when_the_user_agrees_and_used_at_once(a_desk: Desk, a_download: Any) -> None:
+    a_desk.ui.propagateButton.click()
+    assert a_desk.client.asked[0]["model"] == "medsam2"
+    assert a_desk.model_title("medsam2") == "MedSAM2"
+    assert not a_desk.application.progress_dialogs[0].visible
+
+
+def test_a_download_can_be_cancelled(a_desk: Desk, a_download: Any) -> None:
+    def cancel(entry: ModelEntry, dialog: Any, cancelled: Any) -> None:
+        dialog.cancel()
+        assert cancelled()
+        raise Cancelled("Getting medsam2 was cancelled.")
+
+    a_download.then = cancel
+    a_desk.ui.propagateButton.click()
+    assert a_desk.client.asked == []
+    assert a_desk.application.errors_shown == []
+
+
+def test_a_download_that_fails_says_why(a_desk: Desk, a_download: Any) -> None:
+    def fail(entry: ModelEntry, dialog: Any, cancelled: Any) -> None:
+        raise ModelError("The download of medsam2 stopped; check the network.")
+
+    a_download.then = fail
+    a_desk.ui.propagateButton.click()
+    assert a_desk.client.asked == []
+    assert a_desk.application.errors_shown == ["The download of medsam2 stopped; check the network."]
+    assert a_desk.ui.propagateButton.enabled
 
 
 def test_choices_are_kept_in_the_scene_when_the_module_is_left_and_entered(a_desk: Desk) -> None:

@@ -1,0 +1,74 @@
+"""Gets a model that is not on this computer yet, after asking."""
+
+from __future__ import annotations
+
+import qt
+import slicer
+import slicer.util
+from medssl.errors import Cancelled
+from medssl.events import Progress
+from medssl.registry import ModelEntry, download, find_entry, is_available, user_folder
+from slicer.i18n import tr as _
+
+__all__ = ["ensureModel", "sizeText"]
+
+PROGRESS_STEPS = 1000
+
+
+def ensureModel(modelId: str) -> bool:
+    """Have a model on this computer; asks the user before downloading it.
+
+    Returns:
+        Whether it is there; False when the user said no or cancelled.
+
+    Raises:
+        ModelError: the download failed, or a model that should have come with the program is missing.
+        StorageError: no space or no permission.
+    """
+    entry = find_entry(modelId)
+    if is_available(entry):
+        return True
+    if not entry.bundled and not slicer.util.confirmOkCancelDisplay(_question(entry), _("Download a model")):
+        return False
+    return _download(entry)
+
+
+def sizeText(entry: ModelEntry) -> str:
+    """Size of a model's file for a person, e.g. "156 MB"."""
+    return _("{count} MB").format(count=round(entry.size_bytes / 1e6))
+
+
+def _question(entry: ModelEntry) -> str:
+    return _(
+        "{title} is not on this computer. Download it now ({size}) from {url}?\n\n"
+        "License of the model: {license}. By downloading it you confirm that you know its terms.\n\n"
+        "Without a network, cancel and put the file {file} into {folder}."
+    ).format(
+        title=entry.title,
+        size=sizeText(entry),
+        url=entry.source_url,
+        license=entry.license,
+        file=entry.file,
+        folder=user_folder(),
+    )
+
+
+def _download(entry: ModelEntry) -> bool:
+    dialog = slicer.util.createProgressDialog(
+        maximum=PROGRESS_STEPS,
+        labelText=_("Downloading {title}...").format(title=entry.title),
+        windowTitle=_("Download a model"),
+        windowModality=qt.Qt.ApplicationModal,
+    )
+
+    def show(progress: Progress) -> None:
+        dialog.value = round(PROGRESS_STEPS * progress.done / progress.total)
+        slicer.app.processEvents()
+
+    try:
+        download(entry, show, lambda: dialog.wasCanceled, acknowledged=True)
+    except Cancelled:
+        return False
+    finally:
+        dialog.close()
+    return True
