@@ -189,6 +189,8 @@ def _draw_plane(
 
 
 def _mark_sides(axes: Axes, view: View) -> None:
+    from matplotlib.patheffects import withStroke
+
     right, top = _RIGHT_OF_IMAGE[view], _TOP_OF_IMAGE[view]
     for x, y, letter in (
         (0.02, 0.5, _OPPOSITE[right]),
@@ -196,7 +198,17 @@ def _mark_sides(axes: Axes, view: View) -> None:
         (0.5, 0.97, top),
         (0.5, 0.03, _OPPOSITE[top]),
     ):
-        axes.text(x, y, letter, transform=axes.transAxes, color=_FAINT, fontsize=9, ha="center", va="center")
+        axes.text(
+            x,
+            y,
+            letter,
+            transform=axes.transAxes,
+            color=_TEXT,
+            fontsize=9,
+            ha="center",
+            va="center",
+            path_effects=[withStroke(linewidth=2.5, foreground=_BACKGROUND)],
+        )
 
 
 def _draw_confidence(
