@@ -84,13 +84,15 @@ def phantom_ct(
     lattice = grid.lattice(anatomy.centre_mm)
     voxels = np.empty(grid.shape_kji, np.int16)
     labels = np.empty(grid.shape_kji, np.uint8)
+    counts = np.zeros(len(ORGANS) + 1, np.int64)
     noise = _Noise(seed, lattice, noise_hu)
     for rows, hu, block_labels in _blocks(anatomy, lattice, noise):
         grid.upright(voxels)[rows] = hu
         grid.upright(labels)[rows] = block_labels
+        counts += np.bincount(block_labels.reshape(-1), minlength=len(counts))
     affine = grid.ijk_to_ras(lattice)
-    present = np.flatnonzero(np.bincount(labels.reshape(-1), minlength=len(ORGANS) + 1)[1:])
-    segments = tuple(Segment(ORGANS[n], int(n) + 1, default_color(int(n) + 1)) for n in present)
+    present = [label for label in range(1, len(counts)) if counts[label]]
+    segments = tuple(Segment(ORGANS[label - 1], label, default_color(label)) for label in present)
     volume = Volume(voxels, affine, name=f"phantom {seed}")
     return Phantom(volume, Segmentation(labels, affine, segments))
 

@@ -38,9 +38,9 @@ _CHAMBERS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float
 }
 """Centre, radii and wall, mm."""
 
-_PULMONARY_TRUNK = nodes("-18 44 158 14, -20 28 180 13.5, -22 6 188 12, -40 -8 184 9")
+_PULMONARY_TRUNK = nodes("-19 42 166 14, -20 28 182 13.5, -22 6 188 12, -40 -8 184 9")
 _RIGHT_PULMONARY = nodes("-20 14 186 11, 4 2 182 10.5, 34 -6 178 9.5, 44 -8 172 8")
-_UPPER_CAVA = nodes("26 18 160 10, 26 14 200 10, 22 16 238 9")
+_UPPER_CAVA = nodes("27 18 170 10, 26 14 200 10, 22 16 238 9")
 _BRACHIOCEPHALIC = nodes("22 16 236 8.5, -4 30 240 7, -36 18 258 7")
 _CAROTID = nodes("14 6 214 5, 18 -4 250 4.5, 24 -10 320 3.5")
 _JUGULAR = nodes("24 14 244 6, 32 -4 290 6, 34 -12 340 5")
