@@ -5,7 +5,14 @@ from __future__ import annotations
 import ctypes
 import sys
 
-NEEDED = ("libEGL.so.1", "libGL.so.1", "libfontconfig.so.1", "libxkbcommon.so.0", "libdbus-1.so.3", "libglib-2.0.so.0")
+NEEDED = (
+    "libEGL.so.1",
+    "libGL.so.1",
+    "libfontconfig.so.1",
+    "libxkbcommon.so.0",
+    "libdbus-1.so.3",
+    "libglib-2.0.so.0",
+)
 
 
 def missing_libraries() -> list[str]:

@@ -25,9 +25,9 @@ __all__ = ["PHANTOM_ORGANS", "DemoResult", "annotate_middle_slices", "run_demo",
 
 PHANTOM_ORGANS = (
     "liver", "spleen", "kidney_right", "kidney_left", "stomach", "gallbladder", "pancreas", "aorta",
-    "heart", "lung_right", "lung_left", "vertebrae_L1",
+    "heart", "lung_right", "lung_left", "iliopsoas_right",
 )  # fmt: skip
-"""What the demonstration looks for in the phantom, which has many more: ribs, vertebrae, muscles, vessels."""
+"""What the demonstration looks for in the phantom, which has many more: ribs, vertebrae, vessels."""
 MIN_SLICES = 5
 """An organ on fewer slices leaves too little to find."""
 
