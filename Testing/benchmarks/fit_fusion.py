@@ -3,7 +3,7 @@ request in the weights' metadata.
 
     fit_fusion.py --data FOLDER [--model FILE] [--cases 26] [--write]
 
-Uses patients of the data folder that `holdout.json` does not hold out, and a phantom for organs of the trunk. Every one
+Uses patients of the data folder that `holdout.json` does not hold out, and phantoms for organs of the trunk. Every one
 is tracked once per mixing weight without ever stopping, and the overlap with the truth is noted on every slice. The
 weights of the object score then maximise the mean of own-extent and whole-volume Dice that stopping by that score would
 have given: a logistic regression is the start, a seeded random search the refinement.
@@ -33,8 +33,9 @@ from numpy.typing import NDArray
 from protocol import Case, ObjectTask, held_out_cases, object_tasks, read_case
 from scipy.optimize import minimize
 
+_PHANTOM = "phantom_"
 _MANY = ("rib_", "vertebrae_")  # they would outnumber all other organs of a phantom
-_PHANTOM_SEEDS = (5001,)
+_PHANTOM_SEEDS = (5001, 5002)
 _NETWORK_WEIGHTS = (0.45,)  # the intensity tracker is the stronger of the two, by a little
 _START_LOGIT = 3.0
 _PATIENCE = PropagateOptions().patience
@@ -99,7 +100,7 @@ def _cases(root: Path, count: int) -> Iterator[Case]:
             for segment in phantom.segmentation.segments
             if not segment.name.startswith(_MANY)
         }
-        yield Case(f"phantom_{seed}", phantom.volume, phantom.segmentation.labels_kji, organs)
+        yield Case(f"{_PHANTOM}{seed}", phantom.volume, phantom.segmentation.labels_kji, organs)
 
 
 def _fit(model: NanoModel, cases: list[Case], network: float) -> tuple[float, Fusion]:
@@ -168,8 +169,8 @@ def _logistic(ways: list[tuple[_Way, ...]]) -> tuple[float, ...]:
 
 
 def _value(ways: list[tuple[_Way, ...]], fusion: Fusion) -> tuple[float, float]:
-    """Own-extent and whole-volume Dice, if the object score ended every way."""
-    own, whole = [], []
+    """Own-extent and whole-volume Dice, if the object score ended every way; patients and phantoms weigh alike."""
+    groups: dict[bool, list[tuple[float, float]]] = {}
     for pair in ways:
         kept = [_kept(way, fusion) for way in pair]
         overlap = sum(float((way.overlap * keep).sum()) for way, keep in zip(pair, kept, strict=True))
@@ -178,9 +179,10 @@ def _value(ways: list[tuple[_Way, ...]], fusion: Fusion) -> tuple[float, float]:
             float((way.found * keep * (way.true > 0)).sum()) for way, keep in zip(pair, kept, strict=True)
         )
         true = sum(float(way.true.sum()) for way in pair)
-        own.append(2 * overlap / max(inside + true, 1.0))
-        whole.append(2 * overlap / max(found + true, 1.0))
-    return float(np.mean(own)), float(np.mean(whole))
+        dice = (2 * overlap / max(inside + true, 1.0), 2 * overlap / max(found + true, 1.0))
+        groups.setdefault(pair[0].patient.startswith(_PHANTOM), []).append(dice)
+    own, whole = np.mean([np.mean(group, axis=0) for group in groups.values()], axis=0)
+    return float(own), float(whole)
 
 
 def _kept(way: _Way, fusion: Fusion) -> NDArray[np.bool_]:

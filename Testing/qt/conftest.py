@@ -35,7 +35,11 @@ PYTHONQT_MODULES = (
     "MedSSLSegmentLib.Panel",
     "MedSSLSegmentLib.WorkerPython",
 )
+# The feature looks into every loaded module; torch's registry of custom classes answers that with an error.
+_torch_classes = sys.modules.pop("torch.classes", None)
 feature.set_selection(PROPERTIES_AS_ATTRIBUTES, __name__)
+if _torch_classes is not None:
+    sys.modules["torch.classes"] = _torch_classes
 
 
 class qMRMLNodeComboBox(QtWidgets.QComboBox):
