@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from medssl.demo import PHANTOM_ORGANS
 from medssl.foundation.protocols import SliceTracker
 from medssl.memory import used_bytes
-from medssl.phantom import phantom_ct
+from medssl.phantom import demo_case, phantom_ct
 from medssl.prompts import Reference, SlicePrompt
 from medssl.propagate import PropagateOptions, propagate
 from medssl.results import SliceMask
@@ -33,6 +34,7 @@ from protocol import Case, object_tasks, read_case
 from usual_way import propagate_usual_way
 
 NANO = "medssl-nano"
+_Masks = dict[str, tuple[int, NDArray[np.bool_]]]  # annotated slice of each segment and its mask there
 _TINY = "configs/sam2.1/sam2.1_hiera_t.yaml"
 
 
@@ -48,8 +50,12 @@ def accuracy(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def job(spec: dict[str, Any]) -> dict[str, Any]:
-    """Run one whole job: `way` ours or usual, `model`, `size`, `segments`, `slices` tiled from the volume in `base`."""
-    volume, index, masks = _tiled(spec)
+    """Run one whole job: `way` ours or usual, `model`, `size`, `segments`.
+
+    On `slices` slices tiled from the volume in `base`, all of them tracked; or on the demonstration's phantom, where
+    ours ends each organ by its stop rule and the usual way has none.
+    """
+    volume, masks = _tiled(spec) if "base" in spec else _demonstration(spec)
     model, tracker = _model(spec)
     window = Window.auto(volume)
     with _module_seconds(model) as spent:
@@ -58,14 +64,15 @@ def job(spec: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         stages: dict[str, float] = {}
         if spec["way"] == "usual":
-            stages = propagate_usual_way(model, volume, window, index, masks)
+            stages = propagate_usual_way(model, volume, window, masks)
         else:
-            _run_ours(tracker, volume, index, masks)
+            _run_ours(tracker, volume, masks, stop="base" not in spec)
         seconds = time.perf_counter() - start
     return {
         "seconds": seconds,
         "stages": stages,
         "modules": dict(spent),
+        "slices": len(volume.voxels_kji),
         "growth_bytes": peak_bytes() - before,
         "peak_bytes": peak_bytes(),
     }
@@ -75,14 +82,15 @@ def correction(spec: dict[str, Any]) -> dict[str, Any]:
     """A full run, then one corrected slice half way to the end: only the stretches that touch it run again."""
     from medssl.engine import SessionKeeper
 
-    volume, index, masks = _tiled(spec)
+    volume, masks = _tiled(spec)
+    index = spec["slices"] // 2
     keeper = SessionKeeper(_model(spec)[1])
     start = time.perf_counter()
-    slices = _run_ours(keeper, volume, index, masks)
+    slices = _run_ours(keeper, volume, masks)
     full = time.perf_counter() - start
     corrected = index + (len(volume.voxels_kji) - index) // 2
     start = time.perf_counter()
-    again = _run_ours(keeper, volume, index, masks, corrected)
+    again = _run_ours(keeper, volume, masks, corrected)
     return {
         "full_seconds": full,
         "full_slices": slices,
@@ -94,15 +102,16 @@ def correction(spec: dict[str, Any]) -> dict[str, Any]:
 def _run_ours(
     tracker: SliceTracker,
     volume: Volume,
-    index: int,
-    masks: dict[str, NDArray[np.bool_]],
+    masks: _Masks,
     corrected: int | None = None,
+    stop: bool = False,
 ) -> int:
-    indices = [index] if corrected is None else [index, corrected]
     references = [
-        Reference(name, SlicePrompt(0, at, mask=mask)) for name, mask in masks.items() for at in indices
+        Reference(name, SlicePrompt(0, at, mask=mask))
+        for name, (index, mask) in masks.items()
+        for at in ([index] if corrected is None else [index, corrected])
     ]
-    options = PropagateOptions(stop=False, changed=() if corrected is None else (corrected,))
+    options = PropagateOptions(stop=stop, changed=() if corrected is None else (corrected,))
     return sum(isinstance(event, SliceMask) for event in propagate(volume, references, tracker, options))
 
 
@@ -115,7 +124,7 @@ def _cases(spec: dict[str, Any]) -> Iterator[Case]:
         yield Case(f"phantom {seed}", phantom.volume, phantom.segmentation.labels_kji, organs)
 
 
-def _tiled(spec: dict[str, Any]) -> tuple[Volume, int, dict[str, NDArray[np.bool_]]]:
+def _tiled(spec: dict[str, Any]) -> tuple[Volume, _Masks]:
     """The volume in the file `base`, mirrored up and down to `slices`; the largest organs of its middle slice."""
     base = np.load(spec["base"])
     top, index = len(base["voxels_kji"]) - 1, spec["slices"] // 2
@@ -125,7 +134,19 @@ def _tiled(spec: dict[str, Any]) -> tuple[Volume, int, dict[str, NDArray[np.bool
     values, counts = np.unique(labels[labels > 0], return_counts=True)
     largest = values[np.argsort(-counts)][: spec["segments"]]
     volume = Volume(base["voxels_kji"][mirrored], base["ijk_to_ras"], "synthetic")
-    return volume, index, {f"organ {value}": labels == value for value in largest}
+    return volume, {f"organ {value}": (index, labels == value) for value in largest}
+
+
+def _demonstration(spec: dict[str, Any]) -> tuple[Volume, _Masks]:
+    """The demonstration's phantom and the middle slices of the first organs it looks for."""
+    phantom = demo_case()
+    masks: _Masks = {}
+    for name in PHANTOM_ORGANS[: spec["segments"]]:
+        organ = phantom.segmentation.mask(name)
+        filled = np.flatnonzero(organ.any(axis=(1, 2)))
+        index = int(filled[len(filled) // 2])
+        masks[name] = (index, organ[index])
+    return phantom.volume, masks
 
 
 def _model(spec: dict[str, Any]) -> tuple[Any, SliceTracker]:

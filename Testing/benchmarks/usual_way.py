@@ -25,7 +25,7 @@ def write_frames(volume: Volume, window: Window, folder: Path) -> None:
 
 
 def propagate_usual_way(
-    model: Any, volume: Volume, window: Window, index: int, masks: Mapping[str, NDArray[np.bool_]]
+    model: Any, volume: Volume, window: Window, masks: Mapping[str, tuple[int, NDArray[np.bool_]]]
 ) -> dict[str, float]:
     """Propagate segments one after the other, forwards and then backwards, over the whole volume.
 
@@ -33,8 +33,7 @@ def propagate_usual_way(
         model: a `SAM2VideoPredictor`.
         volume: the image.
         window: what the frames show of it.
-        index: the annotated slice.
-        masks: (J, I) mask of each segment on that slice.
+        masks: annotated slice of each segment and its (J, I) mask there.
 
     Returns:
         Seconds spent on writing frames, on reading them, and on tracking.
@@ -45,7 +44,7 @@ def propagate_usual_way(
         written = time.perf_counter()
         state = model.init_state(name)
         read = time.perf_counter()
-        for mask in masks.values():
+        for index, mask in masks.values():
             model.reset_state(state)
             model.add_new_mask(state, index, 1, mask)
             for reverse in (False, True):
