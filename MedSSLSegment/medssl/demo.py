@@ -25,7 +25,7 @@ __all__ = ["PHANTOM_ORGANS", "DemoResult", "annotate_middle_slices", "run_demo",
 
 PHANTOM_ORGANS = (
     "liver", "spleen", "kidney_right", "kidney_left", "stomach", "gallbladder", "pancreas", "aorta",
-    "heart", "lung_right", "lung_left", "iliopsoas_right",
+    "heart", "lung_right", "lung_left", "inferior_vena_cava",
 )  # fmt: skip
 """What the demonstration looks for in the phantom, which has many more: ribs, vertebrae, vessels."""
 MIN_SLICES = 5

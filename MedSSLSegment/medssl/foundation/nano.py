@@ -140,9 +140,9 @@ class NanoTracker:
     @classmethod
     def from_entry(cls, entry: ModelEntry, device: torch.device) -> NanoTracker:
         """Load the registry's model."""
-        from ..registry import model_path
+        from ..registry import verified_path
 
-        return cls(*load_nano(model_path(entry), device))
+        return cls(*load_nano(verified_path(entry), device))
 
     def open(self, volume: Volume, axis: int, window: Window) -> TrackingSession:
         """Begin work on a volume; the window is fitted to each object, so the volume-wide one is not needed."""
@@ -423,9 +423,9 @@ class NanoImagePredictor:
     @classmethod
     def from_entry(cls, entry: ModelEntry, device: torch.device) -> NanoImagePredictor:
         """Load the registry's model."""
-        from ..registry import model_path
+        from ..registry import verified_path
 
-        return cls(load_nano(model_path(entry), device)[0])
+        return cls(load_nano(verified_path(entry), device)[0])
 
     def set_image(
         self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]

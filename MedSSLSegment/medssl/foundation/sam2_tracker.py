@@ -55,9 +55,9 @@ class Sam2SliceTracker:
     @classmethod
     def from_entry(cls, entry: ModelEntry, device: torch.device) -> Sam2SliceTracker:
         """Load a model of the registry."""
-        from ..registry import model_path
+        from ..registry import verified_path
 
-        weights = read_weights(model_path(entry))
+        weights = read_weights(verified_path(entry))
         return cls(build_sam2_model(entry.config, entry.image_size, weights, device=device))
 
     def open(self, volume: Volume, axis: int, window: Window) -> Sam2Session:
