@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ..checkpoints import load_into, read_checkpoint
 from ..errors import InputError
 from ..prompts import SlicePrompt, box_of_mask
-from ..volume import Volume, Window, as_stack
+from ..volume import WINDOWS, Volume, Window, as_stack
 from .intensity import IntensityOptions, IntensityTrack
 from .nano_fusion import Fusion, FusionState
 from .nano_inputs import Appearance, learn_appearance, make_channels, update_appearance
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NanoImagePredictor", "NanoSession", "NanoTracker", "load_nano"]
 
-_SOFT_TISSUE = Window(40.0, 400.0)
+_SOFT_TISSUE = WINDOWS["soft-tissue"]
 _CROP_FACTOR = 2.0  # side of the crop over the larger side of the object's box
 _MIN_CROP_PX = 24.0
 _EDGE_SHARE = 0.04  # an object nearer to the crop's edge than this has drifted away
