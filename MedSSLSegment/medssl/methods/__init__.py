@@ -1,0 +1,22 @@
+"""Self-supervised methods by name. A new method is a new file here and its line below."""
+
+from __future__ import annotations
+
+from ..errors import InputError
+from .base import Anchor, Method, MethodInfo, Moment, Preset
+
+__all__ = ["METHODS", "Anchor", "Method", "MethodInfo", "Moment", "Preset", "find_method"]
+
+METHODS: dict[str, type[Method]] = {}
+"""Every method by name; the panel, the browser, the command line, tests and benchmarks all read this."""
+
+
+def find_method(name: str) -> type[Method]:
+    """Look a method up.
+
+    Raises:
+        InputError: there is none of that name; the message lists them.
+    """
+    if name not in METHODS:
+        raise InputError(f"There is no method '{name}'; choose one of {', '.join(METHODS)}.")
+    return METHODS[name]
