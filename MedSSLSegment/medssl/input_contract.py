@@ -102,7 +102,11 @@ class InputContract:
 
     def background(self, stats: IntensityStats | None = None) -> float:
         """Value of the input where there is air, or nothing at all: what padding is filled with."""
-        return 0.0 if self.channels == "chest" else float(self._normalise(np.float32([-1024.0]), stats)[0])
+        return (
+            0.0
+            if self.channels == "chest"
+            else float(self._normalise(np.full(1, -1024.0, np.float32), stats)[0])
+        )
 
     def _normalise(self, values: NDArray[np.float32], stats: IntensityStats | None) -> NDArray[np.float32]:
         low, high, mean, std = *self.window_hu, self.mean_hu, self.std_hu
