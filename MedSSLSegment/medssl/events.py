@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import TypeVar
 
-__all__ = ["Eta", "Log", "Progress"]
+__all__ = ["Eta", "Log", "Progress", "drain"]
+
+_Event = TypeVar("_Event")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -42,3 +47,14 @@ class Eta:
             return Progress(0, self.total, None, text)
         pace_s = (time.monotonic() - self._started) / done
         return Progress(done, self.total, pace_s * max(self.total - done, 0), text)
+
+
+def drain(work: Generator[_Event, None, _Result], on_event: Callable[[_Event], None]) -> _Result:
+    """Run work that yields events to its end, handing each one over; return what it returns."""
+    while True:
+        try:
+            event = next(work)
+        except StopIteration as end:
+            result: _Result = end.value
+            return result
+        on_event(event)

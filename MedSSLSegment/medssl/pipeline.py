@@ -14,15 +14,16 @@ puts the slices together on the volume's own grid. `refine_volume` sharpens a co
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .events import Log, Progress
+from .events import Log, Progress, drain
 from .prompts import Reference, SlicePrompt
 from .registry import DEFAULT_MODEL
 from .results import SliceMask
@@ -176,8 +177,8 @@ def refine_volume(
     canvas = _Canvas(volume, options.axis, [coarse.segment(name) for name in names])
     reports = {}
     for name in names:
-        steps = refine(volume, coarse.mask(name), predictor, options, cancelled)
-        reports[name] = _paint(canvas, name, steps, on_progress)
+        show = partial(_show, canvas, name, on_progress)
+        reports[name] = drain(refine(volume, coarse.mask(name), predictor, options, cancelled), show)
     return RefinementResult(canvas.segmentation(), reports, time.monotonic() - started)
 
 
@@ -304,23 +305,14 @@ class _Canvas:
         return Segmentation(values[self._owner_kji], self._volume.ijk_to_ras, self._segments)
 
 
-def _paint(
-    canvas: _Canvas,
-    name: str,
-    steps: Generator[SliceMask | Progress, None, RefineReport],
-    on_progress: Callable[[Progress], None],
-) -> RefineReport:
-    """Write the slices of a refinement under their segment's name; return its report."""
-    while True:
-        try:
-            event = next(steps)
-        except StopIteration as end:
-            report: RefineReport = end.value
-            return report
-        if isinstance(event, Progress):
-            on_progress(replace(event, text=name))
-        else:
-            canvas.write(replace(event, segment=name))
+def _show(
+    canvas: _Canvas, segment: str, on_progress: Callable[[Progress], None], event: SliceMask | Progress
+) -> None:
+    """Put a refined slice on the canvas under its segment's name."""
+    if isinstance(event, Progress):
+        on_progress(replace(event, text=segment))
+    else:
+        canvas.write(replace(event, segment=segment))
 
 
 def _load_tracker(model: str, device: str) -> SliceTracker:

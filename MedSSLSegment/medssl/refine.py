@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Cancelled, InputError
-from .events import Eta, Progress
+from .events import Eta, Progress, drain
 from .metrics import SegmentScore, dice, hausdorff95_mm, normalised_surface_dice, volume_error
 from .prompts import box_of_mask, boxes_of_components, label_components, margin_px
 from .results import SliceMask
@@ -198,15 +198,12 @@ def refine_mask(
     cancelled: Callable[[], bool] = lambda: False,
 ) -> RefineReport:
     """Refine a coarse mask to the end and return the report; see `refine`."""
-    steps = refine(volume, coarse_kji, predictor, options, cancelled)
-    while True:
-        try:
-            event = next(steps)
-        except StopIteration as end:
-            report: RefineReport = end.value
-            return report
+
+    def show(event: SliceMask | Progress) -> None:
         if isinstance(event, Progress):
             progress(event)
+
+    return drain(refine(volume, coarse_kji, predictor, options, cancelled), show)
 
 
 def largest_component(mask_kji: _Mask) -> _Mask:
