@@ -1,0 +1,78 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..registry import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from ..volume import Volume, Window
+
+__all__ = ["add_axis", "add_json", "add_model", "add_output", "add_series", "add_window", "chosen_axis"]
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, on which device."""
+    parser.add_argument(
+        "--model", metavar="ID", default=DEFAULT_MODEL, help="see `medssl models list` [%(default)s]"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [%(default)s]")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The segmentation to write."""
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", required=True, help="result: .nii.gz, or .seg.nrrd for 3D Slicer"
+    )
+
+
+def add_axis(parser: argparse.ArgumentParser) -> None:
+    """Across which axis the annotation was drawn."""
+    parser.add_argument(
+        "--axis", choices=["auto", "axial", "coronal", "sagittal", "0", "1", "2"], default="auto",
+        help="slices were drawn in this view, or across this axis of the file (0 = K, 1 = J, 2 = I); auto takes"
+        " the one with the fewest annotated slices [%(default)s]",
+    )  # fmt: skip
+
+
+def add_window(parser: argparse.ArgumentParser) -> None:
+    """Which intensities the model sees."""
+    parser.add_argument(
+        "--window", type=_window, metavar="NAME|LEVEL/WIDTH",
+        help="intensities the model sees: soft-tissue, lung, bone, brain, ... or e.g. 40/400 [from the image]",
+    )  # fmt: skip
+
+
+def add_series(parser: argparse.ArgumentParser) -> None:
+    """Which series of a DICOM folder."""
+    parser.add_argument(
+        "--series", metavar="UID", help="series to take from a DICOM folder that holds several"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """JSON in place of text."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+
+
+def chosen_axis(volume: Volume, text: str) -> int | None:
+    """Slice axis for a choice of `--axis`; None leaves it to the annotation."""
+    if text == "auto":
+        return None
+    return int(text) if text.isdigit() else volume.axis_of(text)  # type: ignore[arg-type]
+
+
+def _window(text: str) -> Window:
+    from ..volume import WINDOWS, Window
+
+    if text in WINDOWS:
+        return WINDOWS[text]
+    try:
+        level, width = (float(part) for part in text.split("/"))
+        return Window(level, width)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is neither LEVEL/WIDTH with a width above 0 nor one of {', '.join(WINDOWS)}"
+        ) from error

@@ -1,0 +1,65 @@
+"""What several commands print: score tables, slice numbers, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..registry import DEFAULT_MODEL
+from ..terminal import table
+
+if TYPE_CHECKING:
+    from ..metrics import SegmentScore
+
+__all__ = ["note_model", "print_json", "ranges", "score_table"]
+
+
+def score_table(scores: Sequence[SegmentScore], slices: Mapping[str, int] | None = None) -> str:
+    """Lay out scores, with each segment's number of slices where they are given."""
+    rows = []
+    for score in scores:
+        row = [score.segment, f"{score.dice:.3f}", f"{score.hd95_mm:.1f}", f"{score.nsd:.3f}"]
+        rows.append(row + ([str(slices[score.segment])] if slices else []))
+    return table(["segment", "Dice", "HD95 mm", "NSD"] + (["slices"] if slices else []), rows)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Write slice numbers for a person: `3, 10-24`; `none` when there are none."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "none"
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document; infinite and unknown numbers become null."""
+    print(json.dumps(_jsonable(value), indent=2))
+
+
+def _jsonable(value: Any) -> Any:
+    """Turn infinite and unknown numbers, which JSON does not have, into null."""
+    if isinstance(value, Mapping):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def note_model(model: str) -> None:
+    """Say, on stderr, that the default model is small and where stronger ones are."""
+    if model == DEFAULT_MODEL:
+        print(
+            f"medssl: note: {model} is a small model trained by this project; stronger ones are one download away:"
+            " medssl models download sam2.1-hiera-tiny, then --model sam2.1-hiera-tiny",
+            file=sys.stderr,
+        )
