@@ -32,6 +32,7 @@ __all__ = [
     "check_affine",
     "from_stack",
     "list_dicom_series",
+    "looks_like_ct",
     "put_slice",
     "read_volume",
     "spacing_of",
@@ -171,14 +172,25 @@ class Window:
         A volume counts as CT when its darkest voxels are air in Hounsfield units. Looks at a regular sample
         of a few million voxels at most, so it costs no copy of a large volume.
         """
-        k, j, i = (max(1, n // _SAMPLES_PER_AXIS) for n in volume.shape_kji)
-        sample = volume.voxels_kji[::k, ::j, ::i].astype(np.float32)
-        low, high = (float(p) for p in np.percentile(sample, (0.5, 99.5)))
+        low, high = _extremes(volume)
         if low < _AIR_HU:
             return WINDOWS["soft-tissue"]
         if low == high:
             low, high = float(volume.voxels_kji.min()), float(volume.voxels_kji.max())
         return cls(level=(low + high) / 2, width=high - low)
+
+
+def looks_like_ct(volume: Volume) -> bool:
+    """Whether the darkest voxels are air in Hounsfield units."""
+    return _extremes(volume)[0] < _AIR_HU
+
+
+def _extremes(volume: Volume) -> tuple[float, float]:
+    """0.5th and 99.5th percentile of a regular sample of a few million voxels at most."""
+    k, j, i = (max(1, n // _SAMPLES_PER_AXIS) for n in volume.shape_kji)
+    sample = volume.voxels_kji[::k, ::j, ::i].astype(np.float32)
+    low, high = np.percentile(sample, (0.5, 99.5))
+    return float(low), float(high)
 
 
 WINDOWS = {
