@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from ..errors import InputError
+from . import unet2d, vit
 from .base import Backbone, BackboneSpec, Decoder, Encoder
 
 __all__ = ["BACKBONES", "Backbone", "BackboneSpec", "Decoder", "Encoder", "build_backbone"]
 
-BACKBONES: dict[str, BackboneSpec] = {}
+BACKBONES: dict[str, BackboneSpec] = {
+    **unet2d.SPECS,
+    **vit.SPECS,
+}
 """Every backbone by name; heavy packages are imported when one is built."""
 
 
