@@ -1,0 +1,487 @@
+"""The case store: a folder of volumes in which somebody vouches for some slices.
+
+    store/store.json                     format of the store
+    store/cases/<id>/case.json           what the case is, and the name of its current labels file
+    store/cases/<id>/volume.nii.gz       the volume, where it was copied
+    store/cases/<id>/labels-<n>.seg.nrrd the label map of revision n
+    store/removed/<id>-<time>/           what was taken out; `CaseStore.restore` brings it back
+
+Every write ends with one rename, so a half-written case or revision never appears, and a killed program leaves at most
+a file that nobody reads. Two programs may use a store at once: writers take the case's lock; readers need none, because
+the labels before the current ones are kept too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError, StorageError
+from .events import Log
+from .segmentation import Segment, Segmentation, read_segmentation, write_segmentation
+from .storage import atomic_path
+from .volume import Volume, looks_like_ct, read_volume, take_slice, write_volume
+
+__all__ = ["Case", "CaseStore", "HistoryEntry", "Origin", "Vouched", "vouch_for_all", "vouched_voxels"]
+
+Origin = Literal["drawn", "propagated", "predicted", "imported"]
+"""Who made a slice: the user by hand, propagation or a model (and the user accepted it), or another program."""
+
+_FORMAT = 1
+_LOCK_SECONDS = 20.0
+_LABELS_FILE = re.compile(r"labels-\d+\.seg\.nrrd")
+
+
+@dataclass(frozen=True)
+class Vouched:
+    """Slices on which somebody says: here this segment is exactly so, inside and outside.
+
+    Raises:
+        InputError: an axis or origin that does not exist, or no slices.
+    """
+
+    segment: str
+    axis: int
+    """Slice axis of the volume's own grid: 0 = K, 1 = J, 2 = I."""
+    indices: tuple[int, ...]
+    """Slice indices, rising."""
+    origin: Origin = "drawn"
+
+    def __post_init__(self) -> None:
+        if self.axis not in (0, 1, 2):
+            raise InputError(f"The slice axis must be 0, 1 or 2, not {self.axis}.")
+        if self.origin not in ("drawn", "propagated", "predicted", "imported"):
+            raise InputError(f"There is no origin '{self.origin}'.")
+        if not self.indices:
+            raise InputError(f"No slice of {self.segment} is vouched for; name at least one.")
+        object.__setattr__(self, "indices", tuple(sorted({int(index) for index in self.indices})))
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """What happened to a case."""
+
+    time: float
+    """Seconds since 1970."""
+    what: str
+    """For a person, e.g. "2 slices of liver vouched for"."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A volume with some annotated slices; the arrays are read when they are asked for."""
+
+    id: str
+    name: str
+    """For a person."""
+    folder: Path
+    volume_path: Path
+    """The copy in the store, or the file that was referred to."""
+    volume_hash: str
+    """`Volume.content_hash` of the volume that was added."""
+    stored_hash: str
+    """The same of the file the case reads; a copy's grid may be rounded."""
+    shape_kji: tuple[int, int, int]
+    spacing_kji_mm: tuple[float, float, float]
+    modality: str
+    """"CT" or "MR"."""
+    patient: str
+    """Cases of one patient share it."""
+    segments: tuple[Segment, ...]
+    codes: Mapping[str, str]
+    """Terminology code of a segment by its name, where one is known."""
+    vouched: tuple[Vouched, ...]
+    revision: int
+    """Rises with every change."""
+    fingerprint: str
+    """SHA-256 (hex) over volume, labels and what is vouched for: equal for equal teaching material."""
+    history: tuple[HistoryEntry, ...]
+
+    def volume(self) -> Volume:
+        """Read the volume.
+
+        Raises:
+            InputError: it is gone or no longer the one that was annotated.
+        """
+        if not self.volume_path.exists():
+            raise InputError(
+                f"The volume of case {self.name} is gone from {self.volume_path}; put it back or remove the case."
+            )
+        volume = read_volume(self.volume_path)
+        if volume.content_hash != self.stored_hash:
+            raise InputError(
+                f"{self.volume_path} is no longer the volume that case {self.name} was annotated on;"
+                " put the old file back or remove the case."
+            )
+        return volume
+
+    def segmentation(self) -> Segmentation:
+        """Read the label map; it means something only where a segment is vouched for."""
+        labels = read_segmentation(self.folder / _labels_name(self.revision))
+        return Segmentation(labels.labels_kji, labels.ijk_to_ras, self.segments, self.name)
+
+    def vouched_slices(self, segment: str) -> int:
+        """Number of slices vouched for, over all axes."""
+        return len({(v.axis, index) for v in self.vouched if v.segment == segment for index in v.indices})
+
+    def summary(self) -> str:
+        """One line for a person."""
+        parts = [f"{s.name} on {self.vouched_slices(s.name)} slices" for s in self.segments]
+        return f"{self.name}: {', '.join(parts)}"
+
+
+def vouch_for_all(segmentation: Segmentation, origin: Origin = "imported") -> list[Vouched]:
+    """Vouch for every axial voxel slice of every segment: a finished segmentation."""
+    slices = tuple(range(segmentation.shape_kji[0]))
+    return [Vouched(name, 0, slices, origin) for name in segmentation.names]
+
+
+def vouched_voxels(
+    shape_kji: tuple[int, int, int], vouched: Iterable[Vouched], segment: str
+) -> NDArray[np.bool_]:
+    """(K, J, I) voxels on slices that are vouched for, for one segment."""
+    known = np.zeros(shape_kji, bool)
+    for v in vouched:
+        if v.segment == segment:
+            for index in v.indices:
+                take_slice(known, v.axis, index)[:] = True
+    return known
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What case.json holds."""
+
+    name: str
+    volume: str
+    """File name inside the case's folder, or an absolute path."""
+    volume_hash: str
+    stored_hash: str
+    shape_kji: tuple[int, int, int]
+    spacing_kji_mm: tuple[float, float, float]
+    modality: str
+    patient: str
+    segments: tuple[Segment, ...]
+    vouched: tuple[Vouched, ...]
+    revision: int
+    fingerprint: str
+    codes: Mapping[str, str] = field(default_factory=dict)
+    history: tuple[HistoryEntry, ...] = ()
+
+    def to_json(self) -> str:
+        return json.dumps({"format": _FORMAT, **dataclasses.asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> _Facts:
+        values: dict[str, Any] = json.loads(text)
+        if values.pop("format") != _FORMAT:
+            raise ValueError("made by another version of the program")
+        return cls(
+            **{
+                **values,
+                "shape_kji": tuple(values["shape_kji"]),
+                "spacing_kji_mm": tuple(values["spacing_kji_mm"]),
+                "segments": tuple(
+                    Segment(s["name"], s["label"], tuple(s["color_rgb"])) for s in values["segments"]
+                ),
+                "vouched": tuple(Vouched(**{**v, "indices": tuple(v["indices"])}) for v in values["vouched"]),
+                "history": tuple(HistoryEntry(**entry) for entry in values["history"]),
+            }
+        )
+
+
+class CaseStore:
+    """A folder of cases.
+
+    Args:
+        folder: made when it does not exist.
+
+    Raises:
+        InputError: the folder holds other things, or a store of another version.
+        StorageError: it cannot be written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).resolve()
+        self._cases = self.folder / "cases"
+        marker = self.folder / "store.json"
+        if not marker.is_file():
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                raise InputError(f"{self.folder} is not a case store; choose an empty or a new folder.")
+            _make(self._cases)
+            _write_text(marker, json.dumps({"format": _FORMAT}))
+        elif _read_json(marker).get("format") != _FORMAT:
+            raise InputError(f"The case store {self.folder} was made by another version of the program.")
+
+    def cases(self, on_problem: Callable[[Log], None] = lambda log: None) -> list[Case]:
+        """All cases, by name. A damaged one is left out and named to `on_problem`."""
+        found = []
+        for folder in sorted(self._cases.iterdir()) if self._cases.is_dir() else ():
+            if folder.name.startswith(".") or not folder.is_dir():
+                continue
+            try:
+                found.append(self.case(folder.name))
+            except InputError as error:
+                on_problem(Log(str(error)))
+        return sorted(found, key=lambda case: (case.name, case.id))
+
+    def case(self, case_id: str) -> Case:
+        """Look a case up.
+
+        Raises:
+            InputError: there is none, or its file is damaged.
+        """
+        folder = self._folder(case_id)
+        facts = _read_facts(folder)
+        fields = {f.name: getattr(facts, f.name) for f in dataclasses.fields(facts) if f.name != "volume"}
+        return Case(id=case_id, folder=folder, volume_path=folder / facts.volume, **fields)
+
+    def find(self, volume_hash: str) -> Case | None:
+        """The case of a volume, by `Volume.content_hash`."""
+        return next((case for case in self.cases() if case.volume_hash == volume_hash), None)
+
+    def add(
+        self,
+        volume: Volume,
+        segmentation: Segmentation,
+        vouched: Sequence[Vouched],
+        *,
+        name: str = "",
+        reference: str | Path | None = None,
+        patient: str = "",
+        codes: Mapping[str, str] | None = None,
+    ) -> Case:
+        """Put a volume and its annotation into the store.
+
+        Args:
+            volume: the image.
+            segmentation: labels on its grid; they count only where vouched for.
+            vouched: which slices of which segments count.
+            name: for a person; empty takes the volume's.
+            reference: file to refer to in place of a copy; it must stay where it is.
+            patient: key that keeps a patient's cases together; empty takes the volume itself.
+            codes: terminology codes by segment name.
+
+        Raises:
+            InputError: another grid, nothing vouched for, a slice or segment that does not exist, or the volume is in
+                the store already.
+            StorageError: no space or no permission; nothing is left behind.
+        """
+        _check(volume, segmentation, vouched)
+        twin = self.find(volume.content_hash)
+        if twin is not None:
+            raise InputError(f"This volume is already in the store as case {twin.name}; update that one.")
+        name = name or volume.name or "case"
+        case_id = f"{_slug(name)}-{volume.content_hash[:8]}"
+        draft = self._cases / f".{case_id}.{secrets.token_hex(4)}"
+        _make(draft)
+        try:
+            if reference is None:
+                write_volume(volume, draft / "volume.nii.gz")
+                stored = read_volume(draft / "volume.nii.gz")  # the copy is what will be read from now on
+            else:
+                stored = volume
+            facts = _Facts(
+                name=name,
+                volume="volume.nii.gz" if reference is None else str(Path(reference).resolve()),
+                volume_hash=volume.content_hash,
+                stored_hash=stored.content_hash,
+                shape_kji=volume.shape_kji,
+                spacing_kji_mm=volume.spacing_kji_mm,
+                modality="CT" if looks_like_ct(volume) else "MR",
+                patient=patient or volume.content_hash[:16],
+                segments=segmentation.segments,
+                vouched=tuple(vouched),
+                revision=1,
+                fingerprint=_fingerprint(volume.content_hash, segmentation, vouched),
+                codes=dict(codes or {}),
+                history=(HistoryEntry(time.time(), f"added: {_what(vouched)}"),),
+            )
+            _write_labels(draft, 1, segmentation)
+            _write_text(draft / "case.json", facts.to_json())
+            _rename(draft, self._cases / case_id)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return self.case(case_id)
+
+    def update(
+        self, case_id: str, segmentation: Segmentation, vouched: Sequence[Vouched], what: str = ""
+    ) -> Case:
+        """Replace a case's labels and what is vouched for, in one step; the volume stays.
+
+        Raises:
+            InputError: as `add`; the case is gone.
+            StorageError: as `add`; the case stays as it was.
+        """
+        with self._lock(case_id):
+            folder = self._folder(case_id)
+            old = _read_facts(folder)
+            if segmentation.shape_kji != old.shape_kji:
+                raise InputError(
+                    f"The annotation has the shape {segmentation.shape_kji}, but the case {old.shape_kji}."
+                )
+            _check_vouched(segmentation, vouched)
+            revision = old.revision + 1
+            _write_labels(folder, revision, segmentation)
+            facts = replace(
+                old,
+                segments=segmentation.segments,
+                vouched=tuple(vouched),
+                revision=revision,
+                fingerprint=_fingerprint(old.volume_hash, segmentation, vouched),
+                history=(*old.history, HistoryEntry(time.time(), what or f"updated: {_what(vouched)}")),
+            )
+            _write_text(folder / "case.json", facts.to_json())
+            _drop_older_labels(folder, keep=(revision, revision - 1))
+        return self.case(case_id)
+
+    def remove(self, case_id: str) -> Path:
+        """Take a case out of the store; it is kept in ``removed/`` and can be restored."""
+        with self._lock(case_id):
+            folder = self._folder(case_id)
+            _make(self.folder / "removed")
+            target = self.folder / "removed" / f"{case_id}-{int(time.time())}-{secrets.token_hex(2)}"
+            _rename(folder, target)
+        return target
+
+    def restore(self, removed: str | Path) -> Case:
+        """Bring a removed case back.
+
+        Raises:
+            InputError: there is no such folder, or the volume has been added again since.
+        """
+        source = self.folder / "removed" / Path(removed).name
+        facts = _read_facts(source)
+        twin = self.find(facts.volume_hash)
+        if twin is not None:
+            raise InputError(f"The volume is in the store again, as case {twin.name}; remove that one first.")
+        case_id = source.name.rsplit("-", 2)[0]
+        _rename(source, self._cases / case_id)
+        return self.case(case_id)
+
+    def _folder(self, case_id: str) -> Path:
+        folder = self._cases / case_id
+        if Path(case_id).name != case_id or case_id.startswith(".") or not folder.is_dir():
+            known = ", ".join(p.name for p in sorted(self._cases.iterdir()) if not p.name.startswith("."))
+            raise InputError(f"There is no case '{case_id}'; the store holds {known or 'none'}.")
+        return folder
+
+    @contextlib.contextmanager
+    def _lock(self, case_id: str) -> Iterator[None]:
+        from filelock import FileLock, Timeout  # torch brings it; the panel's process never writes a store
+
+        _make(self.folder / "locks")
+        try:
+            with FileLock(self.folder / "locks" / f"{_slug(case_id)}.lock", timeout=_LOCK_SECONDS):
+                yield
+        except Timeout:
+            raise StorageError(
+                f"Another program has been writing case {case_id} for {_LOCK_SECONDS:.0f} s; try again."
+            ) from None
+
+
+def _check(volume: Volume, segmentation: Segmentation, vouched: Sequence[Vouched]) -> None:
+    segmentation.require_grid_of(volume)
+    _check_vouched(segmentation, vouched)
+
+
+def _check_vouched(segmentation: Segmentation, vouched: Sequence[Vouched]) -> None:
+    if not vouched:
+        raise InputError("No slice is vouched for; say which annotated slices are right.")
+    for v in vouched:
+        segmentation.segment(v.segment)
+        count = segmentation.shape_kji[v.axis]
+        if not 0 <= v.indices[0] <= v.indices[-1] < count:
+            wrong = v.indices[0] if v.indices[0] < 0 else v.indices[-1]
+            raise InputError(f"Slice {wrong} of {v.segment} does not exist; there are 0 to {count - 1}.")
+
+
+def _fingerprint(volume_hash: str, segmentation: Segmentation, vouched: Sequence[Vouched]) -> str:
+    """Hash of what can be learnt from a case: labels elsewhere than on vouched slices do not count."""
+    digest = hashlib.sha256(volume_hash.encode())
+    for name in sorted({v.segment for v in vouched}):
+        known = vouched_voxels(segmentation.shape_kji, vouched, name)
+        digest.update(name.encode() + np.packbits(known).tobytes())
+        digest.update(np.packbits(segmentation.mask(name) & known).tobytes())
+    return digest.hexdigest()
+
+
+def _what(vouched: Sequence[Vouched]) -> str:
+    """E.g. "1 slice of liver drawn, 40 slices of liver propagated"."""
+    return ", ".join(
+        f"{len(v.indices)} slice{'s' * (len(v.indices) > 1)} of {v.segment} {v.origin}" for v in vouched
+    )
+
+
+def _labels_name(revision: int) -> str:
+    return f"labels-{revision}.seg.nrrd"
+
+
+def _write_labels(folder: Path, revision: int, segmentation: Segmentation) -> None:
+    write_segmentation(segmentation, folder / _labels_name(revision))
+
+
+def _drop_older_labels(folder: Path, keep: tuple[int, int]) -> None:
+    kept = {_labels_name(revision) for revision in keep}
+    for path in folder.iterdir():
+        if _LABELS_FILE.fullmatch(path.name) and path.name not in kept:
+            with contextlib.suppress(OSError):  # a reader on Windows may hold it; the next update tries again
+                path.unlink()
+
+
+def _slug(name: str) -> str:
+    """Letters, digits, dots and dashes of a name: safe in any file system."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")[:60] or "case"
+
+
+def _read_facts(folder: Path) -> _Facts:
+    path = folder / "case.json"
+    try:
+        return _Facts.from_json(path.read_text("utf-8"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"The case file {path} cannot be read ({error}); restore it or remove the case."
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}).") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"The folder {folder} could not be made ({error.strerror}); choose another."
+        ) from error
+
+
+def _rename(source: Path, target: Path) -> None:
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        raise StorageError(f"{target} could not be made ({error.strerror}); try again.") from error
