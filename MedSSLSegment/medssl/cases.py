@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import secrets
 import shutil
@@ -33,7 +32,7 @@ from numpy.typing import NDArray
 from .errors import InputError, StorageError
 from .events import Log
 from .segmentation import Segment, Segmentation, read_segmentation, write_segmentation
-from .storage import atomic_path
+from .storage import atomic_path, make_folder, move
 from .volume import Volume, looks_like_ct, read_volume, take_slice, write_volume
 
 __all__ = ["Case", "CaseStore", "HistoryEntry", "Origin", "Vouched", "vouch_for_all", "vouched_voxels"]
@@ -222,7 +221,7 @@ class CaseStore:
         if not marker.is_file():
             if self.folder.is_dir() and any(self.folder.iterdir()):
                 raise InputError(f"{self.folder} is not a case store; choose an empty or a new folder.")
-            _make(self._cases)
+            make_folder(self._cases)
             _write_text(marker, json.dumps({"format": _FORMAT}))
         elif _read_json(marker).get("format") != _FORMAT:
             raise InputError(f"The case store {self.folder} was made by another version of the program.")
@@ -288,7 +287,7 @@ class CaseStore:
         name = name or volume.name or "case"
         case_id = f"{_slug(name)}-{volume.content_hash[:8]}"
         draft = self._cases / f".{case_id}.{secrets.token_hex(4)}"
-        _make(draft)
+        make_folder(draft)
         try:
             if reference is None:
                 write_volume(volume, draft / "volume.nii.gz")
@@ -313,7 +312,7 @@ class CaseStore:
             )
             _write_labels(draft, 1, segmentation)
             _write_text(draft / "case.json", facts.to_json())
-            _rename(draft, self._cases / case_id)
+            move(draft, self._cases / case_id)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return self.case(case_id)
@@ -353,9 +352,9 @@ class CaseStore:
         """Take a case out of the store; it is kept in ``removed/`` and can be restored."""
         with self._lock(case_id):
             folder = self._folder(case_id)
-            _make(self.folder / "removed")
+            make_folder(self.folder / "removed")
             target = self.folder / "removed" / f"{case_id}-{int(time.time())}-{secrets.token_hex(2)}"
-            _rename(folder, target)
+            move(folder, target)
         return target
 
     def restore(self, removed: str | Path) -> Case:
@@ -370,7 +369,7 @@ class CaseStore:
         if twin is not None:
             raise InputError(f"The volume is in the store again, as case {twin.name}; remove that one first.")
         case_id = source.name.rsplit("-", 2)[0]
-        _rename(source, self._cases / case_id)
+        move(source, self._cases / case_id)
         return self.case(case_id)
 
     def _folder(self, case_id: str) -> Path:
@@ -384,7 +383,7 @@ class CaseStore:
     def _lock(self, case_id: str) -> Iterator[None]:
         from filelock import FileLock, Timeout  # torch brings it; the panel's process never writes a store
 
-        _make(self.folder / "locks")
+        make_folder(self.folder / "locks")
         try:
             with FileLock(self.folder / "locks" / f"{_slug(case_id)}.lock", timeout=_LOCK_SECONDS):
                 yield
@@ -469,19 +468,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _write_text(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text, "utf-8")
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"The folder {folder} could not be made ({error.strerror}); choose another."
-        ) from error
-
-
-def _rename(source: Path, target: Path) -> None:
-    try:
-        os.rename(source, target)
-    except OSError as error:
-        raise StorageError(f"{target} could not be made ({error.strerror}); try again.") from error

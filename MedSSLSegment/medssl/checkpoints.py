@@ -6,10 +6,11 @@ A checkpoint of ours is one safetensors file whose header also carries what is n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ __all__ = [
     "TransferReport",
     "load_into",
     "read_checkpoint",
+    "read_header",
     "read_weights",
     "write_checkpoint",
 ]
@@ -94,18 +96,33 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     Raises:
         ModelError: the file is missing or damaged.
     """
-    path = Path(path)
+    with _opened(Path(path)) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        return tensors, _header(file)
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Read only the metadata of a safetensors file; see `read_checkpoint`."""
+    with _opened(Path(path)) as file:
+        return _header(file)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise ModelError(f"The weights file {path} does not exist.")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            metadata = file.metadata() or {}
-        return tensors, json.loads(metadata.get(_META_KEY, "{}"))
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(
             f"The weights file {path} is damaged or not a safetensors file; get it again."
         ) from error
+
+
+def _header(file: Any) -> dict[str, Any]:
+    header: dict[str, Any] = json.loads((file.metadata() or {}).get(_META_KEY, "{}"))
+    return header
 
 
 def write_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .errors import StorageError
 
-__all__ = ["atomic_path"]
+__all__ = ["atomic_path", "make_folder", "move"]
 
 
 @contextlib.contextmanager
@@ -71,3 +71,31 @@ def _sentence(target: Path, error: OSError) -> str:
     except OSError:
         free = "its folder cannot be reached"
     return f"{target} could not be written ({reason}; {free}); make room or choose another folder."
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; one that exists is fine.
+
+    Raises:
+        StorageError: no permission, no space, or a file of that name.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"The folder {folder} could not be made ({error.strerror}); choose another."
+        ) from error
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder in one step; a folder that is not empty is never replaced.
+
+    Raises:
+        StorageError: it could not be done; both are as they were.
+    """
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        raise StorageError(
+            f"{source} could not be moved to {target} ({error.strerror}); try again."
+        ) from error
