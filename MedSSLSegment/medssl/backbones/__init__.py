@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from ..errors import InputError
-from . import unet2d, vit
+from . import resunet, segformer, transunet, unet2d, vit
 from .base import Backbone, BackboneSpec, Decoder, Encoder
 
 __all__ = ["BACKBONES", "Backbone", "BackboneSpec", "Decoder", "Encoder", "build_backbone"]
 
 BACKBONES: dict[str, BackboneSpec] = {
     **unet2d.SPECS,
+    **resunet.SPECS,
+    **transunet.SPECS,
     **vit.SPECS,
+    **segformer.SPECS,
 }
 """Every backbone by name; heavy packages are imported when one is built."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .base import Backbone, BackboneSpec, Decoder, Encoder
 
-__all__ = ["SPECS", "Style", "UNetDecoder", "UNetEncoder", "double_conv"]
+__all__ = ["POLYCL", "SPECS", "Style", "UNetDecoder", "UNetEncoder", "double_conv"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,36 +78,40 @@ class UNetDecoder(Decoder):
     """Doubles the resolution, joins the encoder's map of that resolution, and convolves twice.
 
     Args:
-        widths: channels of the encoder's maps, finest first; level n of the decoder has as many.
+        widths: channels of the encoder's maps, finest first.
+        targets: channels after each doubling, coarsest first; a level finer than all maps joins nothing.
         style: norm, activation and way of doubling.
     """
 
-    def __init__(self, widths: Sequence[int], style: Style) -> None:
+    def __init__(self, widths: Sequence[int], targets: Sequence[int], style: Style) -> None:
         super().__init__()
-        self.width = widths[0]
+        deepest, *skips = reversed(widths)
+        skips += [0] * (len(targets) - len(skips))
+        self.width = targets[-1]
         self.ups = nn.ModuleList()
         self.stages = nn.ModuleList()
-        for fine, coarse in reversed(list(pairwise(widths))):
+        for (coarse, target), skip in zip(pairwise((deepest, *targets)), skips, strict=True):
             transposed = style.up == "transposed"
             self.ups.append(
-                nn.ConvTranspose2d(coarse, fine, 2, stride=2)
+                nn.ConvTranspose2d(coarse, target, 2, stride=2)
                 if transposed
                 else nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
             )
-            self.stages.append(double_conv(fine + (fine if transposed else coarse), fine, style))
+            self.stages.append(double_conv((target if transposed else coarse) + skip, target, style))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """The encoder's maps, finest first, to (B, width, H, W)."""
         x, *skips = reversed(features)
-        for up, stage, skip in zip(self.ups, self.stages, skips, strict=True):
-            x = stage(torch.cat([skip, up(x)], dim=1))
+        for up, stage, skip in zip_longest(self.ups, self.stages, skips):
+            x = up(x)
+            x = stage(x if skip is None else torch.cat([x, skip], dim=1))
         return x
 
 
 def _unet(in_channels: int, first: int, style: Style) -> Backbone:
     """U-Net of five levels, whose channels double from `first`."""
     widths = [first * 2**n for n in range(5)]
-    return Backbone(UNetEncoder(in_channels, widths, style), UNetDecoder(widths, style))
+    return Backbone(UNetEncoder(in_channels, widths, style), UNetDecoder(widths, widths[-2::-1], style))
 
 
 _POLYCL_PAPER = "PolyCL: five levels, instance norm, leaky ReLU 0.2, dropout 0.25, bilinear upsampling"
