@@ -1,0 +1,281 @@
+"""Which slice to annotate next, and why.
+
+Annotating slice z mends errors around it, the fewer the farther away. With e(s) the voxels expected to be wrong on
+slice s and k(d) = exp(-d / reach) how much of a slice is put right by a reference slice d millimetres away, annotating
+z gains
+
+    gain(z) = sum over s of e(s) * max(0, k(|s - z|) - k(d(s)))
+
+where d(s) is the distance from s to its nearest reference slice now. e(s) is the slice's area times the chance that a
+voxel of it is wrong: what the model is unsure of, what the tracker doubts, where the masks disagree, and how unlike the
+annotated slices it looks. A greedy choice by this gain spreads out by itself: next to a chosen slice little is left to
+gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+from .volume import Volume, Window, as_stack
+
+__all__ = ["Evidence", "Suggestion", "VolumeSuggestion", "embed_slices", "suggest_slices", "suggest_volumes"]
+
+_Curve = NDArray[np.float64]
+
+REACH_MM = 25.0
+"""Distance at which a reference slice still puts a third of a slice right."""
+_BASE_DOUBT = 0.05
+"""Chance of a wrong voxel where nothing speaks against a slice."""
+_NOVELTY_WEIGHT = 0.25
+_TAIL_SLICES = 3
+"""Slices beyond the found object on which it may go on unseen."""
+_SIDE = 16
+_UNSEEN = 0.5
+"""Doubt on a slice that propagation never came to, while the object may be there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known of one segment's slices across one axis; N slices.
+
+    Raises:
+        InputError: curves of different lengths.
+    """
+
+    segment: str
+    axis: int
+    step_mm: float
+    """Distance between neighbouring slices."""
+    area_px: _Curve
+    """(N,) pixels of the segment as found; 0 where it was not found."""
+    references: Sequence[int] = ()
+    """Slices that somebody vouches for."""
+    confidence: _Curve | None = None
+    """(N,) the tracker's, 0 .. 1; NaN where it did not come."""
+    uncertainty: _Curve | None = None
+    """(N,) the model's mean uncertainty over the segment's surroundings, 0 (sure) .. 1 (no idea)."""
+    agreement: _Curve | None = None
+    """(N,) lowest Dice between the coarse, the refined and the propagated mask, 0 .. 1; NaN where all are empty."""
+    embeddings: NDArray[np.float32] | None = None
+    """(N, D) what each slice looks like; see `embed_slices`."""
+
+    def __post_init__(self) -> None:
+        count = len(self.area_px)
+        for name in ("confidence", "uncertainty", "agreement", "embeddings"):
+            curve = getattr(self, name)
+            if curve is not None and len(curve) != count:
+                raise InputError(f"The {name} of {self.segment} has {len(curve)} slices, not {count}.")
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A slice worth annotating."""
+
+    segment: str
+    axis: int
+    index: int
+    gain: float
+    """Voxels expected to be put right, per millimetre of slice spacing; comparable within a volume."""
+    reason: str
+    """One clause for a person, e.g. "far from any reference slice (31 mm)"."""
+
+
+@dataclass(frozen=True)
+class VolumeSuggestion:
+    """A volume worth annotating."""
+
+    name: str
+    score: float
+    """Share of what was found that is expected to be wrong, weighted with how unlike the known volumes it looks."""
+    reason: str
+
+
+def suggest_slices(
+    evidence: Sequence[Evidence], count: int = 5, reach_mm: float = REACH_MM
+) -> list[Suggestion]:
+    """Rank slices by what annotating them would mend, the best first.
+
+    Each suggestion assumes that those before it have been followed, so the list can be worked off in one go.
+
+    Args:
+        evidence: of every segment of interest.
+        count: how many slices at most.
+        reach_mm: how far a reference slice helps; smaller for organs that change quickly.
+
+    Raises:
+        InputError: nothing was found of any segment.
+    """
+    if not any(np.any(each.area_px > 0) for each in evidence):
+        raise InputError("Nothing has been found of any segment yet; annotate one slice of it first.")
+    pending = list(evidence)
+    chosen: list[Suggestion] = []
+    while len(chosen) < count:
+        best = max((_best(each, reach_mm) for each in pending), key=lambda found: found.gain, default=None)
+        if best is None or best.gain <= 0:
+            break
+        chosen.append(best)
+        pending = [
+            replace(each, references=(*each.references, best.index)) if each.segment == best.segment else each
+            for each in pending
+        ]
+    return chosen
+
+
+def suggest_volumes(
+    evidence: Mapping[str, Sequence[Evidence]],
+    embeddings: Mapping[str, NDArray[np.float32]] | None = None,
+    known: Sequence[NDArray[np.float32]] = (),
+) -> list[VolumeSuggestion]:
+    """Rank volumes by how much is expected to be wrong in what was predicted on them.
+
+    Args:
+        evidence: per volume, of each segment.
+        embeddings: (D,) per volume: what it looks like.
+        known: (D,) of every volume that has been annotated.
+    """
+    ranked = []
+    for name, parts in evidence.items():
+        area = sum(float(part.area_px.sum()) for part in parts)
+        wrong = sum(float((_doubt(part) * _possible_area(part)).sum()) for part in parts)
+        share = wrong / area if area else 1.0
+        novelty = _novelty_of(embeddings[name], known) if embeddings and known else 0.0
+        reason = (
+            "nothing was found in it" if not area else f"about {share:.0%} of what was found looks doubtful"
+        )
+        if novelty > 0.5:
+            reason += "; unlike every annotated volume"
+        ranked.append(VolumeSuggestion(name, share * (1.0 + novelty), reason))
+    return sorted(ranked, key=lambda volume: -volume.score)
+
+
+def embed_slices(volume: Volume, axis: int, window: Window | None = None) -> NDArray[np.float32]:
+    """Describe each slice without a network: a small picture and a histogram of it.
+
+    Returns:
+        (N, 16 * 16 + 16) float32, of unit length.
+    """
+    window = window or Window.auto(volume)
+    stack = as_stack(volume.voxels_kji, axis)
+    described = []
+    for image in stack:
+        shown = window.apply(image)
+        rows = [part.mean(axis=0) for part in np.array_split(shown, min(_SIDE, len(shown)))]
+        small = [
+            part.mean(axis=1) for part in np.array_split(np.stack(rows), min(_SIDE, shown.shape[1]), axis=1)
+        ]
+        histogram = np.histogram(shown, _SIDE, (0.0, 1.0))[0] / shown.size
+        picture = np.zeros(_SIDE * _SIDE)
+        flat = np.stack(small).ravel()
+        picture[: flat.size] = flat - flat.mean()
+        described.append(np.concatenate([_unit(picture), _unit(histogram)]))
+    return np.stack(described).astype(np.float32) / np.float32(np.sqrt(2))
+
+
+def _best(evidence: Evidence, reach_mm: float) -> Suggestion:
+    """The slice of one segment that gains most."""
+    doubt, area = _doubt(evidence), _possible_area(evidence)
+    places_mm = np.arange(len(area)) * evidence.step_mm
+    helped_now = np.exp(-_distance_mm(evidence) / reach_mm)
+    helped_then = np.exp(-np.abs(places_mm[:, None] - places_mm[None]) / reach_mm)  # (candidate, slice)
+    gain = (doubt * area * np.maximum(helped_then - helped_now, 0.0)).sum(axis=1)
+    gain[np.asarray(evidence.references, int)] = 0.0
+    gain[area == 0] = 0.0  # nothing to paint there
+    index = int(gain.argmax())
+    return Suggestion(
+        evidence.segment, evidence.axis, index, float(gain[index]), _reason(evidence, index, reach_mm)
+    )
+
+
+def _distance_mm(evidence: Evidence) -> _Curve:
+    """(N,) from each slice to the nearest reference; infinite without any."""
+    indices = np.arange(len(evidence.area_px))
+    if not len(evidence.references):
+        return np.full(len(indices), np.inf)
+    steps = np.abs(indices[:, None] - np.asarray(evidence.references, int)[None]).min(axis=1)
+    distance: _Curve = steps * evidence.step_mm
+    return distance
+
+
+def _possible_area(evidence: Evidence) -> _Curve:
+    """Area as found, and beyond either end half of the last one, a quarter, an eighth: it may go on unseen."""
+    area = np.asarray(evidence.area_px, float).copy()
+    found = np.flatnonzero(area > 0)
+    if not len(found):
+        return area
+    for end, step in ((found[0], -1), (found[-1], 1)):
+        for n in range(1, _TAIL_SLICES + 1):
+            if 0 <= end + n * step < len(area):
+                area[end + n * step] = area[end] * 0.5**n
+    inside = np.flatnonzero(area > 0)
+    area[inside[0] : inside[-1] + 1] = np.maximum(
+        area[inside[0] : inside[-1] + 1], 1.0
+    )  # a gap may be a mistake
+    return area
+
+
+def _doubt(evidence: Evidence) -> _Curve:
+    """(N,) chance that a voxel of the slice is wrong, from independent signs of trouble."""
+    right = np.full(len(evidence.area_px), 1.0 - _BASE_DOUBT)
+    for sign in _signs(evidence).values():
+        right *= 1.0 - sign
+    return 1.0 - right
+
+
+def _signs(evidence: Evidence) -> dict[str, _Curve]:
+    """Each sign of trouble as a chance, 0 .. 1 per slice."""
+    signs = {}
+    if evidence.confidence is not None:
+        confidence = np.nan_to_num(evidence.confidence, nan=_UNSEEN)
+        signs["confidence"] = 1.0 - np.clip(confidence, 0.0, 1.0)
+    if evidence.uncertainty is not None:
+        signs["uncertainty"] = np.clip(evidence.uncertainty, 0.0, 1.0)
+    if evidence.agreement is not None:
+        signs["agreement"] = 1.0 - np.clip(np.nan_to_num(evidence.agreement, nan=1.0), 0.0, 1.0)
+    if evidence.embeddings is not None and len(evidence.references):
+        signs["novelty"] = _NOVELTY_WEIGHT * _novelty(evidence.embeddings, evidence.references)
+    return signs
+
+
+def _novelty(embeddings: NDArray[np.float32], references: Sequence[int]) -> _Curve:
+    """(N,) how unlike the nearest reference slice each slice looks, 0 .. 1."""
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-9)
+    similarity = (unit @ unit[np.asarray(references, int)].T).max(axis=1)
+    novelty: _Curve = np.clip((1.0 - similarity) / 2.0, 0.0, 1.0).astype(float)
+    return novelty
+
+
+def _novelty_of(embedding: NDArray[np.float32], known: Sequence[NDArray[np.float32]]) -> float:
+    stacked = np.stack([embedding, *known])
+    return float(_novelty(stacked, range(1, len(stacked)))[0] * 2.0)
+
+
+def _unit(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    length = float(np.linalg.norm(values))
+    return values / length if length > 0 else values
+
+
+def _reason(evidence: Evidence, index: int, reach_mm: float) -> str:
+    """The strongest sign of trouble on the slice, in words."""
+    distance = float(_distance_mm(evidence)[index])
+    signs = {name: float(curve[index]) for name, curve in _signs(evidence).items()}
+    far = 0.0 if not np.isfinite(distance) else 1.0 - np.exp(-distance / reach_mm)
+    name, strength = max(signs.items(), key=lambda item: item[1], default=("", 0.0))
+    if not len(evidence.references):
+        return "no slice of this segment is annotated yet, and much of it lies here"
+    if strength < 0.5 * far or not name:
+        return f"far from any reference slice ({distance:.0f} mm)"
+    if name == "confidence":
+        lost = evidence.area_px[index] == 0 or not np.isfinite(evidence.confidence[index])  # type: ignore[index]
+        return (
+            "the tracker lost the object here" if lost else f"the tracker is unsure here ({1 - strength:.0%})"
+        )
+    if name == "agreement":
+        return f"the coarse, refined and propagated masks disagree here (Dice {1 - strength:.2f})"
+    if name == "uncertainty":
+        return f"the model is unsure here ({strength:.0%})"
+    return "looks unlike every annotated slice"

@@ -1,0 +1,144 @@
+"""The next slice worth annotating: the formula against a literal loop, and the behaviour a user expects."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from medssl.errors import InputError
+from medssl.suggest import Evidence, embed_slices, suggest_slices, suggest_volumes
+from medssl.volume import Volume
+
+
+def organ(slices: int = 21, **more: object) -> Evidence:
+    """An organ of 100 pixels on slices 3 .. slices - 4, annotated in the middle, tracked without doubt."""
+    area = np.zeros(slices)
+    area[3:-3] = 100.0
+    known = Evidence("liver", 0, 5.0, area, (slices // 2,), confidence=np.where(area > 0, 0.95, np.nan))
+    return replace(known, **more)  # type: ignore[arg-type]
+
+
+def literal_gains(
+    evidence: Evidence, wrong_chance: np.ndarray, area: np.ndarray, reach: float
+) -> list[float]:
+    gains = []
+    for z in range(len(area)):
+        gain = 0.0
+        for s in range(len(area)):
+            now = max(math.exp(-abs(s - r) * evidence.step_mm / reach) for r in evidence.references)
+            then = math.exp(-abs(s - z) * evidence.step_mm / reach)
+            gain += wrong_chance[s] * area[s] * max(0.0, then - now)
+        gains.append(gain)
+    return gains
+
+
+def test_the_gain_is_the_sum_of_what_a_reference_slice_puts_right() -> None:
+    rng = np.random.default_rng(0)
+    area = rng.uniform(50, 150, 12)  # no slice is empty, so there is no tail to allow for
+    uncertainty, agreement = rng.uniform(0, 0.5, 12), rng.uniform(0.5, 1, 12)
+    evidence = Evidence("a", 1, 3.0, area, (2, 9), uncertainty=uncertainty, agreement=agreement)
+    chance = 1 - (1 - 0.05) * (1 - uncertainty) * agreement
+    gains = literal_gains(evidence, chance, area, 20.0)
+    (best,) = suggest_slices([evidence], count=1, reach_mm=20.0)
+    assert best.index == int(np.argmax(gains))
+    assert best.gain == pytest.approx(max(gains))
+    assert (best.axis, best.segment) == (1, "a")
+
+
+def test_where_the_tracker_doubts_comes_first() -> None:
+    confidence = np.where(organ().area_px > 0, 0.95, np.nan)
+    confidence[14:17] = 0.2
+    (best,) = suggest_slices([organ(confidence=confidence)], count=1)
+    assert best.index in (14, 15, 16)
+    assert "tracker is unsure" in best.reason
+
+
+def test_a_gap_in_the_middle_is_said_to_be_a_lost_object() -> None:
+    area = organ().area_px.copy()
+    area[14:17] = 0.0
+    confidence = np.where(area > 0, 0.95, 0.05)
+    first = suggest_slices([organ(area_px=area * 3, confidence=confidence)], count=3)
+    assert any("lost the object" in s.reason for s in first)
+
+
+def test_without_any_sign_of_trouble_the_farthest_slices_come_first() -> None:
+    first, second = suggest_slices([organ(41)], count=2)
+    assert first.index < 20 < second.index or second.index < 20 < first.index
+    assert "far from any reference slice" in first.reason
+
+
+def test_suggestions_spread_out_and_never_repeat() -> None:
+    suggestions = suggest_slices([organ(61)], count=6)
+    indices = sorted(s.index for s in suggestions)
+    assert len(set(indices)) == 6
+    assert min(np.diff(indices)) >= 3
+    assert [s.gain for s in suggestions] == sorted((s.gain for s in suggestions), reverse=True)
+
+
+def test_a_reference_slice_is_never_suggested_again() -> None:
+    evidence = organ(references=tuple(range(21)))
+    assert suggest_slices([evidence]) == []
+
+
+def test_slices_far_outside_the_object_are_never_suggested() -> None:
+    indices = {s.index for s in suggest_slices([organ(41)], count=41)}
+    assert indices <= set(range(41))
+    area = np.zeros(41)
+    area[18:23] = 50.0
+    assert {s.index for s in suggest_slices([organ(41, area_px=area)], count=41)} <= set(range(15, 26))
+
+
+def test_the_larger_of_two_equally_doubtful_organs_comes_first() -> None:
+    small = replace(organ(), segment="gallbladder", area_px=organ().area_px / 10)
+    assert suggest_slices([small, organ()], count=1)[0].segment == "liver"
+
+
+def test_an_organ_that_nobody_annotated_is_suggested_where_it_is_largest() -> None:
+    area = np.array([0, 10, 40, 90, 40, 10, 0], float)
+    (best,) = suggest_slices([Evidence("spleen", 0, 5.0, area)], count=1)
+    assert best.index == 3
+    assert "no slice of this segment is annotated yet" in best.reason
+
+
+def test_a_slice_unlike_the_annotated_ones_gains_from_it() -> None:
+    embeddings = np.tile(np.float32([1, 0]), (21, 1))
+    embeddings[5] = [-1, 0]
+    plain = suggest_slices([organ()], count=21)
+    novel = suggest_slices([organ(embeddings=embeddings)], count=1)[0]
+    assert novel.index == 5
+    assert novel.gain > next(s for s in plain if s.index == 5).gain
+
+
+def test_nothing_found_yet_is_said() -> None:
+    with pytest.raises(InputError, match="annotate one slice of it first"):
+        suggest_slices([Evidence("liver", 0, 5.0, np.zeros(10))])
+
+
+def test_curves_of_different_lengths_are_refused() -> None:
+    with pytest.raises(InputError, match="The uncertainty of liver has 4 slices, not 5"):
+        Evidence("liver", 0, 5.0, np.zeros(5), uncertainty=np.zeros(4))
+
+
+def test_equal_slices_have_equal_embeddings_of_unit_length() -> None:
+    voxels = np.random.default_rng(1).integers(-200, 300, (4, 40, 30)).astype(np.int16)
+    voxels[3] = voxels[0]
+    embeddings = embed_slices(Volume(voxels, np.eye(4)), 0)
+    assert np.array_equal(embeddings[0], embeddings[3])
+    assert np.allclose(np.linalg.norm(embeddings, axis=1), 1.0, atol=1e-5)
+    assert embeddings[0] @ embeddings[1] < 0.99
+
+
+def test_volumes_are_ranked_by_doubt_and_by_novelty() -> None:
+    doubtful = organ(confidence=np.full(21, 0.5))
+    ranked = suggest_volumes(
+        {"sure": [organ()], "doubtful": [doubtful], "empty": [organ(area_px=np.zeros(21))]}
+    )
+    assert [volume.name for volume in ranked] == ["empty", "doubtful", "sure"]
+    assert ranked[0].reason == "nothing was found in it"
+    known = [np.float32([1.0, 0.0])]
+    looks = {"old": np.float32([1.0, 0.0]), "new": np.float32([-1.0, 0.1])}
+    first = suggest_volumes({"old": [organ()], "new": [organ()]}, looks, known)[0]
+    assert first.name == "new"
+    assert "unlike every annotated volume" in first.reason
