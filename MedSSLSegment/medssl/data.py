@@ -177,7 +177,7 @@ def fit_slice(
     size: tuple[int, ...],
     how: Literal["crop", "resize"],
     rng: np.random.Generator | None = None,
-    fill: float = 0.0,
+    fill: float | NDArray[np.float32] = 0.0,
 ) -> NDArray[np.float32]:
     """Bring a slice to a size.
 
@@ -186,7 +186,7 @@ def fit_slice(
         size: rows and columns wanted.
         how: "crop" takes a part and surrounds a smaller slice with `fill`; "resize" scales the whole, bilinearly.
         rng: draws where the part lies; None takes the middle.
-        fill: value beside the slice, e.g. the contract's `background()`.
+        fill: value beside the slice, e.g. the contract's `background()`, or (C, 1, 1) for each channel its own.
 
     Returns:
         (C, *size) float32.
