@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from ..errors import InputError
 from .base import Anchor, Method, MethodInfo, Moment, Preset
+from .byol import BYOL
+from .moco import MoCo
+from .polycl import PolyCLM, PolyCLO, PolyCLS
+from .simclr import SimCLR
+from .supcon import SupCon
 
 __all__ = ["METHODS", "Anchor", "Method", "MethodInfo", "Moment", "Preset", "find_method"]
 
-METHODS: dict[str, type[Method]] = {}
+METHODS: dict[str, type[Method]] = {
+    "polycl-s": PolyCLS,
+    "polycl-o": PolyCLO,
+    "polycl-m": PolyCLM,
+    "simclr": SimCLR,
+    "supcon": SupCon,
+    "moco": MoCo,
+    "byol": BYOL,
+}
 """Every method by name; the panel, the browser, the command line, tests and benchmarks all read this."""
 
 
