@@ -9,6 +9,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from ..errors import InputError
+
 __all__ = ["Backbone", "BackboneSpec", "Decoder", "Encoder"]
 
 
@@ -27,6 +29,20 @@ class Encoder(nn.Module):
     """Every side of the input must be a multiple of this."""
     stem: tuple[str, ...]
     """Names, in the encoder's state dict, of the weights that see the input's channels (axis 1)."""
+    fixed_size: bool = False
+    """Whether it is at its best on inputs of the size it was trained on: positions are part of what it has learnt."""
+
+    def require_size(self, size: Sequence[int]) -> None:
+        """Check the sides of an input.
+
+        Raises:
+            InputError: the network cannot take it; the message says which sizes it takes.
+        """
+        if any(side % self.divisor for side in size) or all(side == self.divisor for side in size):
+            raise InputError(
+                f"The input's sides {tuple(size)} must be multiples of {self.divisor}, and one of them at least"
+                f" {2 * self.divisor}, for this network."
+            )
 
     @abstractmethod
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -48,6 +48,7 @@ class TransUNetEncoder(Encoder):
     """
 
     spatial_dims = 2
+    fixed_size = True
 
     def __init__(self, in_channels: int, size: _Size) -> None:
         super().__init__()

@@ -77,6 +77,7 @@ class VitEncoder(Encoder):
     """
 
     spatial_dims = 2
+    fixed_size = True
 
     def __init__(self, in_channels: int, *, patch: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
