@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -164,6 +164,8 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class TransferReport:
     """What happened to every tensor when weights went into a model."""
 
+    whole: ClassVar[str] = "model"
+    """What `fraction` is a share of, for a person."""
     transferred: tuple[str, ...]
     """In both, same shape: copied."""
     missing: tuple[str, ...]
@@ -177,7 +179,7 @@ class TransferReport:
 
     def __str__(self) -> str:
         """One line for a person."""
-        line = f"{len(self.transferred)} tensors ({self.fraction:.1%} of the model) transferred"
+        line = f"{len(self.transferred)} tensors ({self.fraction:.1%} of the {self.whole}) transferred"
         for what in ("missing", "mismatched", "unexpected"):
             names: tuple[str, ...] = getattr(self, what)
             if names:
