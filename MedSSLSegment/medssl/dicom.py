@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from .errors import InputError
 from .imagefile import RawImage, grid_of, simpleitk
 
-__all__ = ["DicomSeries", "list_dicom_series", "read_dicom"]
+__all__ = ["DicomSeries", "choose_series", "list_dicom_series", "patient_id", "read_dicom", "read_series"]
 
 _POSITION, _ORIENTATION = "0020|0032", "0020|0037"
-_DESCRIPTION, _MODALITY = "0008|103e", "0008|0060"
+_DESCRIPTION, _MODALITY, _PATIENT_ID = "0008|103e", "0008|0060", "0010|0020"
 _UNEVEN_MM = 0.1
 """A slice may lie this far, or a tenth of a step if that is more, from its even place: headers round."""
 
@@ -69,7 +69,16 @@ def read_dicom(folder: Path, series: str | None) -> RawImage:
     Raises:
         InputError: no such series, several of them, damaged files, or slices that do not form one even stack.
     """
-    chosen = _chosen(list_dicom_series(folder), folder, series)
+    return read_series(choose_series(folder, series), folder.name)
+
+
+def choose_series(folder: Path, series: str | None) -> DicomSeries:
+    """Find the series `read_dicom` would read, and why it cannot: see there."""
+    return _chosen(list_dicom_series(folder), folder, series)
+
+
+def read_series(chosen: DicomSeries, folder_name: str) -> RawImage:
+    """Read a series that `list_dicom_series` found; raises as `read_dicom` does."""
     try:
         with simpleitk() as sitk:
             reader = sitk.ImageSeriesReader()
@@ -79,12 +88,21 @@ def read_dicom(folder: Path, series: str | None) -> RawImage:
             voxels = sitk.GetArrayFromImage(image)
     except RuntimeError as error:
         raise InputError(
-            f"Series {chosen.uid} in {folder.name} cannot be read: a file is damaged or its slices differ in"
+            f"Series {chosen.uid} in {folder_name} cannot be read: a file is damaged or its slices differ in"
             " size; export it again."
         ) from error
     if len(chosen.files) == 1:
         return RawImage(voxels, grid_of(image))
-    return RawImage(voxels, _stack_grid(reader, image, f"Series {chosen.uid} in {folder.name}"))
+    return RawImage(voxels, _stack_grid(reader, image, f"Series {chosen.uid} in {folder_name}"))
+
+
+def patient_id(series: DicomSeries) -> str:
+    """The PatientID in a series' first file, "" where there is none. Personal: never log or store it as it is."""
+    with simpleitk() as sitk:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(series.files[0])
+        reader.ReadImageInformation()
+    return _text(reader, _PATIENT_ID)
 
 
 def _series_of(sitk: Any, folder: str, uid: str) -> DicomSeries | None:
