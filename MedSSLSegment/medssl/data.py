@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
 from .input_contract import InputContract, IntensityStats
+
+if TYPE_CHECKING:
+    from .grid import PreparedGrid
 
 __all__ = ["AIR_HU", "Scan", "SliceArray", "UnlabelledVolumes", "fit_slice"]
 
@@ -48,6 +51,8 @@ class Scan:
     """Of the prepared grid."""
     stats: IntensityStats
     """Of the whole scan."""
+    grid: PreparedGrid | None = field(default=None, compare=False, repr=False)
+    """How the source's grid became the prepared one; None for arrays that came prepared."""
 
 
 class UnlabelledVolumes:

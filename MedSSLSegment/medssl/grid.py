@@ -198,13 +198,15 @@ class PreparedGrid:
         return np.linspace(first, high - low - 1 - first, count, dtype=np.float64)
 
     def _source_index(self, axis: int, index: NDArray[np.float64]) -> NDArray[np.float64]:
-        inside = self._positions(axis)[0] + index * self._step(axis) + self.box[axis][0]
-        return self.source_shape_kji[self.axes[axis]] - 1 - inside if self.flipped[axis] else inside
+        first, step = float(self._positions(axis)[0]) + self.box[axis][0], self._step(axis)
+        if self.flipped[axis]:
+            first, step = self.source_shape_kji[self.axes[axis]] - 1 - first, -step
+        return index * step + first
 
     def _positions_back(self, axis: int) -> NDArray[np.float64]:
         """Where the voxels of the box lie, in prepared voxels."""
         low, high = self.box[axis]
-        first, step = self._positions(axis)[0], self._step(axis)
+        first, step = float(self._positions(axis)[0]), self._step(axis)
         return np.linspace(-first / step, (high - low - 1 - first) / step, high - low, dtype=np.float64)
 
     def _is_copied(self, axis: int) -> bool:
