@@ -1,0 +1,188 @@
+"""Cases in and out of a store: DICOM SEG and image/label pairs come in, nnU-Net and MONAI data sets go out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cases import Case, CaseStore, vouch_for_all, vouched_voxels
+from .errors import InputError, MedSSLError
+from .events import Eta, Log, Progress
+from .imagefile import write_image
+from .segmentation import read_segmentation
+from .storage import atomic_path, make_folder
+from .volume import read_volume, write_volume
+
+__all__ = ["Pair", "export_monai", "export_nnunet", "import_dicom_seg", "import_pairs"]
+
+_MONAI_FOLDERS = {"image": "images", "label": "labels", "vouched": "vouched"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its labels, as they lie somewhere."""
+
+    image: Path
+    labels: Path
+    name: str
+    patient: str = ""
+
+
+def import_pairs(
+    store: CaseStore,
+    pairs: Sequence[Pair],
+    *,
+    copy: bool = True,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Case | Log | Progress]:
+    """Add finished segmentations; every slice of every segment is vouched for.
+
+    A pair that cannot be used (another grid, damaged, in the store already) is named in a `Log` and skipped.
+
+    Args:
+        store: takes the cases.
+        pairs: what to add.
+        copy: keep a copy of each image in the store; otherwise it is referred to where it lies.
+        cancelled: asked before each pair; what was added stays.
+    """
+    eta = Eta(len(pairs))
+    for done, pair in enumerate(pairs, start=1):
+        if cancelled():
+            return
+        try:
+            volume = read_volume(pair.image)
+            segmentation = read_segmentation(pair.labels, like=volume)
+            yield store.add(
+                volume,
+                segmentation,
+                vouch_for_all(segmentation),
+                name=pair.name,
+                reference=None if copy else pair.image,
+                patient=pair.patient,
+            )
+        except MedSSLError as error:
+            yield Log(f"{pair.name} was skipped: {error}")
+        yield eta.step(done, pair.name)
+
+
+def import_dicom_seg(
+    store: CaseStore, seg: Path, series: Path, uid: str | None = None, name: str = ""
+) -> Case:
+    """Add a DICOM SEG and the series it was drawn on; every slice of every segment is vouched for.
+
+    Raises:
+        InputError: no SEG, another grid, or the volume is in the store already.
+    """
+    from .dicom_seg import read_dicom_seg
+
+    volume = read_volume(series, uid)
+    segmentation = read_dicom_seg(seg, volume)
+    return store.add(volume, segmentation, vouch_for_all(segmentation), name=name or seg.stem)
+
+
+def export_nnunet(
+    store: CaseStore, folder: Path, segments: Sequence[str] | None = None
+) -> Iterator[Progress]:
+    """Write the store as a raw nnU-Net v2 data set: imagesTr, labelsTr, dataset.json.
+
+    Voxels on slices that are not vouched for carry nnU-Net's ignore label, so its partial-label training works.
+
+    Args:
+        store: at least one case.
+        folder: a new folder, e.g. Dataset501_Liver.
+        segments: which segments, in this order; None takes all.
+
+    Raises:
+        InputError: no case or segment, or the folder exists.
+        StorageError: no space or no permission.
+    """
+    cases, names = _chosen(store, folder, segments)
+    for part in ("imagesTr", "labelsTr"):
+        make_folder(folder / part)
+    ignore = len(names) + 1
+    eta = Eta(len(cases))
+    some_ignored = False
+    for done, case in enumerate(cases, start=1):
+        write_volume(case.volume(), folder / "imagesTr" / f"{case.id}_0000.nii.gz")
+        labels, known = _label_map(case, names)
+        some_ignored |= not known.all()
+        vouched = np.where(known, labels, ignore).astype(np.uint8)
+        write_image(folder / "labelsTr" / f"{case.id}.nii.gz", vouched, case.segmentation().ijk_to_ras)
+        yield eta.step(done, case.name)
+    values = {"background": 0, **{name: n for n, name in enumerate(names, start=1)}}
+    if some_ignored:
+        values["ignore"] = ignore
+    _write_json(
+        folder / "dataset.json",
+        {
+            "channel_names": {"0": cases[0].modality},
+            "labels": values,
+            "numTraining": len(cases),
+            "file_ending": ".nii.gz",
+        },
+    )
+
+
+def export_monai(store: CaseStore, folder: Path, segments: Sequence[str] | None = None) -> Iterator[Progress]:
+    """Write the store as a MONAI datalist: images, labels, vouched masks and datalist.json.
+
+    Every entry has "image", "label" and "vouched": 1 where the labels count. Patients are spread over five folds.
+
+    Raises:
+        InputError: no case or segment, or the folder exists.
+        StorageError: no space or no permission.
+    """
+    cases, names = _chosen(store, folder, segments)
+    for below in _MONAI_FOLDERS.values():
+        make_folder(folder / below)
+    patients = sorted({case.patient for case in cases})
+    entries = []
+    eta = Eta(len(cases))
+    for done, case in enumerate(cases, start=1):
+        entry = {part: f"{below}/{case.id}.nii.gz" for part, below in _MONAI_FOLDERS.items()}
+        labels, known = _label_map(case, names)
+        write_volume(case.volume(), folder / entry["image"])
+        write_image(folder / entry["label"], labels, case.segmentation().ijk_to_ras)
+        write_image(folder / entry["vouched"], known.astype(np.uint8), case.segmentation().ijk_to_ras)
+        entries.append({**entry, "fold": patients.index(case.patient) % 5})
+        yield eta.step(done, case.name)
+    labels_by_value = {"0": "background", **{str(n): name for n, name in enumerate(names, start=1)}}
+    _write_json(folder / "datalist.json", {"labels": labels_by_value, "training": entries, "testing": []})
+
+
+def _chosen(store: CaseStore, folder: Path, segments: Sequence[str] | None) -> tuple[list[Case], list[str]]:
+    if folder.exists():
+        raise InputError(f"{folder} exists already; choose a new folder.")
+    cases = store.cases()
+    known = list(dict.fromkeys(segment.name for case in cases for segment in case.segments))
+    names = known if segments is None else list(segments)
+    for name in names:
+        if name not in known:
+            raise InputError(f"No case has a segment '{name}'; the store knows {', '.join(known) or 'none'}.")
+    cases = [case for case in cases if any(v.segment in names for v in case.vouched)]
+    if not cases:
+        raise InputError(f"The case store {store.folder} holds nothing to export.")
+    return cases, names
+
+
+def _label_map(case: Case, names: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """(K, J, I) labels 1 .. n in the order of `names`, and where somebody vouches for all of them."""
+    segmentation = case.segmentation()
+    labels = np.zeros(case.shape_kji, np.uint8)
+    known = np.ones(case.shape_kji, bool)
+    for n, name in enumerate(names, start=1):
+        known &= vouched_voxels(case.shape_kji, case.vouched, name)
+        if name in segmentation.names:
+            labels[segmentation.mask(name)] = n
+    return labels, known
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), "utf-8")

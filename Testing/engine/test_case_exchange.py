@@ -1,0 +1,121 @@
+"""Cases in and out: what another tool reads is what was vouched for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine.test_dicom_seg import two_organs, write_series
+from medssl.case_exchange import Pair, export_monai, export_nnunet, import_dicom_seg, import_pairs
+from medssl.cases import Case, CaseStore, Vouched
+from medssl.dicom_seg import write_dicom_seg
+from medssl.errors import InputError
+from medssl.events import Log, Progress, drain
+from medssl.imagefile import read_image
+from medssl.segmentation import Segment, Segmentation, write_segmentation
+from medssl.volume import Volume, read_volume, write_volume
+
+GRID = np.diag([-0.7, 0.8, 2.5, 1.0])
+SEGMENTS = (Segment("liver", 2, (1.0, 0.0, 0.0)), Segment("spleen", 5, (0.0, 1.0, 0.0)))
+
+
+def pair(seed: int = 0) -> tuple[Volume, Segmentation]:
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((5, 6, 7), np.uint8)
+    labels[1:4, 1:3, 1:4], labels[2:4, 4:, 4:] = 2, 5
+    return Volume(rng.integers(-1000, 900, (5, 6, 7)).astype(np.int16), GRID), Segmentation(
+        labels, GRID, SEGMENTS
+    )
+
+
+def store_of(folder: Path, *vouched: list[Vouched]) -> CaseStore:
+    store = CaseStore(folder)
+    for seed, each in enumerate(vouched):
+        store.add(*pair(seed), each, name=f"case {seed}", patient=f"p{seed // 2}")
+    return store
+
+
+ALL = [Vouched(name, 0, tuple(range(5))) for name in ("liver", "spleen")]
+SOME = [Vouched("liver", 0, (1, 2)), Vouched("spleen", 0, (2, 3))]
+
+
+def voxels(path: Path) -> np.ndarray:
+    return read_image(path).voxels
+
+
+def test_nnunet_gets_images_labels_and_an_ignore_label_where_nobody_vouches(tmp_path: Path) -> None:
+    store = store_of(tmp_path / "store", ALL, SOME)
+    done = list(export_nnunet(store, tmp_path / "Dataset501"))
+    assert isinstance(done[-1], Progress)
+    facts = json.loads((tmp_path / "Dataset501" / "dataset.json").read_text())
+    assert facts["labels"] == {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}
+    assert (facts["numTraining"], facts["channel_names"], facts["file_ending"]) == (2, {"0": "CT"}, ".nii.gz")
+    whole, part = store.cases()
+    truth = np.select([pair()[1].mask("liver"), pair()[1].mask("spleen")], [1, 2], 0)
+    assert np.array_equal(voxels(tmp_path / "Dataset501/labelsTr" / f"{whole.id}.nii.gz"), truth)
+    expected = np.full_like(truth, 3)
+    expected[2] = truth[2]  # the only slice on which both are vouched for
+    assert np.array_equal(voxels(tmp_path / "Dataset501/labelsTr" / f"{part.id}.nii.gz"), expected)
+    image = read_volume(tmp_path / "Dataset501/imagesTr" / f"{part.id}_0000.nii.gz")
+    assert np.array_equal(image.voxels_kji, pair(1)[0].voxels_kji)
+
+
+def test_without_gaps_there_is_no_ignore_label(tmp_path: Path) -> None:
+    list(export_nnunet(store_of(tmp_path / "store", ALL), tmp_path / "out", ["spleen"]))
+    facts = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert facts["labels"] == {"background": 0, "spleen": 1}
+
+
+def test_monai_gets_a_datalist_with_vouched_masks_and_folds_by_patient(tmp_path: Path) -> None:
+    store = store_of(tmp_path / "store", ALL, SOME, ALL)
+    list(export_monai(store, tmp_path / "out"))
+    datalist = json.loads((tmp_path / "out" / "datalist.json").read_text())
+    assert datalist["labels"] == {"0": "background", "1": "liver", "2": "spleen"}
+    folds = [entry["fold"] for entry in datalist["training"]]
+    assert folds[0] == folds[1] != folds[2]
+    entry = datalist["training"][1]
+    assert np.array_equal(voxels(tmp_path / "out" / entry["vouched"])[:, 0, 0], [0, 0, 1, 0, 0])
+    assert all((tmp_path / "out" / entry[part]).is_file() for part in ("image", "label"))
+
+
+def test_pairs_come_in_and_bad_ones_are_named(tmp_path: Path) -> None:
+    pairs = []
+    for seed in range(3):
+        volume, labels = pair(seed)
+        write_volume(volume, tmp_path / f"{seed}.nii.gz")
+        write_segmentation(labels, tmp_path / f"{seed}-labels.nii.gz")
+        pairs.append(
+            Pair(tmp_path / f"{seed}.nii.gz", tmp_path / f"{seed}-labels.nii.gz", f"case {seed}", "p")
+        )
+    (tmp_path / "1-labels.nii.gz").write_bytes(b"rubbish")
+    store = CaseStore(tmp_path / "store")
+    events = list(import_pairs(store, [*pairs, pairs[0]]))
+    assert [e.name for e in events if isinstance(e, Case)] == ["case 0", "case 2"]
+    said = [e.text for e in events if isinstance(e, Log)]
+    assert said[0].startswith("case 1 was skipped")
+    assert "already in the store" in said[1]
+    assert store.cases()[0].vouched_slices("liver") == 5
+    assert [e.done for e in events if isinstance(e, Progress)] == [1, 2, 3, 4]
+
+
+def test_a_dicom_seg_becomes_a_case(tmp_path: Path) -> None:
+    volume = write_series(tmp_path / "series")
+    write_dicom_seg(two_organs(volume), tmp_path / "series", tmp_path / "seg.dcm")
+    case = import_dicom_seg(CaseStore(tmp_path / "store"), tmp_path / "seg.dcm", tmp_path / "series")
+    assert np.array_equal(case.segmentation().mask("liver"), two_organs(volume).mask("liver"))
+
+
+@pytest.mark.parametrize("export", [export_nnunet, export_monai])
+def test_what_cannot_be_exported_is_said_before_anything_is_written(tmp_path: Path, export: object) -> None:
+    store = store_of(tmp_path / "store", ALL)
+    for folder, segments, sentence in (
+        (tmp_path, None, "exists already"),
+        (tmp_path / "out", ["pancreas"], "No case has a segment 'pancreas'"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            drain(export(store, folder, segments), lambda event: None)  # type: ignore[operator]
+    with pytest.raises(InputError, match="holds nothing to export"):
+        drain(export(CaseStore(tmp_path / "empty"), tmp_path / "out"), lambda event: None)  # type: ignore[operator]
+    assert not (tmp_path / "out").exists()
