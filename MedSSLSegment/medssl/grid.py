@@ -160,6 +160,22 @@ class PreparedGrid:
         turned = self._turned(axis, index)
         return int(self._nearest_back(axis)[turned - low]) if low <= turned < high else None
 
+    def slices(self, axis: int, source: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Slices of the prepared grid that show at least one of some source slices.
+
+        Args:
+            axis: of the prepared grid.
+            source: one bool per slice of the source axis `axes[axis]`.
+
+        Returns:
+            One bool per slice of the prepared axis.
+        """
+        low, high = self.box[axis]
+        inside = (source[::-1] if self.flipped[axis] else source)[low:high]
+        shown: NDArray[np.bool_] = inside[self._nearest(axis, ())]
+        shown[self._nearest_back(axis)[inside]] = True
+        return shown
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` is the inverse."""
         return {

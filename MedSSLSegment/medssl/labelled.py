@@ -182,7 +182,9 @@ class LabelledScans:
         store = None if cache is None else VolumeCache(cache, contract)
         eta = Eta(len(cases))
         on_event(eta.step(0))
-        scans, problems, others = [], [], []
+        scans: list[LabelledScan] = []
+        problems: list[str] = []
+        unlabelled: list[str] = []
         known: set[str] = set()
         for done, case in enumerate(cases, start=1):
             if cancelled():
@@ -190,25 +192,21 @@ class LabelledScans:
             try:
                 volume, truth = case.read()
                 known.update(truth.names)
-                if set(segments).isdisjoint(truth.names):
-                    raise InputError(f"it knows none of {', '.join(segments)}.")
-                vouched = _vouched(case, volume, truth, slices, segments)
-                scans.append(
-                    _prepared(
-                        replace(case, vouched=vouched), volume, truth, contract, segments, store, cancelled
-                    )
-                )
+                complete = replace(case, vouched=_vouched(case, volume, truth, slices, segments))
+                if set(segments).isdisjoint(truth.names) or complete.vouched == {}:
+                    unlabelled.append(case.name)
+                else:
+                    scans.append(_prepared(complete, volume, truth, contract, segments, store, cancelled))
             except InputError as error:
                 problems.append(f"{case.name} was left out: {error}")
                 on_event(Log(problems[-1]))
             on_event(eta.step(done, case.name))
+        wanted = ", ".join(segments)
         if not scans:
-            raise InputError(_nothing(segments, known, problems))
-        if others:
+            raise InputError(_nothing(wanted, known, problems))
+        if unlabelled:
             on_event(
-                Log(
-                    f"{len(others)} cases without labels of {', '.join(segments)} were left out: {some(others)}."
-                )
+                Log(f"{len(unlabelled)} cases without labels of {wanted} were left out: {some(unlabelled)}.")
             )
         return cls(segments, scans)
 
@@ -369,8 +367,7 @@ def _classes(
     return result
 
 
-def _nothing(segments: Sequence[str], known: Iterable[str], problems: Sequence[str]) -> str:
-    wanted = ", ".join(segments)
+def _nothing(wanted: str, known: Iterable[str], problems: Sequence[str]) -> str:
     if known:
-        return f"No case knows {wanted}; the cases know {', '.join(sorted(known))}."
+        return f"No case is labelled with {wanted}; the labels there are: {', '.join(sorted(known))}."
     return f"No case can be used; the first problem: {problems[0] if problems else 'there are no cases.'}"
