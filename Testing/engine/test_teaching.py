@@ -1,0 +1,71 @@
+"""A slice teaches exactly what is vouched for on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from medssl.cases import CaseStore, Vouched
+from medssl.errors import InputError
+from medssl.input_contract import InputContract
+from medssl.labelled import IGNORE, LabelledScans
+from medssl.segmentation import Segment, Segmentation
+from medssl.teaching import labelled_cases
+from medssl.volume import Volume
+
+GRID = np.diag([1.0, 1.0, 2.0, 1.0])
+SEGMENTS = tuple(
+    Segment(name, n, (1.0, 0.0, 0.0)) for n, name in enumerate(("liver", "spleen", "kidney"), start=1)
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CaseStore:
+    """One case: liver on slices 1 and 2, spleen on 2 and 3, kidney on column 4 only."""
+    voxels = np.random.default_rng(0).integers(-200, 300, (6, 8, 9)).astype(np.int16)
+    labels = np.zeros(voxels.shape, np.uint8)
+    labels[:, 1:3, 1:4], labels[:, 4:6, 1:4], labels[:, 2:5, 6] = 1, 2, 3
+    store = CaseStore(tmp_path / "store")
+    store.add(
+        Volume(voxels, GRID),
+        Segmentation(labels, GRID, SEGMENTS),
+        [
+            Vouched("liver", 0, (1, 2)),
+            Vouched("spleen", 0, (2, 3), "propagated"),
+            Vouched("kidney", 2, (6,)),
+        ],
+        name="a",
+    )
+    return store
+
+
+def test_slices_are_grouped_by_the_segments_they_teach(store: CaseStore) -> None:
+    parts = labelled_cases(store.cases(), ["liver", "spleen"])
+    found = {tuple(sorted(part.read()[1].names)): part.vouched for part in parts}
+    assert found == {("liver",): {0: [1]}, ("liver", "spleen"): {0: [2]}, ("spleen",): {0: [3]}}
+    assert len({part.patient for part in parts}) == 1
+
+
+def test_a_segment_that_is_not_vouched_for_is_unknown_and_the_rest_is_ignored(store: CaseStore) -> None:
+    contract = InputContract(size=(8, 8))
+    scans = LabelledScans.from_cases(
+        labelled_cases(store.cases(), ["liver", "spleen"]), contract, ["liver", "spleen"]
+    )
+    by_known = {scan.known: np.asarray(scan.labels[:]) for scan in scans}
+    assert set(by_known) == {(True, False), (True, True), (False, True)}
+    both = by_known[True, True]
+    vouched = [k for k in range(len(both)) if (both[k] != IGNORE).any()]
+    assert len(vouched) == 1
+    assert set(np.unique(both[vouched[0]])) == {0, 1, 2}
+    assert set(np.unique(by_known[True, False])) == {0, 1, IGNORE}
+
+
+def test_slices_across_another_axis_teach_too(store: CaseStore) -> None:
+    (part,) = labelled_cases(store.cases(), ["kidney"])
+    assert part.vouched == {2: [6]}
+
+
+def test_segments_nobody_vouches_for_are_named(store: CaseStore) -> None:
+    with pytest.raises(InputError, match=r"No slice of pancreas is vouched for.*kidney, liver, spleen"):
+        labelled_cases(store.cases(), ["pancreas"])
