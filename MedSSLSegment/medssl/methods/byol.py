@@ -77,7 +77,7 @@ class BYOL(Contrastive):
         return {
             "paper": Preset("unet2d_16", WHOLE_SLICE, published, BYOLOptions(smallest_area=0.08, flip=0.5)),
             "gpu": Preset("unet2d_16", WHOLE_SLICE, GPU_RECIPE, small),
-            "cpu": Preset("unet2d_16", CPU_CONTRACT, CPU_RECIPE, small),
+            "cpu": Preset("unet2d_16", CPU_CONTRACT, replace(CPU_RECIPE, batch=10), small),
         }
 
     def forward(self, batch: Mapping[str, Tensor], moment: Moment) -> dict[str, Tensor]:

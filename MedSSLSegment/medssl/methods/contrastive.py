@@ -47,6 +47,7 @@ __all__ = [
     "spread",
     "sup_con",
     "triplet_loss",
+    "unit",
 ]
 
 WHOLE_SLICE = InputContract(size=(256, 256), fit="resize")
@@ -102,6 +103,12 @@ class Contrastive(Method):
         super().__init__(backbone, contract, options)
         if backbone.spatial_dims != 2 or contract.spatial_dims != 2:
             raise InputError(f"{self.info.title} compares slices; choose a backbone and an input of 2D.")
+        divisor = backbone.encoder.divisor
+        if any(side % divisor or side < 2 * divisor for side in contract.size):
+            raise InputError(
+                f"Slices of {contract.size} pixels do not fit this backbone; make each side a multiple of {divisor},"
+                f" {2 * divisor} or more."
+            )
         backbone.decoder.requires_grad_(False)
         self.head = head
 
@@ -135,9 +142,9 @@ class Contrastive(Method):
             return None
         training = self.training
         self.eval()
-        unit = _unit(self.embed(images))
+        embedded = unit(self.embed(images))
         self.train(training)
-        nearest = (unit @ unit.T).fill_diagonal_(-2.0).argsort(dim=1, descending=True)
+        nearest = (embedded @ embedded.T).fill_diagonal_(-2.0).argsort(dim=1, descending=True)
         order = nearest[:_PICTURE_ROWS, : min(_PICTURE_NEIGHBOURS, len(images) - 1)].cpu().numpy()
         return _tiled(_grey(images, input_range(self.contract)), order)
 
@@ -240,20 +247,20 @@ def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -
         temperature: above 0.
     """
     with torch.autocast(queries.device.type, enabled=False):
-        query, key = _unit(queries), _unit(keys)
+        query, key = unit(queries), unit(keys)
         found = (query * key).sum(dim=1, keepdim=True)
-        logits = torch.cat([found, query @ _unit(queue).T], dim=1) / temperature
+        logits = torch.cat([found, query @ unit(queue).T], dim=1) / temperature
         return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """(B,) cosine similarity of rows."""
-    return (_unit(a) * _unit(b)).sum(dim=1)
+    return (unit(a) * unit(b)).sum(dim=1)
 
 
 def spread(embeddings: Tensor) -> Tensor:
     """How far unit embeddings spread: 1 when uniform on the sphere, 0 when all are one (collapsed)."""
-    return (1.0 - _unit(embeddings.detach()).mean(dim=0).square().sum()).clamp_min(0.0).sqrt()
+    return (1.0 - unit(embeddings.detach()).mean(dim=0).square().sum()).clamp_min(0.0).sqrt()
 
 
 def _similarities(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,7 +271,7 @@ def _similarities(first: Tensor, second: Tensor, temperature: float) -> tuple[Te
         the slice's other view.
     """
     with torch.autocast(first.device.type, enabled=False):
-        a, b = _unit(first), _unit(second)
+        a, b = unit(first), unit(second)
         everyone = torch.cat([gather(a), gather(b)])  # (2N, D)
         logits = torch.cat([a, b]) @ everyone.T / temperature
     own = own_rows(torch.arange(len(everyone) // 2, device=logits.device))
@@ -272,7 +279,7 @@ def _similarities(first: Tensor, second: Tensor, temperature: float) -> tuple[Te
     return logits, torch.cat([own, other]), torch.cat([other, own])
 
 
-def _unit(rows: Tensor) -> Tensor:
+def unit(rows: Tensor) -> Tensor:
     """Rows of length 1, in float32 or better."""
     return F.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=1)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..backbones.base import Backbone
 from ..distributed import gather
@@ -26,6 +25,7 @@ from .contrastive import (
     info_nce,
     mlp,
     spread,
+    unit,
 )
 
 __all__ = ["MoCo", "MoCoOptions"]
@@ -66,7 +66,7 @@ class MoCo(Contrastive):
         width = backbone.encoder.widths[-1]
         super().__init__(backbone, contract, options, mlp(width, options.hidden, options.dimensions))
         self.momentum = Momentum(self)
-        self.register_buffer("queue", F.normalize(torch.randn(options.queue, options.dimensions), dim=1))
+        self.register_buffer("queue", unit(torch.randn(options.queue, options.dimensions)))
 
     @staticmethod
     def presets() -> Mapping[str, Preset]:
@@ -92,7 +92,7 @@ class MoCo(Contrastive):
     def forward(self, batch: Mapping[str, Tensor], moment: Moment) -> dict[str, Tensor]:
         """InfoNCE; the keys of all processes join the queue."""
         views = batch["views"]
-        queries, keys = self.embed(views[:, 0]), F.normalize(self.momentum(views[:, 1]).float(), dim=1)
+        queries, keys = self.embed(views[:, 0]), unit(self.momentum(views[:, 1]))
         everyone = gather(keys)
         if self.training and moment.step == 0 and moment.part == 0:
             # Random vectors would be no negatives: untrained embeddings of slices all lie close together.

@@ -144,7 +144,7 @@ class _PolyCL(Contrastive):
             "gpu": Preset(
                 "unet2d_16", WHOLE_SLICE, replace(PUBLISHED_RECIPE, precision="fp16"), PolyCLOptions()
             ),
-            "cpu": Preset("unet2d_16", CPU_CONTRACT, CPU_RECIPE, PolyCLOptions()),
+            "cpu": Preset("unet2d_16", CPU_CONTRACT, replace(CPU_RECIPE, batch=8), PolyCLOptions()),
         }
 
     def anchors(self, volumes: UnlabelledVolumes) -> Sequence[Anchor]:

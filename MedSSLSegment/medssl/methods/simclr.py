@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,7 +65,7 @@ class SimCLR(Contrastive):
         return {
             "paper": Preset("unet2d_16", WHOLE_SLICE, PUBLISHED_RECIPE, baseline),
             "gpu": Preset("unet2d_16", WHOLE_SLICE, GPU_RECIPE, SimCLROptions()),
-            "cpu": Preset("unet2d_16", CPU_CONTRACT, replace(CPU_RECIPE, batch=24), SimCLROptions()),
+            "cpu": Preset("unet2d_16", CPU_CONTRACT, CPU_RECIPE, SimCLROptions()),
         }
 
     def draw(self, volumes: UnlabelledVolumes, anchor: Anchor, rng: np.random.Generator) -> dict[str, Tensor]:

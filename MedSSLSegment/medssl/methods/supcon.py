@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,7 +62,7 @@ class SupCon(Contrastive):
         return {
             "paper": Preset("unet2d_16", WHOLE_SLICE, PUBLISHED_RECIPE, SupConOptions()),
             "gpu": Preset("unet2d_16", WHOLE_SLICE, GPU_RECIPE, SupConOptions()),
-            "cpu": Preset("unet2d_16", CPU_CONTRACT, replace(CPU_RECIPE, batch=24), SupConOptions()),
+            "cpu": Preset("unet2d_16", CPU_CONTRACT, CPU_RECIPE, SupConOptions()),
         }
 
     def anchors(self, volumes: UnlabelledVolumes) -> Sequence[Anchor]:
