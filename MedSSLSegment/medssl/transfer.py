@@ -189,6 +189,7 @@ def adapt_stem(weight: Tensor, in_channels: int) -> tuple[Tensor, str]:
 
     C channels become N = m C by repetition, each weight divided by m: channel n takes the place of channel n mod C, as
     when neighbouring slices join. Any other N, such as 1, gives each channel the sum over the C, divided by N.
+    (Standardised filters, as TransUNet's, have no scale of their own, so there it holds up to a factor per filter.)
 
     Args:
         weight: (out, C, ...) of a convolution.

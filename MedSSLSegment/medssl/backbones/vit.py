@@ -59,9 +59,10 @@ def transformer_blocks(width: int, depth: int, heads: int) -> nn.ModuleList:
     from ..foundation.runtime import ensure_torchvision_operators
 
     ensure_torchvision_operators()
+    from timm.layers.norm import LayerNorm
     from timm.models.vision_transformer import Block
 
-    blocks = nn.ModuleList(Block(width, heads, qkv_bias=True) for _ in range(depth))  # LayerNorm with 1e-6
+    blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
     for module in blocks.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
