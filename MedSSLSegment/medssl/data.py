@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -149,11 +150,12 @@ class UnlabelledVolumes:
         presence: Sequence[NDArray[np.bool_]] | None = None,
     ) -> UnlabelledVolumes:
         """Take (K, J, I) intensities that are already on the wanted grid; every scan is a patient."""
+        whole = [np.asarray(a, dtype=np.int16) for a in arrays]
         scans = [
             Scan(f"{n:064x}", f"scan {n}", f"patient {n}", a.shape, spacing_kji_mm, intensity_stats(a))
-            for n, a in enumerate(arrays)
+            for n, a in enumerate(whole)
         ]
-        return cls(scans, [np.asarray(a, dtype=np.int16) for a in arrays], presence)
+        return cls(scans, whole, presence)
 
     def only(self, indices: Sequence[int]) -> UnlabelledVolumes:
         """Some of the scans, e.g. one side of a split."""
@@ -168,13 +170,30 @@ class UnlabelledVolumes:
         return UnlabelledVolumes(scans, self._arrays, self._presence)
 
 
-def intensity_stats(voxels: NDArray[Any]) -> IntensityStats:
-    """Percentiles, mean and deviation over the voxels that are not zero (over all, where all are zero)."""
-    values = voxels[voxels != 0]
-    values = (values if values.size else voxels.ravel()).astype(np.float32)
-    low, high = (float(v) for v in np.percentile(values, (1.0, 99.0)))
+def intensity_stats(voxels: NDArray[np.int16]) -> IntensityStats:
+    """Percentiles, mean and deviation over the voxels that are not zero (over all, where all are zero).
+
+    Counts how often each value occurs, slice by slice, so it needs no copy of a large scan.
+    """
+    counts = np.zeros(65536, np.int64)
+    for part in voxels:
+        counts += np.bincount(part.ravel().astype(np.int32) + 32768, minlength=65536)
+    values = np.arange(-32768, 32768, dtype=np.float64)
+    if np.count_nonzero(counts) > 1:
+        counts[32768] = 0
+    total, up_to = int(counts.sum()), np.cumsum(counts)
+
+    def percentile(q: float) -> float:
+        place = q / 100 * (total - 1)
+        below, above = (
+            values[np.searchsorted(up_to, n, side="right")] for n in (int(place), math.ceil(place))
+        )
+        return float(below + (above - below) * (place - int(place)))
+
+    low, high = percentile(1.0), percentile(99.0)
     clipped = np.clip(values, low, high)
-    return IntensityStats(low, high, float(clipped.mean()), float(clipped.std()))
+    mean = float(clipped @ counts) / total
+    return IntensityStats(low, high, mean, math.sqrt(float((clipped - mean) ** 2 @ counts) / total))
 
 
 def fit_slice(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import Cancelled, MedSSLError
-from . import demo, evaluate, info, models, propagate, refine, train, worker
+from . import demo, evaluate, info, models, presence, propagate, refine, train, worker
 from .command import Command
 
 __all__ = ["COMMANDS", "main"]
@@ -26,6 +26,7 @@ COMMANDS: dict[str, Command] = {
     "refine": refine.COMMAND,
     "evaluate": evaluate.COMMAND,
     "models": models.COMMAND,
+    "presence": presence.COMMAND,
     "train": train.COMMAND,
     "worker": worker.COMMAND,
 }
