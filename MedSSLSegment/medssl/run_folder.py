@@ -119,6 +119,10 @@ class RunFolder:
             raise InputError(
                 f"The folder {path} holds other files ({strangers[0]}); choose a new folder for the run."
             )
+        return cls._write(path, kind, config)
+
+    @classmethod
+    def _write(cls, path: Path, kind: str, config: Any) -> RunFolder:
         created = datetime.now(UTC).isoformat(timespec="seconds")
         run = cls(path, kind, plain(config), __version__, created)
         record = {"format": RUN_FORMAT, **{f.name: getattr(run, f.name) for f in fields(run)[1:]}}
@@ -156,8 +160,16 @@ class RunFolder:
     ) -> RunFolder:
         """Begin a run, or go on with the one that is there if it was asked for with the same settings.
 
+        A run that ended before its first save has nothing to lose; it begins again, with whatever settings.
+
+        Args:
+            path: folder; made when it does not exist.
+            kind: the command's name.
+            config: a dataclass, or plain values by name.
+            may_change: settings that need not be the same.
+
         Raises:
-            InputError: the run there is of another kind, version or setting; the message names the setting.
+            InputError: the run there is of another kind, version or setting (the message names it), or under way.
             StorageError: the folder cannot be written.
         """
         if not (Path(path) / "run.json").is_file():
@@ -165,6 +177,9 @@ class RunFolder:
         run = cls.open(path)
         if run.kind != kind:
             raise InputError(f"The folder {run.path} holds a {run.kind} run; choose another one for {kind}.")
+        run.require_idle()
+        if not (run.path / "resume.pt").exists():
+            return cls._write(run.path, kind, config)
         run.require_same(run.config, plain(config), may_change)
         return run
 
@@ -183,6 +198,19 @@ class RunFolder:
                     f"The run {self.path} began with {name} = {before.get(name)}, not {now.get(name)};"
                     " give the same settings to go on, or another folder to start again."
                 )
+
+    def require_idle(self) -> None:
+        """Refuse while a process runs it.
+
+        Raises:
+            InputError: one does.
+        """
+        status = self.status
+        if status.state == "running":
+            raise InputError(
+                f"The run {self.path} is under way (process {status.pid} on {status.host});"
+                f" stop it first with: medssl runs stop {self.path}"
+            )
 
     # ---- files
 
@@ -335,14 +363,9 @@ class RunFolder:
             StorageError: the folder cannot be written.
         """
         with _one_at_a_time(self.path / "lock"):
-            status = self.status
-            if status.state == "running":
-                raise InputError(
-                    f"The run {self.path} is under way (process {status.pid} on {status.host});"
-                    f" stop it first with: medssl runs stop {self.path}"
-                )
+            self.require_idle()
             (self.path / "stop").unlink(missing_ok=True)
-            self._write_status("running", status.progress)
+            self._write_status("running", self.status.progress)
         try:
             yield
         except (Cancelled, KeyboardInterrupt, GeneratorExit) as end:
@@ -357,7 +380,7 @@ class RunFolder:
         record = self._record()
         progress = record and record["progress"] and Progress(**record["progress"])
         if progress and state == "done":
-            progress = Progress(progress.total, progress.total, 0.0, progress.text)
+            progress = Progress(progress.total, progress.total, 0.0)
         with contextlib.suppress(StorageError):  # a full disk: the error on its way out says so already
             self._write_status(state, progress or None, message)
 
