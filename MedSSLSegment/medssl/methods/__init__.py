@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from ..errors import InputError
+from .amlp import AMLP
 from .base import Anchor, Method, MethodInfo, Moment, Preset
 from .byol import BYOL
+from .mae import MAE
+from .medssl_vit import MedSSLViT
 from .moco import MoCo
 from .polycl import PolyCLM, PolyCLO, PolyCLS
 from .simclr import SimCLR
 from .supcon import SupCon
+from .tcs_mae import TCSMAE
 
 __all__ = ["METHODS", "Anchor", "Method", "MethodInfo", "Moment", "Preset", "find_method"]
 
@@ -20,6 +24,10 @@ METHODS: dict[str, type[Method]] = {
     "supcon": SupCon,
     "moco": MoCo,
     "byol": BYOL,
+    "medssl-vit": MedSSLViT,
+    "mae": MAE,
+    "amlp": AMLP,
+    "tcs-mae": TCSMAE,
 }
 """Every method by name; the panel, the browser, the command line, tests and benchmarks all read this."""
 
