@@ -132,21 +132,27 @@ def test_vits_have_the_published_numbers_without_class_token_and_learnt_position
 
 
 def test_transunet_has_the_published_numbers() -> None:
-    """105.28 M for RGB and nine classes, with a 3 x 3 head and learnt positions of a 14 x 14 grid."""
+    """105 M: 105,277,081 for RGB and nine classes, with a 3 x 3 head and learnt positions of a 14 x 14 grid."""
     backbone = build_backbone("transunet_r50_b16", 3)
     head = nn.Conv2d(backbone.decoder.width, 9, 3)
     assert numbers(backbone) + numbers(head) + 14 * 14 * 768 == 105_277_081
 
 
 @pytest.mark.parametrize(
-    ("name", "published"),
-    [("mit_b0_unet", 3_319_392), ("mit_b1_unet", 13_151_424), ("mit_b2_unet", 24_196_288)],
+    ("name", "width", "published"),
+    [("mit_b0_unet", 256, 3.8), ("mit_b1_unet", 256, 13.7), ("mit_b2_unet", 768, 27.5)],
 )
-def test_mix_transformers_have_the_published_numbers(name: str, published: int) -> None:
+def test_mix_transformers_have_the_numbers_published_for_segformer(
+    name: str, width: int, published: float
+) -> None:
+    """Millions, with SegFormer's own decoder: a linear layer a level, one over all, 150 classes."""
     backbone = build_backbone(name, 3)
-    assert numbers(backbone.encoder) == published
+    levels = sum((channels + 1) * width for channels in backbone.encoder.widths[1:])
+    over_all = 4 * width * width + 2 * width
+    total = numbers(backbone.encoder) + levels + over_all + (width + 1) * 150
+    assert round(total / 1e6, 1) == published
     assert backbone.encoder.widths[0] == 0  # nothing at half the resolution
-    assert backbone.decoder.width == 128
+    assert [b.conv1[0].out_channels for b in backbone.decoder.unet.blocks] == [512, 256, 128, 128, 128]
 
 
 class LiteralUNet(nn.Module):
