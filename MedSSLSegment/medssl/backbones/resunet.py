@@ -10,17 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import Backbone, BackboneSpec, Encoder
-from .unet2d import POLYCL, Style, UNetDecoder
+from .unet2d import POLYCL, Style, UNetDecoder, norm
 
 __all__ = ["SPECS", "ResNetEncoder", "ResUNetDecoder"]
 
 _WIDTHS = (32, 64, 128, 256, 512)
 _PAPER = replace(POLYCL, dropout=0.0)
 _CODE = Style(norm="batch", slope=0.0)
-
-
-def _norm(width: int, style: Style) -> nn.Module:
-    return nn.BatchNorm2d(width) if style.norm == "batch" else nn.InstanceNorm2d(width)
 
 
 class ResidualBlock(nn.Module):
@@ -30,15 +26,15 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.convolutions = nn.Sequential(
             nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False),
-            _norm(width, style),
+            norm(width, style),
             nn.LeakyReLU(style.slope, inplace=True),
             nn.Conv2d(width, width, 3, padding=1, bias=False),
-            _norm(width, style),
+            norm(width, style),
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != width:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, width, 1, stride=stride, bias=False), _norm(width, style)
+                nn.Conv2d(in_channels, width, 1, stride=stride, bias=False), norm(width, style)
             )
         self.activation = nn.LeakyReLU(style.slope)
 
@@ -68,7 +64,7 @@ class ResNetEncoder(Encoder):
         self.stem = ("first.0.weight",)
         self.first = nn.Sequential(
             nn.Conv2d(in_channels, widths[0], 7, stride=2, padding=3, bias=False),
-            _norm(widths[0], style),
+            norm(widths[0], style),
             nn.LeakyReLU(style.slope, inplace=True),
         )
         self.levels = nn.ModuleList()

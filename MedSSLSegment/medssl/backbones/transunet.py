@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .base import Backbone, BackboneSpec, Decoder, Encoder
 from .unet2d import Style, UNetDecoder
-from .vit import sincos_positions, transformer_blocks
+from .vit import to_grid, to_tokens, transformer_blocks
 
 __all__ = ["SPECS", "TransUNetDecoder", "TransUNetEncoder"]
 
@@ -62,7 +62,6 @@ class TransUNetEncoder(Encoder):
         self.strides = (2, 4, 8, 16)
         self.divisor = 16
         self.stem = ("resnet.stem.conv.weight",)
-        self.width = size.width
         self.resnet = ResNetV2(
             layers=list(size.layers),
             channels=size.channels,
@@ -92,13 +91,10 @@ class TransUNetEncoder(Encoder):
 
     def _attend(self, grid: Tensor) -> Tensor:
         """(B, D, h, w) through the transformer."""
-        rows, columns = grid.shape[-2:]
-        tokens = grid.flatten(2).transpose(1, 2)  # (B, h w, D)
-        tokens = tokens + sincos_positions(rows, columns, self.width, grid.device).to(tokens.dtype)
+        tokens = to_tokens(grid)
         for block in self.blocks:
             tokens = block(tokens)
-        result: Tensor = self.norm(tokens).transpose(1, 2).unflatten(2, (rows, columns))  # (B, D, h, w)
-        return result
+        return to_grid(self.norm(tokens), grid.shape[-1])
 
 
 class TransUNetDecoder(Decoder):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .base import Backbone, BackboneSpec, Decoder, Encoder
 
-__all__ = ["POLYCL", "SPECS", "Style", "UNetDecoder", "UNetEncoder", "double_conv"]
+__all__ = ["POLYCL", "SPECS", "Style", "UNetDecoder", "UNetEncoder", "double_conv", "norm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,19 @@ POLYCL = Style(dropout=0.25)
 AMLP = Style(norm="batch", slope=0.0, up="transposed")
 
 
+def norm(width: int, style: Style) -> nn.Module:
+    """The style's norm over `width` channels."""
+    return nn.BatchNorm2d(width) if style.norm == "batch" else nn.InstanceNorm2d(width)
+
+
 def double_conv(in_channels: int, width: int, style: Style) -> nn.Sequential:
     """Twice (3 x 3 convolution, norm, leaky ReLU); (B, in_channels, H, W) to (B, width, H, W)."""
     layers: list[nn.Module] = []
     for channels in (in_channels, width):
-        batch = style.norm == "batch"
+        bias = style.norm != "batch"  # batch norm has one of its own
         layers += [
-            nn.Conv2d(channels, width, 3, padding=1, bias=not batch),  # batch norm has a bias of its own
-            nn.BatchNorm2d(width) if batch else nn.InstanceNorm2d(width),
+            nn.Conv2d(channels, width, 3, padding=1, bias=bias),
+            norm(width, style),
             nn.LeakyReLU(style.slope, inplace=True),
         ]
     if style.dropout:

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from .base import Backbone, BackboneSpec, Decoder, Encoder
 from .unet2d import Style, double_conv
 
-__all__ = ["SPECS", "UnetrDecoder", "VitEncoder", "sincos_positions", "transformer_blocks"]
+__all__ = [
+    "SPECS",
+    "UnetrDecoder",
+    "VitEncoder",
+    "sincos_positions",
+    "to_grid",
+    "to_tokens",
+    "transformer_blocks",
+]
 
 _STYLE = Style(slope=0.01)
 _LONGEST_WAVE = 10000.0
@@ -52,6 +60,19 @@ def sincos_positions(rows: int, columns: int, width: int, device: torch.device |
     y_waves = torch.cat([y.sin(), y.cos()], dim=1)[:, None].expand(rows, columns, -1)
     x_waves = torch.cat([x.sin(), x.cos()], dim=1)[None].expand(rows, columns, -1)
     return torch.cat([y_waves, x_waves], dim=-1).flatten(0, 1)  # (N, D)
+
+
+def to_tokens(grid: Tensor) -> Tensor:
+    """(B, D, h, w) to (B, N, D), positions added."""
+    rows, columns = grid.shape[-2:]
+    tokens = grid.flatten(2).transpose(1, 2)  # (B, N, D)
+    return tokens + sincos_positions(rows, columns, grid.shape[1], grid.device).to(grid.dtype)
+
+
+def to_grid(tokens: Tensor, columns: int) -> Tensor:
+    """(B, N, D) to (B, D, h, w) for w columns."""
+    batch, _, width = tokens.shape
+    return tokens.transpose(1, 2).reshape(batch, width, -1, columns)
 
 
 def transformer_blocks(width: int, depth: int, heads: int) -> nn.ModuleList:
@@ -99,7 +120,7 @@ class VitEncoder(Encoder):
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, H, W) to the image (B, C, H, W) and one (B, D, h, w) per tap, in the order of the blocks."""
         maps = [x]
-        tokens = self._embed(x)
+        tokens = to_tokens(self.patch_embed(x))
         for number, block in enumerate(self.blocks, start=1):
             tokens = block(tokens)
             if number in self.taps:
@@ -119,20 +140,13 @@ class VitEncoder(Encoder):
         Returns:
             (B, n, D) tokens after the last block and the final norm, in the order of `kept`.
         """
-        tokens = self._embed(x)
+        tokens = to_tokens(self.patch_embed(x))
         if kept is not None:
             tokens = tokens.gather(1, kept[..., None].expand(-1, -1, self.width))  # (B, n, D)
         for block in self.blocks:
             tokens = block(tokens)
         result: Tensor = self.norm(tokens)
         return result
-
-    def _embed(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, N, D), positions added."""
-        grid = self.patch_embed(x)  # (B, D, h, w)
-        rows, columns = grid.shape[-2:]
-        tokens: Tensor = grid.flatten(2).transpose(1, 2)
-        return tokens + sincos_positions(rows, columns, self.width, x.device).to(tokens.dtype)
 
 
 class UnetrDecoder(Decoder):
