@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -150,6 +152,15 @@ def test_an_anchor_may_come_from_another_set_of_volumes_next() -> None:
     method = build(PolyCLS)
     for table in (("000", "000"), ("00000", "0000", "000")):
         assert len(method.anchors(marked(table, told=False))) == sum(len(word) for word in table)
+
+
+def test_a_method_keeps_no_volumes() -> None:
+    volumes, method = marked(), build(PolyCLM)
+    method.anchors(volumes)
+    known = weakref.ref(volumes)
+    del volumes
+    gc.collect()
+    assert known() is None
 
 
 @pytest.mark.parametrize("kind", [PolyCLS, PolyCLM])

@@ -103,11 +103,10 @@ class Contrastive(Method):
         super().__init__(backbone, contract, options)
         if backbone.spatial_dims != 2 or contract.spatial_dims != 2:
             raise InputError(f"{self.info.title} compares slices; choose a backbone and an input of 2D.")
-        divisor = backbone.encoder.divisor
-        if any(side % divisor or side < 2 * divisor for side in contract.size):
+        smallest = 2 * backbone.encoder.divisor
+        if min(contract.size) < smallest:
             raise InputError(
-                f"Slices of {contract.size} pixels do not fit this backbone; make each side a multiple of {divisor},"
-                f" {2 * divisor} or more."
+                f"Slices of {contract.size} pixels are too small for this backbone, which needs {smallest} a side."
             )
         backbone.decoder.requires_grad_(False)
         self.head = head

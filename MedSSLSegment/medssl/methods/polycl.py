@@ -16,6 +16,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -115,6 +116,10 @@ class _Slices:
         return self.absent_or_present[int(self.present[number]) if alike else 1 - int(self.present[number])]
 
 
+_POOLS: WeakKeyDictionary[UnlabelledVolumes, dict[tuple[float, bool], _Slices]] = WeakKeyDictionary()
+"""Made once for each set of volumes; kept here, as a method is copied and sent to the loader's processes."""
+
+
 @dataclass(frozen=True)
 class _Partners:
     positive: int
@@ -132,7 +137,6 @@ class _PolyCL(Contrastive):
     def __init__(self, backbone: Backbone, contract: InputContract, options: PolyCLOptions) -> None:
         width = backbone.encoder.widths[-1]
         super().__init__(backbone, contract, options, nn.Linear(width, options.dimensions))
-        self._pool: tuple[UnlabelledVolumes, _Slices] | None = None
 
     @staticmethod
     def presets() -> Mapping[str, Preset]:
@@ -191,9 +195,11 @@ class _PolyCL(Contrastive):
         return torch.cat([batch["anchor"], batch["positive"], batch["negative"]])
 
     def _slices(self, volumes: UnlabelledVolumes) -> _Slices:
-        if self._pool is None or self._pool[0] is not volumes:
-            self._pool = volumes, _pool(volumes, self.options.slice_fraction, self.needs_presence)
-        return self._pool[1]
+        key = (self.options.slice_fraction, self.needs_presence)
+        pools = _POOLS.setdefault(volumes, {})
+        if key not in pools:
+            pools[key] = _pool(volumes, *key)
+        return pools[key]
 
 
 class PolyCLS(_PolyCL):
