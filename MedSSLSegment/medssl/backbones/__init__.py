@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import InputError
-from . import resunet, segformer, transunet, unet2d, vit
+from . import resunet, segformer, stunet, transunet, unet2d, vit
 from .base import Backbone, BackboneSpec, Decoder, Encoder
 
 __all__ = ["BACKBONES", "Backbone", "BackboneSpec", "Decoder", "Encoder", "build_backbone"]
@@ -14,6 +14,7 @@ BACKBONES: dict[str, BackboneSpec] = {
     **transunet.SPECS,
     **vit.SPECS,
     **segformer.SPECS,
+    **stunet.SPECS,
 }
 """Every backbone by name; heavy packages are imported when one is built."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import InputError
 from .amlp import AMLP
+from .anatomask import AnatoMask
 from .base import Anchor, Method, MethodInfo, Moment, Preset
 from .byol import BYOL
 from .mae import MAE
@@ -11,6 +12,7 @@ from .medssl_vit import MedSSLViT
 from .moco import MoCo
 from .polycl import PolyCLM, PolyCLO, PolyCLS
 from .simclr import SimCLR
+from .spark import SparK
 from .supcon import SupCon
 from .tcs_mae import TCSMAE
 
@@ -28,6 +30,8 @@ METHODS: dict[str, type[Method]] = {
     "mae": MAE,
     "amlp": AMLP,
     "tcs-mae": TCSMAE,
+    "spark": SparK,
+    "anatomask": AnatoMask,
 }
 """Every method by name; the panel, the browser, the command line, tests and benchmarks all read this."""
 
