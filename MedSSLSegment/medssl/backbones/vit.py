@@ -125,9 +125,7 @@ class VitEncoder(Encoder):
             tokens = block(tokens)
             if number in self.taps:
                 seen = self.norm(tokens) if number == len(self.blocks) else tokens
-                maps.append(
-                    seen.transpose(1, 2).unflatten(2, (-1, x.shape[-1] // self.patch))
-                )  # (B, D, h, w)
+                maps.append(to_grid(seen, x.shape[-1] // self.patch))
         return maps
 
     def tokens(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
