@@ -236,7 +236,7 @@ def test_the_picture_shows_six_slices_and_leaves_the_training_mode(kind: type[Co
     modes = [module.training for module in method.modules()]
     picture = method.picture(batch_of(method, scans(), 8), NOW)
     assert picture is not None
-    assert (picture.dtype, picture.shape[0], picture.shape[2]) == (np.uint8, 6 * 32 + 5 * 4, 3)
+    assert (picture.dtype, picture.shape[0], picture.shape[2]) == (np.uint8, 6 * 128 + 5 * 4, 3)
     assert [module.training for module in method.modules()] == modes
 
 
@@ -246,7 +246,7 @@ def test_the_picture_puts_the_nearest_slice_beside_each() -> None:
     views[3, 0] = views[0, 0] * 1.001
     picture = method.picture({"views": views}, NOW)
     assert picture is not None
-    query, nearest = picture[:32, :32].astype(int), picture[:32, 40:72].astype(int)
+    query, nearest = picture[:128, :128].astype(int), picture[:128, 136:264].astype(int)
     assert np.abs(query - nearest).max() <= 1
 
 

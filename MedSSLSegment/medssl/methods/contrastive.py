@@ -69,6 +69,7 @@ CPU_RECIPE = Recipe(epochs=10, batch=16, optimiser="adam", learning_rate=1e-3, w
 _PICTURE_ROWS = 6
 _PICTURE_NEIGHBOURS = 5
 _PICTURE_GAP_PX = 4
+_PICTURE_TILE_PX = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +299,8 @@ def _tiled(tiles: NDArray[np.uint8], order: NDArray[np.int64]) -> NDArray[np.uin
 
     Rows of a canonical slice rise to anterior and columns to right, so both are turned for radiologists' eyes.
     """
-    facing = tiles[:, ::-1, ::-1]
+    enlarged = max(1, _PICTURE_TILE_PX // max(tiles.shape[1:]))
+    facing = tiles[:, ::-1, ::-1].repeat(enlarged, axis=1).repeat(enlarged, axis=2)
     height = facing.shape[1]
     gap = np.full((height, _PICTURE_GAP_PX), 96, np.uint8)
     lines = []
