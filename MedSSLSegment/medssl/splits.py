@@ -110,10 +110,10 @@ def _claim(owner: dict[str, str], name: str, keys: Mapping[str, str], what: str)
         shown = ", ".join(sorted(keys[key] for key in shared)[:_SHOWN]) + (
             ", ..." if len(shared) > _SHOWN else ""
         )
-        plural = "" if len(shared) == 1 else "s"
+        plural, verb = ("", "is") if len(shared) == 1 else ("s", "are")
         raise InputError(
-            f"{len(shared)} {what}{plural} of the {owner[shared[0]]} data are also in the {name} data ({shown}); leave"
-            " them out of one of the two."
+            f"{len(shared)} {what}{plural} of the {owner[shared[0]]} data {verb} also in the {name} data ({shown});"
+            " leave them out of one of the two."
         )
     owner.update(dict.fromkeys(keys, name))
 

@@ -300,7 +300,8 @@ def _guessed(volume: Volume) -> str:
 
 def some(names: Sequence[str]) -> str:
     """The first few of many names, for a message."""
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
