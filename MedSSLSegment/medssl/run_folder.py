@@ -78,6 +78,8 @@ class RunStatus:
     """Process that runs it, or last did."""
     host: str = ""
     """Machine of that process."""
+    reported: float = 0.0
+    """When it last said so, seconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -325,7 +327,7 @@ class RunFolder:
         if state == "running" and not _holder_is_alive(record):
             state = "lost"
         progress = record["progress"] and Progress(**record["progress"])
-        return RunStatus(state, progress, record["message"], record["pid"], record["host"])
+        return RunStatus(state, progress, record["message"], record["pid"], record["host"], record["beat"])
 
     def report(self, progress: Progress) -> None:
         """Tell others how far the run is; writes every few seconds at most."""

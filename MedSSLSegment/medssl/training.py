@@ -272,10 +272,13 @@ def _read_volumes(
     config: PretrainConfig, settings: Preset, cancelled: Callable[[], bool]
 ) -> Generator[_Event, None, UnlabelledVolumes]:
     """Prepare the scans; with several processes the first one does, and the others find them in the cache."""
+    from .presence import read_presence, with_presence
     from .volume_cache import prepare_volumes
 
+    rows = None if config.presence is None else read_presence(config.presence)
+
     def read(on_event: Callable[[_Event], None]) -> UnlabelledVolumes:
-        return prepare_volumes(
+        volumes = prepare_volumes(
             config.data,
             settings.contract,
             config.cache or cache_folder(),
@@ -284,6 +287,7 @@ def _read_volumes(
             on_event=on_event,
             cancelled=cancelled,
         )
+        return volumes if rows is None else with_presence(volumes, rows, on_event)
 
     if rank() > 0:
         _barrier()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import Cancelled, MedSSLError
-from . import demo, evaluate, info, models, presence, propagate, refine, train, worker
+from . import demo, evaluate, info, models, presence, pretrain, propagate, refine, runs, train, worker
 from .command import Command
 
 __all__ = ["COMMANDS", "main"]
@@ -27,6 +27,8 @@ COMMANDS: dict[str, Command] = {
     "evaluate": evaluate.COMMAND,
     "models": models.COMMAND,
     "presence": presence.COMMAND,
+    "pretrain": pretrain.COMMAND,
+    "runs": runs.COMMAND,
     "train": train.COMMAND,
     "worker": worker.COMMAND,
 }

@@ -1,0 +1,68 @@
+"""`medssl pretrain`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from ..terminal import ProgressBar
+from .command import Command
+from .watching import show, stopped_by_signals
+
+__all__ = ["COMMAND"]
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    from ..arguments import add_fields
+    from ..methods import METHODS
+    from ..pretrain_config import PretrainConfig
+
+    add_fields(parser, PretrainConfig)
+    parser.add_argument(
+        "--detach",
+        action="store_true",
+        help="train in the background, also after you log out; see `medssl runs`",
+    )
+    parser.add_argument("--estimate", action="store_true", help="only say how long it would take")
+    methods = "\n".join(f"  {name:<12}{method.info.advice}" for name, method in METHODS.items())
+    parser.epilog = (
+        f"methods, and when to choose one:\n{methods}\n\n{parser.epilog or ''}\n"
+        "several GPUs or machines:\n  torchrun --nproc-per-node 4 -m medssl.cli pretrain --method ..."
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
+    from ..arguments import build
+    from ..pretrain_config import PretrainConfig, choose_preset
+
+    config = build(PretrainConfig, options)
+    if options.detach:
+        from ..detached import start_detached
+        from ..run_folder import plain
+
+        choose_preset(config, config.device)  # what is wrong with the settings is said here, not in a log
+        run = start_detached("pretrain", plain(config))
+        print(
+            f"{run.path} is running as process {run.status.pid}; watch it with: medssl runs follow {run.path}"
+        )
+        return
+    from ..training import estimate, pretrain
+
+    if options.estimate:
+        print(estimate(config))
+        return
+    with ProgressBar(sys.stderr, "Training") as bar, stopped_by_signals() as asked:
+        show(pretrain(config, asked), bar)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"Written: {config.out / 'checkpoint.safetensors'}")
+
+
+COMMAND = Command(
+    summary="train an encoder on unlabelled scans; the same command goes on where it was stopped",
+    configure=_configure,
+    run=_run,
+    examples="medssl pretrain --method polycl-s --data scans --out runs/polycl\n"
+    "medssl pretrain --method anatomask --data scans --out runs/anatomask --minutes 30 --detach\n"
+    "medssl pretrain --method polycl-m --data scans --presence liver.csv --out runs/liver --estimate",
+)
