@@ -204,7 +204,7 @@ class AMLP(Method):
         """Rows of image, masked image, and the image with its masked patches as made."""
         image = batch["image"][:4]
         _, mask = self._masked(image, batch["slice"][:4], moment)
-        hidden = patchwise(mask, self.options.patch, self.contract.size)  # type: ignore[arg-type]
+        hidden = patchwise(mask, self.options.patch, self.contract.size)
         with looking(self):
             made = torch.where(hidden, self._reconstructed(image, mask).to(image.dtype), image)
         return reconstruction_picture(image, image.masked_fill(hidden, float("nan")), made)
@@ -226,7 +226,7 @@ class AMLP(Method):
         return categories, foremost(categories.labels, rank, int(patches.shape[1] * ratio + 1e-9))
 
     def _reconstructed(self, image: Tensor, mask: Tensor) -> Tensor:
-        hidden = patchwise(mask, self.options.patch, self.contract.size)  # type: ignore[arg-type]
+        hidden = patchwise(mask, self.options.patch, self.contract.size)
         fill = self.fill.to(image.dtype).view(1, -1, 1, 1)
         result: Tensor = self.head(self.backbone(torch.where(hidden, fill, image)))
         return result

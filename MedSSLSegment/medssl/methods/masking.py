@@ -30,7 +30,7 @@ def patchify(images: Tensor, patch: int) -> Tensor:
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(B, -1, patch * patch * C)  # (B, N, D)
 
 
-def unpatchify(patches: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
+def unpatchify(patches: Tensor, patch: int, size: tuple[int, ...]) -> Tensor:
     """(B, N, D) back to (B, C, *size): the inverse of `patchify`."""
     rows, columns = (side // patch for side in size)
     grid = patches.reshape(len(patches), rows, columns, patch, patch, -1)
@@ -59,7 +59,7 @@ def visible_indices(mask: Tensor) -> Tensor:
     return mask.to(torch.uint8).argsort(stable=True, dim=1)[:, :visible]
 
 
-def patchwise(mask: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
+def patchwise(mask: Tensor, patch: int, size: tuple[int, ...]) -> Tensor:
     """(B, N) values of patches to (B, 1, *size) of pixels."""
     rows, columns = (side // patch for side in size)
     grid = mask.reshape(len(mask), 1, rows, columns)

@@ -2,7 +2,7 @@
 
 The source is an abstract without architecture, losses or settings; this is an instance of what it describes, not a
 reproduction: MAE, and two crops of a slice whose common regions are to be recognised. A region is a cell of a coarse
-grid over the slice, in a tenth of the scan's height; that place elsewhere neither attracts nor repels.
+grid over the slice, in a tenth of the scan's height; the same place in another patient neither attracts nor repels.
 
 B batch, C channels, R regions of a slice, D width of a token, h w rows and columns of patches, E size of an embedding.
 """

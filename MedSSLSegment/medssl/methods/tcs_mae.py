@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones.base import Backbone
-from ..data import Scan, fit_slice
+from ..data import AIR_HU, Scan, fit_slice
 from ..distributed import gather
 from ..errors import InputError
 from ..input_contract import InputContract
@@ -123,8 +123,8 @@ class TCSMAE(Method):
         scan = volumes.scans[anchor.scan]
         image = volumes.image(self.contract, anchor.scan, anchor.k)
         tissue = self._tissue(volumes.slice(anchor.scan, anchor.k), image, scan)[None]
-        fill = np.full((len(image) + 1, 1, 1), self.contract.background(scan.stats), np.float32)
-        fill[-1] = 0.0  # air
+        air = np.full((len(image), 1, 1), self.contract.background(scan.stats), np.float32)
+        fill = np.concatenate([air, self._tissue(np.full((1, 1), AIR_HU, np.int16), air, scan)[None]])
         fitted = fit_slice(
             np.concatenate([image, tissue]), self.contract.size, self.contract.fit, rng, fill=fill
         )
