@@ -213,13 +213,13 @@ def _to_nearest(surface: Mask, other: Mask, spacing_kji_mm: Spacing) -> NDArray[
     """
     from scipy.spatial import cKDTree
 
-    points = np.argwhere(surface)
-    if not other.any():
+    points = np.argwhere(surface) + 1  # no coordinate is 0: the tree would divide for ever where a process flushes
+    if not other.any():  # denormal numbers to zero, as it does after training
         return np.full(len(points), np.inf)
     apart = ~other[surface]
     distances = np.zeros(len(points))
     if apart.any():
-        tree = cKDTree(np.argwhere(other) * spacing_kji_mm, leafsize=64)  # twice as fast here as 16
+        tree = cKDTree((np.argwhere(other) + 1) * spacing_kji_mm, leafsize=64)  # twice as fast here as 16
         distances[apart] = tree.query(points[apart] * spacing_kji_mm)[0]
     return distances
 
