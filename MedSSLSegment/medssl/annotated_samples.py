@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from .data import AIR_HU, Scan, fit_slice
 from .errors import InputError
 from .input_contract import InputContract
 from .segmentation_loss import IGNORE
+
+if TYPE_CHECKING:
+    from .labelled import LabelledScan
 
 __all__ = ["AnnotatedCase", "AnnotatedSamples", "Batch", "hold_out", "is_lateral"]
 
@@ -53,6 +56,12 @@ class AnnotatedCase:
             raise InputError(
                 f"{self.scan.name}: the labels have the shape {self.labels.shape}, the image {self.image.shape}."
             )
+
+    @classmethod
+    def of(cls, labelled: LabelledScan) -> AnnotatedCase:
+        """Take a labelled scan into memory."""
+        known = np.array([True, *labelled.known])
+        return cls(labelled.scan, np.asarray(labelled.image[:]), np.asarray(labelled.labels[:]), known)
 
     @cached_property
     def vouched_slices(self) -> NDArray[np.intp]:

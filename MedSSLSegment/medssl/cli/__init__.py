@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import Cancelled, MedSSLError
-from . import demo, evaluate, info, models, presence, pretrain, propagate, refine, runs, train, worker
+from . import demo, evaluate, info, models, presence, pretrain, propagate, refine, runs, study, train, worker
 from .command import Command
 
 __all__ = ["COMMANDS", "main"]
@@ -29,6 +29,7 @@ COMMANDS: dict[str, Command] = {
     "presence": presence.COMMAND,
     "pretrain": pretrain.COMMAND,
     "runs": runs.COMMAND,
+    "study": study.COMMAND,
     "train": train.COMMAND,
     "worker": worker.COMMAND,
 }
