@@ -1,8 +1,8 @@
 """Labelled scans on the grid a network works on, for fine-tuning and for measuring, with the way back.
 
 A data folder holds cases in any mix of two layouts:
-- case folders: one image (``ct.nii.gz``, ``mr.nii.gz``, ...) and ``label.nii.gz`` or another label file, with
-  ``labels.json`` that names the labels, or a .seg.nrrd, which names them itself;
+- case folders: one image (``ct.nii.gz``, ``mr.nii.gz``, ... or a DICOM series) and ``label.nii.gz`` or another label
+  file, with ``labels.json`` that names the labels, or a .seg.nrrd, which names them itself;
 - pairs: ``images/x.nii.gz`` and ``labels/x.nii.gz``, also nnU-Net's ``imagesTr/x_0000.nii.gz`` and
   ``labelsTr/x.nii.gz`` (of several channels the first counts), with ``labels.json`` in the folder of the labels or
   above it, or nnU-Net's ``dataset.json``.
@@ -32,16 +32,17 @@ from .input_contract import InputContract
 from .packed import PackedArray, pack
 from .pipeline import annotated_slices, choose_axis
 from .segmentation import Segment, Segmentation, default_color, read_segmentation
-from .sources import Patients, find_sources, image_stem
+from .sources import Patients, dicom_patient, find_sources, image_stem, stated_modality
 from .volume import Volume, as_stack, read_volume
-from .volume_cache import VolumeCache, some
+from .volume_cache import VolumeCache, guessed_modality, require_modality, some
 
 __all__ = ["IGNORE", "LabelledCase", "LabelledScan", "LabelledScans", "find_cases"]
 
 IGNORE = 255
 """Label of a voxel that nobody vouches for."""
 _LABEL_NAMES = ("label.", "labels.", "segmentation.", "mask.", "seg.")
-_TOO_MANY = 254
+_PAIR_ENDINGS = ("label", "labels", "seg", "mask")
+_MOST_SEGMENTS = 254
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +133,7 @@ class LabelledScans:
         *,
         slices: Literal["all", "annotated"] = "all",
         exclude: Sequence[str] = (),
+        mixed_modalities: bool = False,
         on_event: Callable[[Progress | Log], None] = lambda event: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> LabelledScans:
@@ -146,7 +148,7 @@ class LabelledScans:
         """
         return cls.from_cases(
             find_cases(data, exclude), contract, segments, cache,
-            slices=slices, on_event=on_event, cancelled=cancelled,
+            slices=slices, mixed_modalities=mixed_modalities, on_event=on_event, cancelled=cancelled,
         )  # fmt: skip
 
     @classmethod
@@ -158,6 +160,7 @@ class LabelledScans:
         cache: Path | None = None,
         *,
         slices: Literal["all", "annotated"] = "all",
+        mixed_modalities: bool = False,
         on_event: Callable[[Progress | Log], None] = lambda event: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> LabelledScans:
@@ -170,11 +173,13 @@ class LabelledScans:
             cache: folder for the prepared images; None keeps them in memory.
             slices: "all" slices are vouched for, or only the "annotated" ones of the axis they were drawn across,
                 where a case does not say it itself.
+            mixed_modalities: take cases of any modality.
             on_event: told how far it is, and what was left out and why.
             cancelled: asked between scans and slices.
 
         Raises:
-            InputError: no case can be read, or none knows any of the segments.
+            InputError: no case can be read, none knows any of the segments, or one is of another modality than the
+                contract's.
             StorageError: the cache cannot be written.
             Cancelled: `cancelled` said so.
         """
@@ -189,18 +194,22 @@ class LabelledScans:
         for done, case in enumerate(cases, start=1):
             if cancelled():
                 raise Cancelled("The preparation was cancelled.")
+            on_event(eta.step(done - 1, case.name))
             try:
                 volume, truth = case.read()
-                known.update(truth.names)
-                complete = replace(case, vouched=_vouched(case, volume, truth, slices, segments))
-                if set(segments).isdisjoint(truth.names) or complete.vouched == {}:
-                    unlabelled.append(case.name)
-                else:
-                    scans.append(_prepared(complete, volume, truth, contract, segments, store, cancelled))
             except InputError as error:
                 problems.append(f"{case.name} was left out: {error}")
                 on_event(Log(problems[-1]))
-            on_event(eta.step(done, case.name))
+                continue
+            known.update(truth.names)
+            complete = replace(case, vouched=_vouched(case, volume, truth, slices, segments))
+            if set(segments).isdisjoint(truth.names) or complete.vouched == {}:
+                unlabelled.append(case.name)
+                continue
+            if not mixed_modalities:
+                _require_modality(case, volume, contract)
+            scans.append(_prepared(complete, volume, truth, contract, segments, store, cancelled))
+        on_event(eta.step(len(cases)))
         wanted = ", ".join(segments)
         if not scans:
             raise InputError(_nothing(wanted, known, problems))
@@ -229,14 +238,11 @@ def find_cases(data: Path, exclude: Sequence[str] = ()) -> tuple[LabelledCase, .
     cases = []
     taken: set[Path] = set()
     for source in found.sources:
-        label = None if source.path.is_dir() else _label_of(source.path, labels_in)
+        label = _label_of(source.path, labels_in)
         if label is not None and label not in taken:
             taken.add(label)
-            cases.append(
-                LabelledCase(
-                    source.name, patients.of(source.name), source.path, label, _names_for(label, data)
-                )
-            )
+            patient = patients.of(source.name, dicom_patient(source), source.path.is_dir())
+            cases.append(LabelledCase(source.name, patient, source.path, label, _names_for(label, data)))
     if not cases:
         raise InputError(
             f"The folder {data} holds no image with labels; give case folders with an image and label.nii.gz, or"
@@ -248,7 +254,7 @@ def find_cases(data: Path, exclude: Sequence[str] = ()) -> tuple[LabelledCase, .
 def _label_of(image: Path, labels_in: Mapping[Path, Sequence[Path]]) -> Path | None:
     """The label map of an image: of the same stem in the folder of labels, or the only one in its case folder."""
     stems = {image_stem(image.name), image_stem(image.name).removesuffix("_0000")}
-    folder = image.parent
+    folder = image if image.is_dir() else image.parent
     if folder.name.lower().startswith("image"):
         beside = folder.with_name("label" + folder.name[len("image") :])
         return next((p for p in labels_in.get(beside, ()) if image_stem(p.name) in stems), None)
@@ -261,17 +267,13 @@ def _label_of(image: Path, labels_in: Mapping[Path, Sequence[Path]]) -> Path | N
 
 def _is_pair(image: str, label: str) -> bool:
     """x and x_label, x-seg, x.seg, ..."""
-    return label.startswith(image) and label[len(image) :].lstrip("_-.").lower() in (
-        "label",
-        "labels",
-        "seg",
-        "mask",
-    )
+    return label.startswith(image) and label[len(image) :].lstrip("_-.").lower() in _PAIR_ENDINGS
 
 
 def _names_for(label: Path, data: Path) -> dict[int, str] | None:
     """What nnU-Net's ``dataset.json`` or a ``labels.json`` above the folder of labels says."""
-    if label.with_name("labels.json").is_file() or label.name.lower().endswith(".seg.nrrd"):
+    own = label.with_name(f"{image_stem(label.name)}.labels.json")
+    if own.is_file() or label.with_name("labels.json").is_file() or label.name.lower().endswith(".seg.nrrd"):
         return None  # read_segmentation finds them
     for name in ("dataset.json", "labels.json"):
         listed = label.parent.parent / name
@@ -299,8 +301,15 @@ def _renamed(segmentation: Segmentation, names: Mapping[int, str]) -> Segmentati
 
 
 def _check_segments(segments: Sequence[str]) -> None:
-    if not 0 < len(segments) <= _TOO_MANY or len(set(segments)) < len(segments):
-        raise InputError(f"Give 1 to {_TOO_MANY} different segments, not {', '.join(segments) or 'none'}.")
+    if not 0 < len(segments) <= _MOST_SEGMENTS or len(set(segments)) < len(segments):
+        raise InputError(
+            f"Give 1 to {_MOST_SEGMENTS} different segments, not {', '.join(segments) or 'none'}."
+        )
+
+
+def _require_modality(case: LabelledCase, volume: Volume, contract: InputContract) -> None:
+    stated = "" if isinstance(case.image, Volume) else stated_modality(case.image)
+    require_modality(case.name, stated or guessed_modality(volume), bool(stated), contract)
 
 
 def _vouched(

@@ -1,7 +1,8 @@
 """Which scans a folder tree holds, in NIfTI, NRRD, MetaImage and DICOM in any mix, and whose they are.
 
-Label maps are left out by their names: label*, mask*, seg*, auto_*, *_seg, *_label, *_mask, *.seg.nrrd, and
-everything in a folder whose name begins with label, mask or seg. Names that begin with a dot are not looked at.
+Label maps are left out by their names: label, mask, seg or segmentation, alone or before a number or more words
+(label_2, segmentation-12), or after the image's name (x_seg, x-label, x.seg.nrrd); auto_*; and everything in a folder
+called labels, masks, segmentations, labelsTr, ... Names that begin with a dot are not looked at.
 
 Whose a scan is:
 1. what ``patients.csv`` (columns scan, patient) or ``patients.json`` ({scan: patient}) in the data folder says; "scan"
@@ -29,11 +30,22 @@ from .dicom import list_dicom_series, patient_id, read_series
 from .errors import InputError
 from .volume import Volume, read_volume
 
-__all__ = ["IMAGE_SUFFIXES", "Found", "Patients", "ReadScan", "Source", "find_sources", "image_stem"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Found",
+    "Patients",
+    "ReadScan",
+    "Source",
+    "find_sources",
+    "image_stem",
+    "stated_modality",
+]
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-_LABEL_FILE = re.compile(r"(label|mask|seg|auto_)|.*([-_](seg|label|labels|mask)|\.seg)$")
-_LABEL_FOLDER = re.compile(r"label|mask|seg")
+_LABEL_FILE = re.compile(
+    r"(labels?|masks?|seg|segmentations?)([-_. 0-9].*)?$|auto_|.*[-_.](seg|labels?|mask)$"
+)
+_LABEL_FOLDER = re.compile(r"(labels?|masks?|segs?|segmentations?)(tr|ts|va|train|test|val)?$")
 _POOL_FOLDER = re.compile(r"images|imgs")
 _CHANNEL = re.compile(r"_\d{4}$")
 _LARGEST_CASE = 10
@@ -94,7 +106,7 @@ class Source:
         """Read the scans one after another; in place of one that cannot be read comes the error that says why."""
         if not self.path.is_dir():
             try:
-                yield ReadScan("", read_volume(self.path), _stated_modality(self.path), "")
+                yield ReadScan("", read_volume(self.path), stated_modality(self.path), "")
             except InputError as error:
                 yield error
             return
@@ -119,6 +131,8 @@ class Found:
     """By name."""
     labels: tuple[str, ...]
     """Names of the label maps that were left out."""
+    closed: tuple[str, ...]
+    """Names of the folders that may not be listed."""
 
 
 def find_sources(data: Path, exclude: Sequence[str] = ()) -> Found:
@@ -133,9 +147,18 @@ def find_sources(data: Path, exclude: Sequence[str] = ()) -> Found:
     """
     if not data.is_dir():
         raise InputError(f"The data folder {data} does not exist; give the folder with the scans.")
-    sources, labels = [], []
-    for folder_text, folders, files in os.walk(data):
+    sources, labels, closed = [], [], []
+    seen: set[Path] = set()
+
+    def refused(error: OSError) -> None:
+        closed.append(Path(error.filename).relative_to(data).as_posix())
+
+    for folder_text, folders, files in os.walk(data, onerror=refused, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
+        if Path(folder_text).resolve() in seen:  # a link back to where we were
+            folders.clear()
+            continue
+        seen.add(Path(folder_text).resolve())
         folder = Path(folder_text)
         kept = [folder / f for f in sorted(files) if not f.startswith(".")]
         kept = [f for f in kept if not is_excluded(f.relative_to(data).as_posix(), exclude)]
@@ -148,7 +171,7 @@ def find_sources(data: Path, exclude: Sequence[str] = ()) -> Found:
         slices = tuple(f for f in kept if not f.name.lower().endswith((*IMAGE_SUFFIXES, *_NEVER_DICOM)))
         if any(map(_is_dicom, slices)):
             sources.append(Source(folder, folder.relative_to(data).as_posix(), slices))
-    return Found(tuple(sorted(sources, key=lambda s: s.name)), tuple(labels))
+    return Found(tuple(sorted(sources, key=lambda s: s.name)), tuple(labels), tuple(closed))
 
 
 def is_excluded(name: str, patterns: Sequence[str]) -> bool:
@@ -227,6 +250,8 @@ def _is_label(path: Path) -> bool:
 
 
 def _is_dicom(path: Path) -> bool:
+    if path.name.upper() == "DICOMDIR":  # a table of contents
+        return False
     if path.suffix.lower() in _SURELY_DICOM:
         return True
     try:
@@ -236,8 +261,8 @@ def _is_dicom(path: Path) -> bool:
         return False
 
 
-def _stated_modality(path: Path) -> str:
-    """What ``meta.json`` beside a file says."""
+def stated_modality(path: Path) -> str:
+    """What ``meta.json`` beside a file says; one that names another file in "image" is not about this one."""
     facts = path.with_name("meta.json")
     if not facts.is_file():
         return ""
@@ -245,8 +270,15 @@ def _stated_modality(path: Path) -> str:
         values = json.loads(facts.read_text(encoding="utf-8"))
     except ValueError:
         return ""
-    stated = values.get("modality", "") if isinstance(values, dict) else ""
+    about_it = isinstance(values, dict) and values.get("image", path.name) == path.name
+    stated = values.get("modality", "") if about_it else ""
     return stated.strip().upper() if isinstance(stated, str) else ""
+
+
+def dicom_patient(source: Source) -> str:
+    """Hash of the PatientID in a DICOM folder; "" where there is none, and for an image file."""
+    found = list_dicom_series(source.path) if source.path.is_dir() else ()
+    return _hashed(patient_id(found[0])) if found else ""
 
 
 def _hashed(patient: str) -> str:

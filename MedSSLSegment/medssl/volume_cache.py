@@ -70,6 +70,8 @@ def prepare_volumes(
         )
     if found.labels:
         on_event(Log(f"{len(found.labels)} label maps were left out: {some(found.labels)}."))
+    if found.closed:
+        on_event(Log(f"{len(found.closed)} folders may not be read and were left out: {some(found.closed)}."))
     builder = _Builder(data, contract, VolumeCache(cache, contract), mixed_modalities, on_event, cancelled)
     eta = Eta(len(found.sources))
     on_event(eta.step(0))
@@ -252,19 +254,13 @@ class _Builder:
         return notes, known
 
     def _prepared(self, name: str, read: ReadScan) -> PreparedScan:
-        self._check_modality(name, read.modality or _guessed(read.volume), bool(read.modality))
+        self._check_modality(name, read.modality or guessed_modality(read.volume), bool(read.modality))
         scan = scan_id(read.volume)
         return self._cache.find(read.volume, scan) or self._cache.add(read.volume, scan, self._cancelled)
 
     def _check_modality(self, name: str, modality: str, stated: bool) -> None:
-        wanted = self._contract.modality.upper()
-        fits = modality == wanted if stated else (modality == "CT") == (wanted == "CT")
-        if not fits and not self._mixed:
-            says = "is" if stated else "looks like"
-            raise InputError(
-                f"{name} {says} {modality}, but this input is made for {wanted}; leave it out, state its modality in"
-                " a meta.json beside it, or allow mixed modalities."
-            )
+        if not self._mixed:
+            require_modality(name, modality, stated, self._contract)
 
 
 class _Groups:
@@ -288,13 +284,29 @@ def _note(read: ReadScan, prepared: PreparedScan) -> dict[str, Any]:
         "id": prepared.id,
         "suffix": read.suffix,
         "patient": read.patient,
-        "modality": read.modality or _guessed(read.volume),
+        "modality": read.modality or guessed_modality(read.volume),
         "stated": bool(read.modality),
         "grid": source_facts(prepared.grid),
     }
 
 
-def _guessed(volume: Volume) -> str:
+def require_modality(name: str, modality: str, stated: bool, contract: InputContract) -> None:
+    """Check that a scan is of the contract's modality; a guess only tells CT from the rest.
+
+    Raises:
+        InputError: it is not.
+    """
+    wanted = contract.modality.upper()
+    if modality != wanted if stated else (modality == "CT") != (wanted == "CT"):
+        says = "is" if stated else "looks like"
+        raise InputError(
+            f"{name} {says} {modality}, but this input is made for {wanted}; leave it out, state its modality in"
+            " a meta.json beside it, or allow mixed modalities."
+        )
+
+
+def guessed_modality(volume: Volume) -> str:
+    """CT where there is air in Hounsfield units, else MR."""
     return "CT" if looks_like_ct(volume) else "MR"
 
 

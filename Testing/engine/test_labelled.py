@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 from medssl.errors import InputError
 from medssl.events import Log
 from medssl.input_contract import InputContract
@@ -14,7 +15,7 @@ from medssl.labelled import IGNORE, LabelledCase, LabelledScans, find_cases
 from medssl.metrics import dice
 from medssl.phantom import Phantom, phantom_ct
 from medssl.segmentation import Segment, Segmentation, default_color, write_segmentation
-from medssl.volume import Volume, write_volume
+from medssl.volume import Volume, read_volume, write_volume
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
@@ -191,6 +192,31 @@ def test_case_folders_and_pairs_are_found_in_any_mix(tmp_path: Path) -> None:
     assert all((np.asarray(scan.labels[:]) == 1).sum() == 12 for scan in scans)
 
 
+def test_a_dicom_series_may_be_a_case(tmp_path: Path) -> None:
+    volume, truth = small(1)
+    (tmp_path / "p").mkdir()
+    for k, plane in enumerate(volume.voxels_kji):
+        image = SimpleITK.GetImageFromArray(plane[None])
+        image.SetSpacing((2.0, 2.0, 4.0))
+        tags = {
+            "0010|0020": "ID-1", "0008|0060": "CT", "0020|000e": "1.2.3.4", "0020|000d": "1.2.3.5",
+            "0008|0018": f"1.2.3.4.{k + 1}", "0020|0032": f"0\\0\\{4 * k}", "0020|0037": "1\\0\\0\\0\\1\\0",
+        }  # fmt: skip
+        for tag, value in tags.items():
+            image.SetMetaData(tag, value)
+        writer = SimpleITK.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(tmp_path / "p" / f"{k}.dcm"))
+        writer.Execute(image)
+    placed = read_volume(tmp_path / "p")
+    write_segmentation(
+        Segmentation(truth.labels_kji, placed.ijk_to_ras, truth.segments), tmp_path / "p" / "label.nii.gz"
+    )
+    scans = LabelledScans.from_folder(tmp_path, OWN_GRID, ["liver"])
+    assert scans[0].scan.patient.startswith("dicom-")
+    np.testing.assert_array_equal(scans[0].native.labels_to_native(all_of(scans)) == 1, truth.mask("liver"))
+
+
 def test_a_case_that_does_not_fit_is_named_and_left_out(tmp_path: Path) -> None:
     put(1, tmp_path / "good" / "ct.nii.gz", tmp_path / "good" / "label.nii.gz")
     put(2, tmp_path / "bad" / "ct.nii.gz", tmp_path / "bad" / "label.nii.gz")
@@ -202,6 +228,19 @@ def test_a_case_that_does_not_fit_is_named_and_left_out(tmp_path: Path) -> None:
     assert [scan.scan.name for scan in scans] == ["good/ct.nii.gz"]
     assert len(heard) == 1
     assert heard[0].startswith("bad/ct.nii.gz was left out: label.nii.gz has shape")
+
+
+def test_a_case_of_another_modality_is_refused_unless_asked_for(tmp_path: Path) -> None:
+    put(1, tmp_path / "a" / "ct.nii.gz", tmp_path / "a" / "label.nii.gz")
+    _, truth = small(2)
+    magnetic = np.random.default_rng(0).integers(0, 900, truth.shape_kji).astype(np.int16)
+    put(2, tmp_path / "b" / "mr.nii.gz", tmp_path / "b" / "label.nii.gz")
+    write_volume(Volume(magnetic, truth.ijk_to_ras), tmp_path / "b" / "mr.nii.gz")
+    with pytest.raises(InputError, match=r"b/mr\.nii\.gz looks like MR, but this input is made for CT"):
+        LabelledScans.from_folder(tmp_path, OWN_GRID, ["liver"])
+    assert len(LabelledScans.from_folder(tmp_path, OWN_GRID, ["liver"], mixed_modalities=True)) == 2
+    (tmp_path / "b" / "meta.json").write_text('{"modality": "CT", "image": "mr.nii.gz"}')
+    assert len(LabelledScans.from_folder(tmp_path, OWN_GRID, ["liver"])) == 2
 
 
 def test_segments_that_no_case_knows_are_an_error_that_lists_what_there_is(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from medssl.events import Log, Progress
 from medssl.grid import prepare_image
 from medssl.input_contract import InputContract
 from medssl.packed import PackedArray, pack
+from medssl.sources import find_sources
 from medssl.volume import Volume, read_volume, write_volume
 from medssl.volume_cache import prepare_volumes
 from numpy.typing import NDArray
@@ -331,6 +332,34 @@ def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file is in the way")
     with pytest.raises(StorageError, match="cannot be made"):
         prepare_volumes(tmp_path / "data", CT, tmp_path / "cache")
+
+
+def test_only_names_of_label_maps_are_taken_for_label_maps(tmp_path: Path) -> None:
+    names = [
+        "a/label.nii.gz",
+        "b/segmentation-12.nii.gz",
+        "c/x_seg.nii.gz",
+        "d/masks/x.nii.gz",
+        "e/labels_2.mha",
+    ]
+    for number, name in enumerate(names):
+        put(ct(number), tmp_path / name)
+    assert find_sources(tmp_path).labels == tuple(names)
+    kept = ["masked.nii.gz", "segovia/ct.nii.gz", "labelled/ct.nii.gz", "volume-12.nii.gz"]
+    for number, name in enumerate(kept):
+        put(ct(number), tmp_path / "more" / name)
+    assert [s.name for s in find_sources(tmp_path / "more").sources] == sorted(kept)
+
+
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    put(ct(1), tmp_path / "elsewhere" / "ct.nii.gz")
+    (tmp_path / "data").mkdir()
+    try:
+        (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "data")
+    except OSError:
+        pytest.skip("this system allows no links")
+    assert [s.name for s in find_sources(tmp_path / "data").sources] == ["linked/ct.nii.gz"]
 
 
 def test_names_can_be_excluded_by_folder_and_pattern(tmp_path: Path) -> None:
