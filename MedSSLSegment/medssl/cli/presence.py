@@ -65,5 +65,5 @@ COMMAND = Command(
     configure=_configure,
     run=_run,
     examples="medssl presence --data cases --segment liver --out presence.csv\n"
-    "medssl pretrain polycl-o --data cases --presence presence.csv --out runs/polycl",
+    "medssl pretrain --method polycl-o --data cases --presence presence.csv --out runs/polycl",
 )
