@@ -39,10 +39,12 @@ from .transfer import read_encoder
 __all__ = ["StudyConfig", "study"]
 
 _POLL_S = 0.2
-_VALIDATIONS = 3
+_VALIDATIONS = 2
 _FEWEST_PATIENTS = 4
-_FIXED = ("segment", "steps", "batch", "learning_rates", "test_share", "validation_share", "only", "exclude", "preset",
-          "pretrain_steps", "pretrain_minutes", "seed")  # fmt: skip
+_FIXED = (
+    "segment", "steps", "batch", "learning_rates", "tune_at", "test_share", "validation_share", "only", "exclude",
+    "preset", "pretrain_steps", "pretrain_minutes", "seed",
+)  # fmt: skip
 """Settings that a study keeps to its end; methods, fractions and seeds may be added."""
 
 
@@ -71,11 +73,16 @@ class StudyConfig:
     batch: int | None = None
     """Samples a fine-tuning step; automatic: 12 slices or 2 blocks."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    """What every arm chooses from, at every fraction, by the validation patients."""
+    """What every arm chooses from, by the validation patients."""
+    tune_at: float | None = None
+    """One of the fractions, where each arm chooses its learning rate for all of them; automatic: at every fraction."""
     test_share: float = 0.4
     """Share of the patients that is only measured on."""
     validation_share: float = 0.1
     """Share of the patients that chooses learning rates and best weights."""
+    hidden: tuple[str, ...] = ()
+    """Files or folders of the patients that validate and test, * stands for anything; all others train. For encoders
+    that have seen every other patient. Without any, patients are drawn."""
     encoders: Path | None = None
     """Folder of <method>.safetensors or <method>/checkpoint.safetensors to use; others are pre-trained."""
     preset: Literal["auto", "paper", "gpu", "cpu"] = "cpu"
@@ -102,6 +109,8 @@ class StudyConfig:
             raise InputError(f"Fractions lie above 0 and up to 1, not {self.fractions}.")
         if min(self.seeds, self.steps, self.jobs) < 1 or min(self.learning_rates) <= 0:
             raise InputError("Seeds, steps, jobs and learning rates must be above 0.")
+        if self.tune_at is not None and self.tune_at not in self.fractions:
+            raise InputError(f"The learning rate is chosen at one of the fractions, not at {self.tune_at:g}.")
         shares = self.test_share, self.validation_share
         if min(shares) <= 0 or sum(shares) >= 1:
             raise InputError(f"The shares for test and validation must leave some to train on, not {shares}.")
@@ -209,16 +218,9 @@ def _work(
         )
         for options, future in zip(pretraining, estimates, strict=True)
     ]
-    rates = len(config.learning_rates)
-    for arm, fraction in open_cells:
-        cost = costs[arm.backbone, arm.contract]
-        training = (rates + config.seeds - 1) * cost.run(config.steps, _VALIDATIONS * len(data.validation))
-        cell = functools.partial(
-            StudyBench.run_cell, folder=config.out / "runs", arm=arm, fraction=fraction, seeds=config.seeds,
-            settings=settings, learning_rates=config.learning_rates,
-        )  # fmt: skip
-        seconds = training + config.seeds * len(data.test) * cost.scan
-        tasks.append(_Task(f"{arm.name} at {fraction:.0%}", cell, seconds, needs=arm.encoder))
+    for arm in arms:
+        fractions = [fraction for other, fraction in open_cells if other is arm]
+        tasks += _fine_tuning(config, data, arm, fractions, settings, costs.get((arm.backbone, arm.contract)))
     seconds = sum(task.seconds for task in tasks)
     pretrain_seconds = sum(task.seconds for task in tasks if task.makes)
     yield Log(
@@ -227,6 +229,41 @@ def _work(
         " testing."
     )
     yield from _run_all(tasks, pool, cancelled)
+
+
+def _fine_tuning(
+    config: StudyConfig,
+    data: StudyData,
+    arm: Arm,
+    fractions: Sequence[float],
+    settings: FinetuneSettings,
+    cost: Cost | None,
+) -> list[_Task]:
+    """One task per fraction, or one for the arm if it chooses its learning rate once."""
+    if not fractions or cost is None:
+        return []
+    run = cost.run(config.steps, _VALIDATIONS * len(data.validation)), len(data.test) * cost.scan
+    common: dict[str, Any] = {
+        "folder": config.out / "runs",
+        "arm": arm,
+        "seeds": config.seeds,
+        "settings": settings,
+        "learning_rates": config.learning_rates,
+    }
+    extra = (len(config.learning_rates) - 1) * run[0]
+    if config.tune_at is not None:
+        order = sorted(config.fractions, key=lambda fraction: fraction != config.tune_at)
+        do = functools.partial(StudyBench.run_arm, fractions=order, **common)
+        return [_Task(arm.name, do, len(order) * config.seeds * sum(run) + extra, needs=arm.encoder)]
+    return [
+        _Task(
+            f"{arm.name} at {fraction:.0%}",
+            functools.partial(StudyBench.run_cell, fraction=fraction, **common),
+            config.seeds * sum(run) + extra,
+            needs=arm.encoder,
+        )
+        for fraction in fractions
+    ]
 
 
 def _run_all(tasks: Sequence[_Task], pool: _Pool, cancelled: Callable[[], bool]) -> Iterator[Progress | Log]:
@@ -393,13 +430,15 @@ def _divide(cases: Sequence[LabelledCase], config: StudyConfig) -> StudyData:
             f"A study needs at least {_FEWEST_PATIENTS} patients with labels of {', '.join(config.segment)};"
             f" {config.data} has {len(patients)}."
         )
+    hidden = {case.patient for case in kept if is_excluded(case.name, config.hidden)}
+    shares = config.test_share + config.validation_share
     order = [patients[n] for n in np.random.default_rng(config.seed).permutation(len(patients))]
-    test = max(1, round(config.test_share * len(order)))
-    train = test + max(1, round(config.validation_share * len(order)))
+    order.sort(key=lambda patient: patient not in hidden)
+    measured = len(hidden) or round(shares * len(order))
+    test = max(1, round(config.test_share / shares * measured))
+    train = max(test + 1, measured)
     if train >= len(order):
-        raise InputError(
-            f"The shares for test and validation leave none of {len(order)} patients to train on."
-        )
+        raise InputError(f"Validation and test would leave none of {len(order)} patients to train on.")
     parts = order[train:], order[test:train], order[:test]
     return StudyData(tuple(kept), config.segment, ids, *(tuple(sorted(part)) for part in parts))
 

@@ -43,6 +43,7 @@ __all__ = ["Arm", "Cost", "RunResult", "StudyBench", "StudyData", "in_worker", "
 
 _PARENT_CHECK_S = 2.0
 _PATIENTS_TO_MEASURE = 3
+_VALIDATION_STRIDE = 3
 _Result = TypeVar("_Result")
 
 
@@ -157,7 +158,7 @@ class StudyBench:
         seeds: int,
         settings: FinetuneSettings,
         learning_rates: Sequence[float],
-    ) -> None:
+    ) -> float:
         """All runs of an arm at a fraction; the first seed chooses the learning rate, by the validation patients.
 
         Args:
@@ -167,6 +168,9 @@ class StudyBench:
             seeds: number of them.
             settings: of fine-tuning; seed and learning rate are set here.
             learning_rates: to choose from.
+
+        Returns:
+            The one chosen.
         """
         tried, networks = {}, {}
         for rate in learning_rates:
@@ -178,8 +182,23 @@ class StudyBench:
             if seed > 0 or (not run.scores and network is None):
                 run = RunResult(arm.name, fraction, seed, best, self.data.labelled(seed, fraction))
                 run, network = self._fine_tuned(folder, arm, run, settings, again=seed == 0)
-            if not run.scores:
+            if not run.scores and network is not None:
                 self._test(folder, arm, run, network)
+        return best
+
+    def run_arm(
+        self,
+        folder: Path,
+        arm: Arm,
+        fractions: Sequence[float],
+        seeds: int,
+        settings: FinetuneSettings,
+        learning_rates: Sequence[float],
+    ) -> None:
+        """All runs of an arm; it chooses its learning rate at the first fraction and keeps it. As `run_cell`."""
+        best = self.run_cell(folder, arm, fractions[0], seeds, settings, learning_rates)
+        for fraction in fractions[1:]:
+            self.run_cell(folder, arm, fraction, seeds, settings, (best,))
 
     def cost_of(self, arm: Arm, settings: FinetuneSettings) -> Cost:
         """Measure a few training steps and the prediction of one scan."""
@@ -204,7 +223,7 @@ class StudyBench:
                 return found, None
         started = time.perf_counter()
         learn_from = [AnnotatedCase.of(scan) for scan in self._scans_of(arm.contract, run.patients)]
-        measure_on = [AnnotatedCase.of(scan) for scan in self._scans_of(arm.contract, self.data.validation)]
+        measure_on = [_sparse(scan) for scan in self._scans_of(arm.contract, self.data.validation)]
         network, segments = _network(arm, len(self.data.segments), run.seed), self.data.segments
         chosen = replace(settings, seed=run.seed, learning_rate=run.learning_rate)
         full = automatic(chosen, network, len(learn_from), pretrained=arm.encoder is not None)
@@ -252,6 +271,12 @@ class StudyBench:
         if contract not in self._prepared:
             self._prepared[contract] = LabelledScans.from_cases(self._cases, contract, self.data.segments)
         return [scan for scan in self._prepared[contract] if scan.scan.patient in patients]
+
+
+def _sparse(scan: LabelledScan) -> AnnotatedCase:
+    """A validation case on every third slice: enough to choose by."""
+    case = AnnotatedCase.of(scan)
+    return case.only_slices(case.vouched_slices[::_VALIDATION_STRIDE])
 
 
 def runs_of(folder: Path) -> list[RunResult]:
