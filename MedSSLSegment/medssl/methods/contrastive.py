@@ -207,13 +207,13 @@ def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor, temperature
     return F.softplus((cosine(anchor, negative) - cosine(anchor, positive)) / temperature).mean()
 
 
-def nt_xent(first: Tensor, second: Tensor, temperature: float, symmetric: bool = True) -> Tensor:
+def nt_xent(first: Tensor, second: Tensor, temperature: float | Tensor, symmetric: bool = True) -> Tensor:
     """SimCLR's loss: find the other view of a slice among all 2N - 1 other views; mean over the anchors.
 
     Args:
         first: (B, D) embeddings of one view of each slice.
         second: (B, D) of the other.
-        temperature: above 0.
+        temperature: above 0; a tensor where it is learnt.
         symmetric: all 2B views are anchors; otherwise the first ones only, as in PolyCL's published baseline.
     """
     logits, own, others = _similarities(first, second, temperature)
@@ -263,7 +263,9 @@ def spread(embeddings: Tensor) -> Tensor:
     return (1.0 - unit(embeddings.detach()).mean(dim=0).square().sum()).clamp_min(0.0).sqrt()
 
 
-def _similarities(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _similarities(
+    first: Tensor, second: Tensor, temperature: float | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines over the temperature.
 
     Returns:

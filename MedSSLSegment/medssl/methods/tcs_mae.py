@@ -22,18 +22,18 @@ from torch.nn import functional as F
 
 from ..backbones.base import Backbone
 from ..data import AIR_HU, Scan, fit_slice
-from ..distributed import gather
 from ..errors import InputError
 from ..input_contract import InputContract
 from ..recipe import Recipe
 from .base import Anchor, Method, MethodInfo, Moment, Preset
+from .contrastive import cosine, nt_xent
 from .pictures import looking, reconstruction_picture
 from .ssim import ssim
 
 if TYPE_CHECKING:
     from ..data import UnlabelledVolumes
 
-__all__ = ["TCSMAE", "TCSMAEOptions", "interval_mask", "nt_xent"]
+__all__ = ["TCSMAE", "TCSMAEOptions", "interval_mask"]
 
 _LUMA = (0.2989, 0.5870, 0.1140)
 _FIRST_SCALE, _LARGEST_SCALE = 1.0 / 0.07, 100.0  # of CLIP
@@ -150,7 +150,7 @@ class TCSMAE(Method):
         if len(self.projections):
             contrast = self._contrast(maps)
             loss = loss + self.options.contrast_weight * contrast
-            result |= {"contrast": contrast.detach(), "temperature": 1.0 / self._scale().detach()}
+            result |= {"contrast": contrast.detach(), "temperature": self._temperature().detach()}
         return {"loss": loss, **result}
 
     def picture(self, batch: Mapping[str, Tensor], moment: Moment) -> NDArray[np.uint8]:
@@ -212,14 +212,14 @@ class TCSMAE(Method):
         for projection, level in zip(self.projections, maps[-len(self.projections) :], strict=True):
             masked, whole = projection(F.adaptive_max_pool2d(level, 1).flatten(1)).float().chunk(2)
             if self.options.consistency == "contrast":
-                total = total + nt_xent(masked, whole, self._scale())
+                total = total + nt_xent(masked, whole, self._temperature())
             else:
-                total = total + _COSINE_WEIGHT * (1.0 - F.cosine_similarity(masked, whole)).mean()
+                total = total + _COSINE_WEIGHT * (1.0 - cosine(masked, whole)).mean()
         return total
 
-    def _scale(self) -> Tensor:
-        """1 / temperature, at most 100."""
-        return self.log_scale.float().clamp(max=math.log(_LARGEST_SCALE)).exp()
+    def _temperature(self) -> Tensor:
+        """Learnt, at least 0.01."""
+        return torch.exp(-self.log_scale.float().clamp(max=math.log(_LARGEST_SCALE)))
 
 
 def interval_mask(
@@ -246,25 +246,6 @@ def interval_mask(
         chosen = noise.argsort(1).argsort(1) < count  # (B, K)
     place = (values * intervals).long().clamp(0, intervals - 1)
     return chosen.gather(1, place.flatten(1)).view_as(place)
-
-
-def nt_xent(first: Tensor, second: Tensor, scale: Tensor) -> Tensor:
-    """Each embedding is to be most like its partner among all others of both branches and all processes.
-
-    Args:
-        first: (N, E).
-        second: (N, E), partners of the first.
-        scale: 1 / temperature.
-
-    Returns:
-        Mean over the 2 N embeddings; every one has 2 N - 1 candidates, its partner among them.
-    """
-    embeddings = F.normalize(torch.cat([gather(first), gather(second)]).float(), dim=1)  # (2 N, E)
-    likeness = scale * embeddings @ embeddings.mT
-    count = len(embeddings)
-    likeness = likeness.masked_fill(torch.eye(count, dtype=torch.bool, device=first.device), -torch.inf)
-    partners = torch.arange(count, device=first.device).roll(count // 2)
-    return F.cross_entropy(likeness, partners)
 
 
 def _check(backbone: Backbone, contract: InputContract, options: TCSMAEOptions) -> None:
