@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -180,26 +181,46 @@ def _nano(stand_in: bool) -> tuple[Any, SliceTracker]:
 
 @contextmanager
 def _module_seconds(network: Any) -> Iterator[dict[str, float]]:
-    """Collect the time spent inside the network's parts."""
-    spent: dict[str, float] = {}
+    """Collect the wall time spent inside the network's parts; parts that run side by side share it."""
+    clock = _SharedClock()
     handles = []
-    for name in ("image_encoder", "memory_attention", "memory_encoder", "sam_mask_decoder"):
-        handles += _timed(getattr(network, name), name, spent)
-    yield spent
+    for name, part in (
+        ("image_encoder", network.image_encoder.trunk),
+        ("memory_attention", network.memory_attention),
+        ("memory_encoder", network.memory_encoder),
+        ("sam_mask_decoder", network.sam_mask_decoder),
+    ):
+        handles.append(part.register_forward_pre_hook(lambda *_, name=name: clock.enter(name)))
+        handles.append(part.register_forward_hook(lambda *_, name=name: clock.leave(name)))
+    yield clock.spent
     for handle in handles:
         handle.remove()
 
 
-def _timed(module: torch.nn.Module, name: str, spent: dict[str, float]) -> list[Any]:
-    starts: list[float] = []
+class _SharedClock:
+    """Divides each moment evenly among the parts that are at work in it, on whichever threads."""
 
-    def before(*_: Any) -> None:
-        starts.append(time.perf_counter())
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+        self._at_work: list[str] = []
+        self._since = 0.0
+        self._lock = threading.Lock()
 
-    def after(*_: Any) -> None:
-        spent[name] = spent.get(name, 0.0) + time.perf_counter() - starts.pop()
+    def enter(self, name: str) -> None:
+        with self._lock:
+            self._share_out()
+            self._at_work.append(name)
 
-    return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    def leave(self, name: str) -> None:
+        with self._lock:
+            self._share_out()
+            self._at_work.remove(name)
+
+    def _share_out(self) -> None:
+        now = time.perf_counter()
+        for name in self._at_work:
+            self.spent[name] = self.spent.get(name, 0.0) + (now - self._since) / len(self._at_work)
+        self._since = now
 
 
 def peak_bytes() -> int:

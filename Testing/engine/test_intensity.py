@@ -3,7 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from medssl.errors import InputError
-from medssl.foundation.intensity import IntensityOptions, IntensitySession, IntensityTracker, _patch_vote
+from medssl.foundation.intensity import (
+    IntensityOptions,
+    IntensitySession,
+    IntensityTracker,
+    _between,
+    _block_mean,
+    _patch_vote,
+    _signed_distance,
+    _smoothed,
+    _without_holes,
+)
 from medssl.foundation.protocols import TrackedSlice, TrackJob
 from medssl.prompts import SlicePrompt
 from medssl.volume import WINDOWS, Volume, as_stack
@@ -177,12 +187,49 @@ def test_patch_votes_equal_a_pixel_by_pixel_sum() -> None:
                     moved[y, x] = before[np.clip(y + dy, 0, 6), np.clip(x + dx, 0, 8)]
                     if 0 <= y + dy < 7 and 0 <= x + dx < 9:
                         voter[y, x] = mask[y + dy, x + dx]
-            unlike = ndimage.gaussian_filter((image - moved) ** 2, 0.5)
+            unlike = ndimage.gaussian_filter((image - moved) ** 2, 0.5, radius=1)
             weight = np.exp(-unlike / (2 * 40.0**2) - (dy**2 + dx**2) / 2)
             inside += weight * voter
             total += weight
     expected = np.clip(np.log((inside + 1e-3) / (total - inside + 1e-3)), -4, 4)
     np.testing.assert_allclose(_patch_vote(image, before, mask, 40.0), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("spacing", [(0.7, 0.7), (2.0, 1.5), (4.0, 0.9)])
+@pytest.mark.parametrize("reach_mm", [3.0, 14.0])
+def test_signed_distances_equal_the_exact_transform_up_to_their_reach(
+    spacing: tuple[float, float], reach_mm: float
+) -> None:
+    mask = ndimage.binary_dilation(np.random.default_rng(1).random((40, 52)) > 0.997, iterations=4)
+    mask[:20] = False
+    exact = ndimage.distance_transform_edt(~mask, sampling=spacing)
+    exact[exact > reach_mm] = np.inf
+    exact -= ndimage.distance_transform_edt(mask, sampling=spacing)
+
+    np.testing.assert_allclose(_signed_distance(mask, spacing, reach_mm), exact, rtol=1e-5)
+
+
+def test_holes_are_filled_as_by_flooding_from_the_border() -> None:
+    random = np.random.default_rng(2)
+    for share in (0.4, 0.6, 0.75):
+        mask = random.random((30, 41)) < share
+        np.testing.assert_array_equal(_without_holes(mask), ndimage.binary_fill_holes(mask))
+    solid = np.ones((5, 6), bool)
+    np.testing.assert_array_equal(_without_holes(solid), solid)
+
+
+def test_smoothing_and_coarser_and_finer_grids_equal_their_slow_references() -> None:
+    image = np.random.default_rng(3).normal(size=(23, 31)).astype(np.float32)
+
+    np.testing.assert_allclose(
+        _smoothed(image, 0.5), ndimage.gaussian_filter(image, 0.5, radius=1, mode="nearest"), atol=1e-5
+    )
+    padded = np.pad(image, [(0, 1), (0, 2)], mode="edge")
+    np.testing.assert_allclose(
+        _block_mean(image, 3), padded.reshape(8, 3, 11, 3).mean(axis=(1, 3)), rtol=1e-5, atol=1e-6
+    )
+    finer = ndimage.zoom(image, 3, order=1, mode="nearest", grid_mode=True)
+    np.testing.assert_allclose(_between(_between(image, 3).T, 3).T, finer, atol=1e-5)
 
 
 def test_a_removed_reference_can_no_longer_be_started_from() -> None:

@@ -148,7 +148,17 @@ def test_points_go_where_their_pixels_go() -> None:
 # --------------------------------------------------------------------------------------------------------- tracking
 
 
-def test_jobs_side_by_side_answer_as_they_do_alone(random_model: NanoModel) -> None:
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_jobs_side_by_side_answer_as_they_do_alone(random_model: NanoModel, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        _check_jobs_side_by_side(random_model)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_jobs_side_by_side(random_model: NanoModel) -> None:
     first, second = two_objects()
     volume = a_scan(first | second)
     jobs = (TrackJob(1, 4, 8), TrackJob(1, 4, 1), TrackJob(2, 5, 0))

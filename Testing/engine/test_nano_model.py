@@ -63,6 +63,30 @@ def test_every_answer_has_the_shape_its_docstring_says(model: NanoModel) -> None
 
 
 @torch.no_grad()
+def test_features_are_the_packages_own(model: NanoModel) -> None:
+    encoded = model.encode(channels(2))
+
+    backbone = model.sam.forward_image(channels(2))
+    _, tokens, positions, sizes = model.sam._prepare_backbone_features(backbone)
+    torch.testing.assert_close(encoded.tokens, tokens[-1])
+    torch.testing.assert_close(encoded.position, positions[-1])
+    for level, flat, size in zip(encoded.fine, tokens[:-1], sizes[:-1], strict=True):
+        torch.testing.assert_close(level.flatten(2), flat.permute(1, 2, 0), atol=1e-4, rtol=1e-4)
+        assert level.shape[-2:] == size
+
+
+@torch.no_grad()
+def test_no_prompt_is_a_point_that_is_none(model: NanoModel) -> None:
+    encoded = model.encode(channels(2))
+    none = (torch.zeros(2, 1, 2), -torch.ones(2, 1, dtype=torch.int32))
+
+    without, padded = (model.decode(model.alone(encoded), encoded, points) for points in (None, none))
+
+    torch.testing.assert_close(without.logits, padded.logits)
+    torch.testing.assert_close(without.presence_logit, padded.presence_logit)
+
+
+@torch.no_grad()
 def test_the_edge_head_begins_as_plain_upsampling(model: NanoModel) -> None:
     answer = tracked(model, channels(1), [], masks(1))[0]
 

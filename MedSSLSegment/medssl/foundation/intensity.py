@@ -227,6 +227,18 @@ class _Appearance:
         return bins
 
 
+@dataclass(frozen=True, eq=False)
+class LocalAnswer:
+    """What the tracker found on one slice: a part of the slice, nothing outside it."""
+
+    rows: slice
+    cols: slice
+    probability: NDArray[np.float32]
+    """Of the object inside `rows` and `cols`; above 0.5 is the mask."""
+    score: float
+    """Probability that the object is still there."""
+
+
 class IntensityTrack:
     """One object on its way in one direction."""
 
@@ -247,38 +259,49 @@ class IntensityTrack:
         self._factor = max(1, round(max(_extent(mask)) / options.max_side_px))
         self._spacing = (spacing[0] * self._factor, spacing[1] * self._factor)
         self._mask = mask
-        self._area = self._first_area = int(mask.sum())
+        self._area = self._first_area = int(np.count_nonzero(mask))
         self._width_mm = float(np.sqrt(self._area * spacing[0] * spacing[1]))
         self._presence = _PRESENT
         self._ended = False
         crop = self._crop()
         coarse = self._coarse_mask(crop)
-        distance = _signed_distance(coarse, self._spacing)
+        distance = _signed_distance(coarse, self._spacing, options.ring_mm)
         ring = (distance > 0) & (distance <= options.ring_mm)
         self._appearance = _Appearance.learn(self._image(crop, self.index), coarse, ring, window.width)
 
     def advance(self) -> TrackedSlice:
         """Go one slice further; once the mask has vanished, every slice is empty and scores 0."""
+        found = self.step()
+        probability = np.zeros(self._mask.shape, np.float32)
+        probability[found.rows, found.cols] = found.probability
+        return TrackedSlice(self._job.object_id, self.index, self._mask, probability, found.score)
+
+    def step(self) -> LocalAnswer:
+        """As `advance`, but only the part of the slice that was looked at."""
         before, self.index = self.index, self.index + self._job.step
         if self._area == 0:
-            return self._answer(0.0)
+            return LocalAnswer(slice(0, 0), slice(0, 0), np.zeros((0, 0), np.float32), 0.0)
         crop = self._crop()
         previous = self._coarse_mask(crop)
         image, image_before = self._image(crop, self.index), self._image(crop, before)
         evidence = self._evidence(image, image_before, previous)
-        distance = _signed_distance(previous, self._spacing)
+        distance = _signed_distance(previous, self._spacing, self._options.ring_mm)
         logits = evidence - distance / self._options.prior_mm + self._options.bias
         logits[distance > self._options.band_mm] = -_PRESENT
         coarse = _clean(logits > 0, previous)
         self._follow(image, coarse, distance)
         score = self._score(evidence, coarse)
         settled = np.where(coarse, np.maximum(logits, _SURE), np.minimum(logits, -_SURE)).astype(np.float32)
-        return self._answer(score, crop, self._refined(settled, crop))
+        probability = (1 / (1 + np.exp(-self._refined(settled, crop)))).astype(np.float32)
+        self._mask = np.zeros_like(self._mask)
+        self._mask[crop] = probability > 0.5
+        self._area = int(np.count_nonzero(self._mask))
+        return LocalAnswer(*crop, probability, score)
 
     def correct(self, mask: NDArray[np.bool_]) -> None:
         """Go on from another mask (H, W) than the one found on the current slice; an empty one is ignored."""
         if mask.any():
-            self._mask, self._area = mask, int(mask.sum())
+            self._mask, self._area = mask, int(np.count_nonzero(mask))
 
     def _evidence(
         self, image: NDArray[np.float32], image_before: NDArray[np.float32], previous: NDArray[np.bool_]
@@ -287,7 +310,7 @@ class IntensityTrack:
         vote = _patch_vote(
             self._clipped(image), self._clipped(image_before), previous, 0.1 * self._window.width
         )
-        smooth: NDArray[np.float32] = ndimage.gaussian_filter(ratio, 0.4)
+        smooth: NDArray[np.float32] = _smoothed(ratio, 0.4)
         return smooth + np.float32(self._options.vote_weight) * vote
 
     def _clipped(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -303,12 +326,12 @@ class IntensityTrack:
 
     def _score(self, evidence: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
         """Probability that the object is still there, from this slice and, fading, those before."""
-        area = int(mask.sum()) * self._factor**2
+        area = int(np.count_nonzero(mask)) * self._factor**2
         self._ended |= area < max(1.0, self._options.collapse * self._area)
         if self._ended:
             return 0.0
-        outwards = ndimage.distance_transform_edt(~mask, sampling=self._spacing)
-        rim = (outwards > 0) & (outwards <= max(_RIM_MM, *self._spacing) + 1e-3)
+        outwards = _distance_beside(mask, self._spacing, max(_RIM_MM, *self._spacing) + 1e-3)
+        rim = (outwards > 0) & np.isfinite(outwards)
         travelled = abs(self.index - self._job.start) * self._step_mm / self._width_mm
         constant, inside, outside, shrunk, far = self._options.presence
         logit = (
@@ -326,8 +349,8 @@ class IntensityTrack:
         """The mask's box and its surroundings on the slice's own grid."""
         margins = (int(np.ceil(self._options.ring_mm / mm)) + self._factor for mm in self._full_spacing)
         rows, cols = (
-            slice(max(box.start - margin, 0), box.stop + margin)
-            for box, margin in zip(_bounds(self._mask), margins, strict=True)
+            slice(max(box.start - margin, 0), min(box.stop + margin, size))
+            for box, margin, size in zip(_bounds(self._mask), margins, self._mask.shape, strict=True)
         )
         return rows, cols
 
@@ -346,22 +369,8 @@ class IntensityTrack:
         if self._factor == 1:
             return logits
         height, width = self._mask[crop].shape
-        fine = ndimage.zoom(logits, self._factor, order=1, mode="nearest", grid_mode=True)
-        refined: NDArray[np.float32] = fine[:height, :width]
-        return refined
-
-    def _answer(
-        self,
-        score: float,
-        crop: tuple[slice, slice] | None = None,
-        logits: NDArray[np.float32] | None = None,
-    ) -> TrackedSlice:
-        probability = np.zeros(self._mask.shape, np.float32)
-        if crop is not None and logits is not None:
-            probability[crop] = 1 / (1 + np.exp(-logits))
-        self._mask = probability > 0.5
-        self._area = int(self._mask.sum())
-        return TrackedSlice(self._job.object_id, self.index, self._mask, probability, score)
+        rows = _between(logits, self._factor)[:height]
+        return _between(rows.T, self._factor)[:width].T
 
 
 def _segment_box(
@@ -379,11 +388,13 @@ def _segment_box(
     if not ellipse.any():
         raise InputError(f"The box {x0:g}, {y0:g}, {x1:g}, {y1:g} holds no pixel of the slice.")
     mask: NDArray[np.bool_] = ellipse
-    ring = (_signed_distance(inside_box, spacing) <= options.ring_mm) & ~inside_box
+    ring = (_distance_beside(inside_box, spacing, options.ring_mm) <= options.ring_mm) & ~inside_box
+    reach_mm = float(np.hypot((y1 - y0 + 1) * spacing[0], (x1 - x0 + 1) * spacing[1]))
+    distance = _signed_distance(ellipse, spacing, reach_mm)
     for _ in range(_BOX_ROUNDS):
         appearance = _Appearance.learn(image, mask, ring, window.width)
         ratio = ndimage.gaussian_filter(appearance.log_likelihood_ratio(image, options.clip), 0.7)
-        logits = ratio - _signed_distance(ellipse, spacing) / options.prior_mm
+        logits = ratio - distance / options.prior_mm
         grown = _clean((logits > 0) & inside_box, ellipse)
         if not grown.any():
             break
@@ -403,19 +414,42 @@ def _patch_vote(
     fusion: Coupe et al., NeuroImage 54, 2011, eq. 1-4).
     """
     height, width = image.shape
-    padded = np.pad(image_before, 1, mode="edge")
+    unit = np.float32(np.sqrt(0.5) / scale)
+    image = image * unit
+    padded = np.pad(image_before * unit, 1, mode="edge")
     inside_before = np.pad(mask_before.astype(np.float32), 1)
     inside, total = np.zeros_like(image), np.zeros_like(image)
     for row in range(3):
         for col in range(3):
             window = (slice(row, row + height), slice(col, col + width))
-            unlike = ndimage.gaussian_filter(np.square(image - padded[window]), 0.5)
-            near = ((row - 1) ** 2 + (col - 1) ** 2) / 2
-            weight = np.exp(-unlike / np.float32(2 * scale**2) - np.float32(near))
-            inside += weight * inside_before[window]
+            unlike = image - padded[window]
+            weight = _smoothed(np.multiply(unlike, unlike, out=unlike), 0.5)
+            weight += np.float32(((row - 1) ** 2 + (col - 1) ** 2) / 2)
+            np.exp(np.negative(weight, out=weight), out=weight)
             total += weight
+            weight *= inside_before[window]
+            inside += weight
     floor = np.float32(_FLOOR)
     return np.clip(np.log((inside + floor) / (total - inside + floor)), -4, 4)
+
+
+def _smoothed(image: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
+    """Gaussian filter cut off at one pixel, for a sigma_px of at most 0.5; the edge is repeated."""
+    side = float(np.exp(-0.5 / sigma_px**2))
+    here, beside = np.float32(1.0 / (1.0 + 2.0 * side)), np.float32(side / (1.0 + 2.0 * side))
+    share = image * beside
+    across = image * here
+    across[:, 1:] += share[:, :-1]
+    across[:, :-1] += share[:, 1:]
+    across[:, 0] += share[:, 0]
+    across[:, -1] += share[:, -1]
+    np.multiply(across, beside, out=share)
+    across *= here
+    across[1:] += share[:-1]
+    across[:-1] += share[1:]
+    across[0] += share[0]
+    across[-1] += share[-1]
+    return across
 
 
 def _clean(mask: NDArray[np.bool_], previous: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -427,15 +461,52 @@ def _clean(mask: NDArray[np.bool_], previous: NDArray[np.bool_]) -> NDArray[np.b
         mask = touching[components]
     elif not (mask & previous).any():
         return np.zeros_like(mask)
-    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(mask)
+    return _without_holes(mask)
+
+
+def _without_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Fill what is not connected to the array's border."""
+    background, count = ndimage.label(~mask)
+    if count < 2:
+        return mask
+    hole = np.ones(count + 1, bool)
+    for edge in (background[0], background[-1], background[:, 0], background[:, -1]):
+        hole[edge] = False
+    hole[0] = True
+    filled: NDArray[np.bool_] = hole[background]
     return filled
 
 
-def _signed_distance(mask: NDArray[np.bool_], spacing: tuple[float, float]) -> NDArray[np.float32]:
-    """Millimetres to the mask, negative inside it; pixel centre to pixel centre."""
-    outwards = ndimage.distance_transform_edt(~mask, sampling=spacing)
-    inwards = ndimage.distance_transform_edt(mask, sampling=spacing)
-    distance: NDArray[np.float32] = (outwards - inwards).astype(np.float32)
+def _signed_distance(
+    mask: NDArray[np.bool_], spacing: tuple[float, float], reach_mm: float
+) -> NDArray[np.float32]:
+    """Millimetres to the mask, negative inside it, pixel centre to pixel centre; beyond `reach_mm` infinite."""
+    distance = _distance_beside(mask, spacing, reach_mm)
+    rows, cols = (slice(max(span.start - 1, 0), span.stop + 1) for span in _bounds(mask))
+    distance[rows, cols] -= ndimage.distance_transform_edt(mask[rows, cols], sampling=spacing)
+    return distance
+
+
+def _distance_beside(
+    mask: NDArray[np.bool_], spacing: tuple[float, float], reach_mm: float
+) -> NDArray[np.float32]:
+    """Millimetres to the mask, 0 inside it and infinite beyond `reach_mm`.
+
+    Along the rows first, then the least over the columns (Saito and Toriwaki, Pattern Recognition 27, 1994), whose
+    loop ends at the reach.
+    """
+    row_mm, col_mm = spacing
+    place = np.arange(mask.shape[1], dtype=np.float32) * np.float32(col_mm)
+    before = np.maximum.accumulate(np.where(mask, place, -np.inf).astype(np.float32), axis=1)
+    after = np.minimum.accumulate(np.where(mask, place, np.inf).astype(np.float32)[:, ::-1], axis=1)[:, ::-1]
+    along = np.square(np.minimum(place - before, after - place))
+    least = along.copy()
+    for step in range(1, min(int(reach_mm / row_mm), len(mask) - 1) + 1):
+        away = along + np.float32((step * row_mm) ** 2)
+        np.minimum(least[step:], away[:-step], out=least[step:])
+        np.minimum(least[:-step], away[step:], out=least[:-step])
+    distance: NDArray[np.float32] = np.sqrt(least)
+    distance[distance > np.float32(reach_mm)] = np.inf
     return distance
 
 
@@ -444,9 +515,20 @@ def _block_mean(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
         return image
     padding = [(0, -size % factor) for size in image.shape]
     padded = np.pad(image, padding, mode="edge")
-    rows, cols = padded.shape[0] // factor, padded.shape[1] // factor
-    means: NDArray[np.float32] = padded.reshape(rows, factor, cols, factor).mean(axis=(1, 3))
+    means: NDArray[np.float32] = padded[::factor, ::factor].copy()
+    for place in range(1, factor**2):
+        means += padded[place // factor :: factor, place % factor :: factor]
+    means *= np.float32(1 / factor**2)
     return means
+
+
+def _between(values: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    """Bring (n, ...) to (n * factor, ...) by linear interpolation; beyond the outermost centres they are repeated."""
+    place = np.clip((np.arange(len(values) * factor) + 0.5) / factor - 0.5, 0, len(values) - 1)
+    low = np.minimum(place.astype(np.intp), len(values) - 2)
+    share = (place - low).astype(np.float32)[:, None]
+    fine: NDArray[np.float32] = values[low] * (1 - share) + values[low + 1] * share
+    return fine
 
 
 def _bounds(mask: NDArray[np.bool_]) -> tuple[slice, slice]:

@@ -1,8 +1,9 @@
 """The shipped default at work: carries masks from slice to slice, and answers clicks and boxes.
 
-Every job works on its own square crop around its object, so the size of the volume costs nothing. All jobs - segments,
-directions, stretches - go through the network as the rows of one batch. Where an object drifts to the edge of its crop
-the crop follows it.
+Every job works on its own square crop around its object, so the size of the volume costs nothing. Jobs - segments,
+directions, stretches - go through the network as the rows of batches, one batch per CPU core at a time: at this size
+two cores do more with a batch each than with half of every matrix. Where an object drifts to the edge of its crop the
+crop follows it.
 
 Axis letters: B rows, S side of the crop, H, W rows and columns of a slice.
 """
@@ -10,7 +11,6 @@ Axis letters: B rows, S side of the crop, H, W rows and columns of a slice.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from ..errors import InputError
 from ..prompts import SlicePrompt, box_of_mask
 from ..volume import WINDOWS, Volume, Window, as_stack
 from .intensity import IntensityOptions, IntensityTrack
+from .lanes import Lanes
 from .nano_fusion import Fusion, FusionState
 from .nano_inputs import Appearance, learn_appearance, make_channels, update_appearance
 from .nano_model import Decoded, NanoConfig, NanoModel
@@ -85,27 +86,37 @@ class _Crop:
 
     def cut(self, slice_hw: NDArray[np.generic]) -> NDArray[np.float32]:
         """The crop's pixels (height, width); beyond the slice its edge is repeated."""
-        rows = np.clip(np.arange(self.row, self.row + self.height), 0, slice_hw.shape[0] - 1)
-        cols = np.clip(np.arange(self.col, self.col + self.width), 0, slice_hw.shape[1] - 1)
-        return slice_hw[rows[:, None], cols].astype(np.float32)
+        inside, whole = self.overlap(slice_hw.shape)
+        part = slice_hw[whole].astype(np.float32)
+        if part.shape == (self.height, self.width):
+            return part
+        if part.size == 0:  # wholly beyond the slice
+            rows = np.clip(np.arange(self.row, self.row + self.height), 0, slice_hw.shape[0] - 1)
+            cols = np.clip(np.arange(self.col, self.col + self.width), 0, slice_hw.shape[1] - 1)
+            return slice_hw[rows[:, None], cols].astype(np.float32)
+        beyond = [
+            (span.start, length - span.stop)
+            for span, length in zip(inside, (self.height, self.width), strict=True)
+        ]
+        return np.pad(part, beyond, mode="edge")
 
     def cut_mask(self, mask_hw: NDArray[np.generic]) -> NDArray[np.float32]:
         """As `cut`, but nothing lies beyond the slice."""
         cut = np.zeros((self.height, self.width), np.float32)
-        inside, whole = self._overlap(mask_hw.shape)
+        inside, whole = self.overlap(mask_hw.shape)
         cut[inside] = mask_hw[whole]
         return cut
 
     def put_back(self, cut: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
         """The inverse of `cut_mask`: (H, W), zero outside the crop."""
         whole_hw = np.zeros(shape, np.float32)
-        inside, whole = self._overlap(shape)
+        inside, whole = self.overlap(shape)
         whole_hw[whole] = cut[inside]
         return whole_hw
 
     def cuts_off(self, mask_hw: NDArray[np.bool_]) -> bool:
         """Whether a mask touches the crop's edge where the slice goes on."""
-        _, whole = self._overlap(mask_hw.shape)
+        _, whole = self.overlap(mask_hw.shape)
         part = mask_hw[whole]
         (rows, cols), (height, width) = whole, mask_hw.shape
         return bool(
@@ -121,7 +132,8 @@ class _Crop:
         moved: NDArray[np.float32] = ((points_xy_px - offset + 0.5) * scale).astype(np.float32)
         return moved
 
-    def _overlap(self, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    def overlap(self, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """Rows and columns of what a slice of some shape and the crop share: on the crop, and on the slice."""
         inside, whole = [], []
         for start, length, limit in zip((self.row, self.col), (self.height, self.width), shape, strict=True):
             low, high = max(start, 0), max(min(start + length, limit), max(start, 0))
@@ -161,7 +173,6 @@ class NanoSession:
         self._fusion = fusion
         self._references: dict[tuple[int, int], NDArray[np.bool_]] = {}
         self._dropped: set[TrackJob] = set()
-        self._beside = ThreadPoolExecutor(1)  # the intensity tracker works while the network does
 
     def add_reference(self, object_id: int, prompt: SlicePrompt) -> TrackedSlice:
         """Learn what an object is from a mask, a box or points on one slice.
@@ -187,15 +198,17 @@ class NanoSession:
         """Forget a reference slice."""
         self._references.pop((object_id, index), None)
 
-    @torch.no_grad()
     def run(self, jobs: Sequence[TrackJob]) -> Iterator[list[tuple[TrackJob, TrackedSlice]]]:
         """Track all jobs side by side, every job one slice further per item."""
         self._dropped.clear()
         tracks = [self._begin(job) for job in jobs if job.start != job.stop]
-        batches = [self._batch(tracks)] if tracks else []
-        while batches:
-            yield [answer for batch in batches for answer in self._advance(batch)]
-            batches = self._regroup(batches)
+        with Lanes(next(self._model.parameters()).device) as lanes:
+            shares = [tracks[lane :: lanes.count] for lane in range(min(lanes.count, len(tracks)))]
+            batches = lanes.map(self._batch, shares)
+            while batches:
+                yield [answer for answers in lanes.map(self._advance, batches) for answer in answers]
+                kept = lanes.map(self._regroup, batches)
+                batches = _spread([batch for part in kept for batch in part], lanes.count)
 
     def drop(self, job: TrackJob) -> None:
         """Stop computing a job of the run under way."""
@@ -219,13 +232,14 @@ class NanoSession:
             _SOFT_TISSUE,
             IntensityOptions(),
             job,
-            mask.astype(bool),
+            mask,
         )
-        area = int(mask.sum())
+        mask = mask.astype(bool)
+        area = int(np.count_nonzero(mask))
         width_mm = float(np.sqrt(area * self._spacing[0] * self._spacing[1]))
-        fusion = FusionState(area, self._step_mm / width_mm, mask.astype(bool))
+        fusion = FusionState(area, self._step_mm / width_mm, mask)
         crop = _Crop.around(box, self._spacing)
-        return _Track(job, job.start, mask.astype(np.float32), mask, crop, classical, fusion)
+        return _Track(job, job.start, mask.astype(np.float32), mask, mask, crop, classical, fusion)
 
     def _batch(self, tracks: list[_Track], appearance: Appearance | None = None) -> _Batch:
         """Show the network what each object is: its reference slice, or the latest one once it has drifted away."""
@@ -243,7 +257,7 @@ class NanoSession:
         there = torch.full((len(tracks), 1), 10.0, device=reference.device)
         memory = self._model.remember(encoded, reference, there, decoded.pointer)
         image = self._images([(track.index, track.crop) for track in tracks])
-        mask = self._masks([(track.mask, track.crop) for track in tracks])
+        mask = self._latest(tracks)
         return _Batch(tracks, appearance, memory, image, mask)
 
     def _advance(self, batch: _Batch) -> list[tuple[TrackJob, TrackedSlice]]:
@@ -251,23 +265,20 @@ class NanoSession:
         for track in batch.tracks:
             track.index += track.job.step
         batch.step += 1
-        others = [self._beside.submit(track.classical.advance) for track in batch.tracks]
         image = self._images([(track.index, track.crop) for track in batch.tracks])
         encoded = self._model.encode(make_channels(batch.appearance, image, batch.image, batch.mask))
         decoded = self._model.decode(
             self._model.recall(encoded, batch.step, batch.reference, batch.recent), encoded
         )
-        answers = self._answers(batch, decoded, [other.result() for other in others])
-        batch.image, batch.mask = image, self._masks([(track.mask, track.crop) for track in batch.tracks])
+        answers = self._answers(batch, decoded)
+        batch.image, batch.mask = image, self._latest(batch.tracks)
         presence = torch.tensor([[answer.score] for _, answer in answers], device=image.device).logit(1e-4)
         batch.recent[batch.step] = self._model.remember(encoded, batch.mask, presence, decoded.pointer)
         batch.recent.pop(batch.step - self._model.config.memories, None)
         batch.appearance = update_appearance(batch.appearance, image, batch.mask)
         return answers
 
-    def _answers(
-        self, batch: _Batch, decoded: Decoded, others: Sequence[TrackedSlice]
-    ) -> list[tuple[TrackJob, TrackedSlice]]:
+    def _answers(self, batch: _Batch, decoded: Decoded) -> list[tuple[TrackJob, TrackedSlice]]:
         """Bring the network's answers back to the slice, and settle them with the intensity tracker's."""
         foreground = decoded.logits.float().sigmoid()
         presence = decoded.presence_logit.float().sigmoid()[:, 0].tolist()
@@ -276,37 +287,47 @@ class NanoSession:
         for row, track in enumerate(batch.tracks):
             size = (track.crop.height, track.crop.width)
             cut = F.interpolate(foreground[row : row + 1], size=size, mode="bilinear", align_corners=False)
-            probability = track.crop.put_back(cut[0, 0].cpu().numpy(), self._slices.shape[1:])
-            probability, score = self._settle(track, probability, presence[row], others[row])
-            mask = probability > 0.5
-            track.mask = probability if score > 0.5 else np.zeros_like(probability)
-            answer = TrackedSlice(track.job.object_id, track.index, mask, probability, score, quality[row])
+            score = self._settle(track, cut[0, 0].cpu().numpy(), presence[row])
+            answer = TrackedSlice(
+                track.job.object_id, track.index, track.found.copy(), track.probability, score, quality[row]
+            )
             answers.append((track.job, answer))
         return answers
 
-    def _settle(
-        self, track: _Track, probability: NDArray[np.float32], presence: float, other: TrackedSlice
-    ) -> tuple[NDArray[np.float32], float]:
-        """One answer from two kinds of evidence; both trackers go on from it."""
-        settled, score = self._fusion.settle(probability, presence, other, track.fusion)
-        track.classical.correct(settled > 0.5)
-        return settled, score
+    def _settle(self, track: _Track, cut: NDArray[np.float32], presence: float) -> float:
+        """One answer from two kinds of evidence; both trackers go on from it. Returns the object score.
 
-    def _regroup(self, batches: list[_Batch]) -> list[_Batch]:
+        Neither tracker says anything beyond its own part of the slice, so only the rectangle round both is looked at.
+        """
+        other = track.classical.step()
+        inside, whole = track.crop.overlap(self._slices.shape[1:])
+        window = _hull(whole, (other.rows, other.cols))
+        probability = np.zeros([span.stop - span.start for span in window], np.float32)
+        probability[_within(window, whole)] = cut[inside]
+        classical = np.zeros_like(probability)
+        classical[_within(window, (other.rows, other.cols))] = other.probability
+        seen = TrackedSlice(track.job.object_id, track.index, classical > 0.5, classical, other.score)
+        track.fusion.previous = track.found[window]
+        settled, score = self._fusion.settle(probability, presence, seen, track.fusion)
+
+        track.found, track.probability = np.zeros_like(track.found), np.zeros_like(track.probability)
+        track.found[window], track.probability[window] = settled > 0.5, settled
+        track.score = score
+        track.classical.correct(track.found)
+        return score
+
+    def _regroup(self, batch: _Batch) -> list[_Batch]:
         """Drop finished rows; give rows whose object has left its crop a new crop, in a batch of their own."""
-        kept: list[_Batch] = []
-        for batch in batches:
-            going = [row for row, track in enumerate(batch.tracks) if not self._finished(track)]
-            crops = {row: self._new_crop(batch.tracks[row]) for row in going}
-            staying = [row for row in going if crops[row] is None]
-            moving = [row for row in going if crops[row] is not None]
-            if moving:
-                for row in moving:
-                    batch.tracks[row].crop = crops[row] or batch.tracks[row].crop
-                rows = torch.tensor(moving, device=batch.mask.device)
-                kept.append(self._batch([batch.tracks[row] for row in moving], batch.appearance.rows(rows)))
-            if staying:
-                kept.append(batch if len(staying) == len(batch.tracks) else batch.rows(staying))
+        going = [row for row, track in enumerate(batch.tracks) if not self._finished(track)]
+        crops = {row: self._new_crop(batch.tracks[row]) for row in going}
+        staying = [row for row in going if crops[row] is None]
+        moving = [row for row in going if crops[row] is not None]
+        kept = [batch] if len(staying) == len(batch.tracks) else [batch.rows(staying)] if staying else []
+        if moving:
+            for row in moving:
+                batch.tracks[row].crop = crops[row] or batch.tracks[row].crop
+            rows = torch.tensor(moving, device=batch.mask.device)
+            kept.append(self._batch([batch.tracks[row] for row in moving], batch.appearance.rows(rows)))
         return kept
 
     def _finished(self, track: _Track) -> bool:
@@ -314,11 +335,11 @@ class NanoSession:
 
     def _new_crop(self, track: _Track) -> _Crop | None:
         """A better crop where the object touches the edge of its own or has become small in it; else None."""
-        box = box_of_mask(track.mask > 0.5)
+        box = box_of_mask(track.found) if track.score > 0.5 else None
         if box is None:
             return None
         better = _Crop.around(box, self._spacing)
-        crop, shape = track.crop, track.mask.shape
+        crop, shape = track.crop, track.found.shape
         small = better.height < crop.height * _SMALL_SHARE * _CROP_FACTOR
         edge_rows, edge_cols = crop.height * _EDGE_SHARE, crop.width * _EDGE_SHARE
         leaves = (
@@ -332,6 +353,12 @@ class NanoSession:
     def _images(self, places: Sequence[tuple[int, _Crop]]) -> Tensor:
         """(B, 1, S, S) HU: each slice in its crop."""
         return self._resized([crop.cut(self._slices[index]) for index, crop in places])
+
+    def _latest(self, tracks: Sequence[_Track]) -> Tensor:
+        """(B, 1, S, S) 0 .. 1: what was found on the slice tracked last; nothing where the object was not there."""
+        there = torch.tensor([track.score > 0.5 for track in tracks]).view(-1, 1, 1, 1)
+        masks = self._masks([(track.probability, track.crop) for track in tracks])
+        return masks * there.to(masks)
 
     def _masks(self, places: Sequence[tuple[NDArray[np.generic], _Crop]]) -> Tensor:
         """(B, 1, S, S) 0 .. 1: each mask in its crop."""
@@ -351,14 +378,16 @@ def _resize(cut: Tensor, size: int) -> Tensor:
     )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Track:
     """One object on its way in one direction."""
 
     job: TrackJob
     index: int
-    mask: NDArray[np.float32]
-    """(H, W) probability on slice `index`."""
+    probability: NDArray[np.float32]
+    """(H, W) of the object on slice `index`, whether or not it is there."""
+    found: NDArray[np.bool_]
+    """(H, W) where that lies above one half."""
     reference: NDArray[np.bool_]
     """(H, W) mask on the reference slice."""
     crop: _Crop
@@ -366,15 +395,17 @@ class _Track:
     """The intensity tracker on the same way."""
     fusion: FusionState
     """What the settlement of the two remembers."""
+    score: float = 1.0
+    """Object score on slice `index`."""
 
     def anchor(self) -> tuple[int, NDArray[np.generic]]:
         """The slice and mask that say what the object is: the reference slice's while most of it lies in the crop."""
         if 2 * int(self.crop.cut_mask(self.reference).sum()) >= int(self.reference.sum()):
             return self.job.start, self.reference
-        return self.index, self.mask
+        return self.index, self.probability if self.score > 0.5 else np.zeros_like(self.probability)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Batch:
     """Rows that go through the network together."""
 
@@ -402,6 +433,36 @@ class _Batch:
             self.step,
             {step: _memory_rows(memory, index) for step, memory in self.recent.items()},
         )
+
+
+def _spread(batches: list[_Batch], count: int) -> list[_Batch]:
+    """Halve the largest batches until there are `count` of them, or each has one row."""
+    while 0 < len(batches) < count:
+        largest = max(batches, key=lambda batch: len(batch.tracks))
+        rows = list(range(len(largest.tracks)))
+        if len(rows) < 2:
+            break
+        batches.remove(largest)
+        batches += [largest.rows(rows[::2]), largest.rows(rows[1::2])]
+    return batches
+
+
+def _hull(first: tuple[slice, slice], second: tuple[slice, slice]) -> tuple[slice, slice]:
+    """The smallest rectangle round two; an empty one does not count."""
+    if not all(span.stop > span.start for span in second):
+        return first
+    rows, cols = (
+        slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True)
+    )
+    return rows, cols
+
+
+def _within(window: tuple[slice, slice], part: tuple[slice, slice]) -> tuple[slice, slice]:
+    """A part of a slice as seen from a window; empty stays empty."""
+    rows, cols = (
+        slice(max(b.start - a.start, 0), max(b.stop - a.start, 0)) for a, b in zip(window, part, strict=True)
+    )
+    return rows, cols
 
 
 def _memory_rows(memory: dict[str, Any], index: Tensor) -> dict[str, Any]:

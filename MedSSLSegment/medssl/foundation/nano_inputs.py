@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["CHANNELS", "Appearance", "learn_appearance", "make_channels", "update_appearance"]
+__all__ = ["CHANNELS", "Appearance", "halved", "learn_appearance", "make_channels", "update_appearance"]
 
 CHANNELS = 7
 _BINS = 48
@@ -137,12 +137,18 @@ def make_channels(
     )
 
 
+def halved(image: Tensor) -> Tensor:
+    """(..., S, S) to (..., S / 2, S / 2): means of squares of 2 x 2 pixels."""
+    rows = image[..., ::2, :] + image[..., 1::2, :]
+    return 0.25 * (rows[..., ::2] + rows[..., 1::2])
+
+
 def _classical_answer(evidence: Tensor, vote: Tensor, previous_mask: Tensor) -> Tensor:
     """The intensity tracker's answer, -1 .. 1: keep the core, drop the far, let the evidence decide the band."""
     radius = previous_mask.shape[-1] // 16
     grown = _dilate(previous_mask, radius)
     core = 1.0 - _dilate(1.0 - previous_mask, radius)
-    smooth = F.avg_pool2d(evidence, 5, 1, 2, count_include_pad=False)
+    smooth = _box_mean(evidence, 2)
     share = torch.sigmoid(smooth + _VOTE_WEIGHT * vote)
     return 2.0 * torch.maximum(grown * share, core * share.clamp(min=0.3)) - 1.0
 
@@ -153,24 +159,25 @@ def _patch_vote(image_hu: Tensor, previous_hu: Tensor, previous_mask: Tensor) ->
     A place counts by how alike its neighbourhood is and by how near it is (patch-based label fusion: Coupe et al.,
     NeuroImage 54, 2011, eq. 1-4). The places lie S / 32 apart, so that they scale with the object.
     """
-    image, before = (F.avg_pool2d(slice_.clamp(*_VOTE_RANGE_HU), 2) for slice_ in (image_hu, previous_hu))
+    image, before = (halved(slice_.clamp(*_VOTE_RANGE_HU)) for slice_ in (image_hu, previous_hu))
     reach = image.shape[-1] // 32
-    size = image.shape[-1]
-    before = F.pad(before, (reach,) * 4, mode="replicate")
-    inside_before = F.pad(F.avg_pool2d(previous_mask, 2), (reach,) * 4)
-    inside, total = torch.zeros_like(image), torch.full_like(image, 2e-3)
-    for row in range(3):
-        for col in range(3):
-            rows, cols = slice(row * reach, row * reach + size), slice(col * reach, col * reach + size)
-            unlike = F.avg_pool2d(
-                (image - before[..., rows, cols]).square(), 3, 1, 1, count_include_pad=False
-            )
-            near = ((row - 1) ** 2 + (col - 1) ** 2) / 2
-            weight = torch.exp(-unlike / (2 * _VOTE_SCALE_HU**2) - near)
-            inside = inside + weight * inside_before[..., rows, cols]
-            total = total + weight
+    before = _places_around(F.pad(before, (reach,) * 4, mode="replicate"), reach)
+    inside_before = _places_around(F.pad(halved(previous_mask), (reach,) * 4), reach)
+    unlike = _box_mean((image - before).square(), 1)
+    offset = torch.arange(-1, 2, device=image.device)
+    near = (offset[:, None].square() + offset.square()).flatten() / 2
+    weight = torch.exp(unlike / (-2 * _VOTE_SCALE_HU**2) - near[:, None, None])
+    inside = (weight * inside_before).sum(1, keepdim=True)
+    total = weight.sum(1, keepdim=True) + 2e-3
     odds = torch.log((inside + 1e-3) / (total - inside)).clamp(-_VOTE_CLIP, _VOTE_CLIP)
     return F.interpolate(odds, size=image_hu.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _places_around(padded: Tensor, reach: int) -> Tensor:
+    """(B, 9, S, S): the 3 x 3 places `reach` pixels apart round each pixel of (B, 1, S + 2 reach, S + 2 reach)."""
+    size = padded.shape[-1] - 2 * reach
+    starts = (0, reach, 2 * reach)
+    return torch.cat([padded[..., r : r + size, c : c + size] for r in starts for c in starts], dim=1)
 
 
 def _log_likelihood_ratio(appearance: Appearance, fitted: Tensor) -> Tensor:
@@ -214,6 +221,34 @@ def _ring(mask: Tensor) -> Tensor:
 
 def _dilate(mask: Tensor, radius: int) -> Tensor:
     """Grow a mask by about `radius` pixels, worked out at half resolution."""
-    size, reach = 2 * (radius // 2) + 1, radius // 2
-    rows = F.max_pool2d(F.max_pool2d(mask, 2), (size, 1), 1, (reach, 0))
-    return F.interpolate(F.max_pool2d(rows, (1, size), 1, (0, reach)), scale_factor=2, mode="nearest")
+    halved = torch.maximum(mask[..., ::2, :], mask[..., 1::2, :])
+    halved = torch.maximum(halved[..., ::2], halved[..., 1::2])
+    grown = _running_max(_running_max(halved, radius // 2).mT, radius // 2).mT
+    return F.interpolate(grown, scale_factor=2, mode="nearest")
+
+
+def _running_max(values: Tensor, reach: int) -> Tensor:
+    """Greatest of the `reach` neighbours to either side along the rows axis, for values of at least 0."""
+    width, wanted = 1, 2 * reach + 1
+    values = F.pad(values, (0, 0, reach, reach))
+    while width < wanted:
+        step = min(width, wanted - width)
+        values = torch.maximum(values[..., :-step, :], values[..., step:, :])
+        width += step
+    return values
+
+
+def _box_mean(image: Tensor, reach: int) -> Tensor:
+    """Mean over the pixels at most `reach` rows and columns away that lie on the image."""
+    return _mean_along_rows(_mean_along_rows(image, reach).mT, reach).mT
+
+
+def _mean_along_rows(image: Tensor, reach: int) -> Tensor:
+    total = image.clone()
+    count = torch.ones(image.shape[-2], 1, device=image.device)
+    for step in range(1, reach + 1):
+        total[..., step:, :] += image[..., :-step, :]
+        total[..., :-step, :] += image[..., step:, :]
+        count[step:] += 1
+        count[:-step] += 1
+    return total / count

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ModelError
-from .nano_inputs import CHANNELS
+from .nano_inputs import CHANNELS, halved
 from .sam2_build import build_sam2_model
 
 __all__ = ["Decoded", "Encoded", "NanoConfig", "NanoModel"]
@@ -117,14 +117,22 @@ class NanoModel(nn.Module):
         self.edge = _EdgeHead(config.edge_width)
 
     def encode(self, channels: Tensor) -> Encoded:
-        """Features of (B, 7, S, S) slices."""
-        backbone = self.sam.forward_image(channels)
-        _, tokens, positions, sizes = self.sam._prepare_backbone_features(backbone)
+        """Features of (B, 7, S, S) slices.
+
+        What ``sam.forward_image`` answers, without what the tracker has no use for: position encodings of the fine
+        maps, and fine maps of full width, which the mask decoder's projection narrows at once.
+        """
+        image_encoder, decoder = self.sam.image_encoder, self.sam.sam_mask_decoder
+        level_4, level_8, level_16, level_32 = image_encoder.trunk(channels)
+        lateral_32, lateral_16, lateral_8, lateral_4 = (layer.conv for layer in image_encoder.neck.convs)
+        coarse = lateral_16(level_16) + F.interpolate(lateral_32(level_32), scale_factor=2.0, mode="nearest")
+        position = image_encoder.neck.position_encoding(coarse)
         fine = [
-            level.permute(1, 2, 0).reshape(level.shape[1], level.shape[2], *size)
-            for level, size in zip(tokens[:-1], sizes[:-1], strict=True)
-        ]  # (B, D / 8, S / 4, S / 4), (B, D / 4, S / 8, S / 8)
-        return Encoded(tokens[-1], positions[-1], fine, channels)
+            _in_turn(level_4, lateral_4, decoder.conv_s0),
+            _in_turn(level_8, lateral_8, decoder.conv_s1),
+        ]
+        tokens, positions = (part.flatten(2).permute(2, 0, 1) for part in (coarse, position))
+        return Encoded(tokens, positions, fine, channels)
 
     def alone(self, encoded: Encoded) -> Tensor:
         """Features of a slice nothing is remembered about yet. (B, D, H, W)"""
@@ -172,15 +180,12 @@ class NanoModel(nn.Module):
             mask: (B, 1, S, S) probability, as a dense prompt.
         """
         batch = features.shape[0]
-        if points is None:
-            points = (
-                features.new_zeros(batch, 1, 2),
-                -torch.ones(batch, 1, dtype=torch.int32, device=features.device),
-            )
         dense = None if mask is None else F.interpolate(20.0 * mask - 10.0, scale_factor=0.25, mode="area")
-        sparse_embedding, dense_embedding = self.sam.sam_prompt_encoder(
-            points=points, boxes=None, masks=dense
-        )
+        prompt_encoder = self.sam.sam_prompt_encoder
+        sparse_embedding, dense_embedding = prompt_encoder(points=points, boxes=None, masks=dense)
+        if points is None:  # SAM 2 tracks with one point that is none, which its encoder pads with another
+            sparse_embedding = prompt_encoder.not_a_point_embed.weight.expand(batch, 2, -1)
+            dense_embedding = dense_embedding.expand(batch, -1, -1, -1)
         masks, quality, tokens, presence = self.sam.sam_mask_decoder(
             image_embeddings=features,
             image_pe=self.sam.sam_prompt_encoder.get_dense_pe(),
@@ -233,11 +238,20 @@ class _EdgeHead(nn.Module):
 
     def forward(self, coarse_logits: Tensor, channels: Tensor) -> Tensor:
         logits = F.interpolate(coarse_logits.float(), scale_factor=2, mode="bilinear", align_corners=False)
-        hidden = torch.cat([F.avg_pool2d(channels, 2), logits.clamp(-8.0, 8.0) / 4.0], dim=1)
+        hidden = torch.cat([halved(channels), logits.clamp(-8.0, 8.0) / 4.0], dim=1)
         hidden = F.relu(self.first(hidden))
         hidden = hidden + F.relu(self.second(hidden))
         redrawn = logits + self.last(hidden).float()  # (B, 1, S / 2, S / 2)
         return F.interpolate(redrawn, size=channels.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _in_turn(image: Tensor, first: nn.Conv2d, second: nn.Conv2d) -> Tensor:
+    """Two convolutions of one pixel each, as one."""
+    weight = second.weight.flatten(1) @ first.weight.flatten(1)
+    bias = None
+    if first.bias is not None and second.bias is not None:
+        bias = second.weight.flatten(1) @ first.bias + second.bias
+    return F.conv2d(image, weight[..., None, None], bias)
 
 
 def _overrides(config: NanoConfig) -> list[str]:

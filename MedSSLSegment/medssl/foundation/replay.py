@@ -118,12 +118,13 @@ class _Compact:
     @classmethod
     def of(cls, answer: TrackedSlice) -> _Compact:
         exact = answer.mask.astype(np.float32) if answer.probability is None else answer.probability
+        told = exact >= np.float32(1 / 255)
+        told |= answer.mask
+        rows, cols = _span(np.any(told, axis=1)), _span(np.any(told, axis=0))
+        mask, exact = answer.mask[rows, cols], exact[rows, cols]
         # 0.5 itself is outside the mask: round so that both sides of it stay apart.
-        levels = np.where(answer.mask, np.ceil(exact * 255), np.floor(exact * 255)).astype(np.uint8)
-        filled = levels > 0
-        rows, cols = _span(np.any(filled, axis=1)), _span(np.any(filled, axis=0))
-        cut = levels[rows, cols].copy()
-        return cls(answer.index, exact.shape, rows, cols, cut, answer.score, answer.quality)
+        levels = np.where(mask, np.ceil(exact * 255), np.floor(exact * 255)).astype(np.uint8)
+        return cls(answer.index, answer.mask.shape, rows, cols, levels, answer.score, answer.quality)
 
     def whole(self, object_id: int) -> TrackedSlice:
         probability = np.zeros(self.shape, np.float32)
