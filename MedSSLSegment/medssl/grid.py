@@ -142,6 +142,51 @@ class PreparedGrid:
             self.canonical(result[index])[...] = _along_all(weights, values[index], None)
         return result
 
+    def final_slices(self, done: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Slices of the source, across the axis behind K, that depend on finished prepared slices only.
+
+        Args:
+            done: one bool per prepared slice.
+
+        Returns:
+            One bool per source slice; those that were cropped away depend on nothing.
+        """
+        low, high = self.box[0]
+        weights = self._to_source(0)
+        inside = done if weights is None else (abs(weights) @ (~done).astype(np.float32)) == 0
+        result = np.ones(self.source_shape_kji[self.axes[0]], bool)
+        (result[::-1] if self.flipped[0] else result)[low:high] = inside
+        return result
+
+    def slices_to_native(
+        self, prepared: NDArray[Any], source_slices: Sequence[int], outside: float = 0.0
+    ) -> NDArray[np.float32]:
+        """Bring some slices back, as `to_native` brings all.
+
+        Args:
+            prepared: (..., `shape_kji`).
+            source_slices: across the source axis behind the prepared K.
+            outside: what stands where the source was cropped away.
+
+        Returns:
+            (..., slices, rows, columns) float32, the rows and columns those of `take_slice`.
+        """
+        (low, high), (j_low, j_high), (i_low, i_high) = self.box
+        rows = np.array([self._turned(0, index) - low for index in source_slices])
+        kept = np.flatnonzero((rows >= 0) & (rows < high - low))
+        by_k = self._to_source(0)
+        part = by_k[rows[kept]] if by_k is not None and len(kept) else None
+        used = rows[kept] if part is None else np.unique(part.indices)
+        weights = [None if part is None else part[:, used], self._to_source(1), self._to_source(2)]
+        height, width = (self.source_shape_kji[axis] for axis in self.axes[1:])
+        result = np.full((*prepared.shape[:-3], len(rows), height, width), outside, np.float32)
+        turned = result[(..., *(slice(None, None, -1) if flip else slice(None) for flip in self.flipped[1:]))]
+        if len(kept):
+            for index in np.ndindex(*prepared.shape[:-3]):
+                found = _along_all(weights, prepared[index][used], None)
+                turned[index][kept, j_low:j_high, i_low:i_high] = found
+        return result if self.axes[1] < self.axes[2] else np.swapaxes(result, -1, -2)
+
     def labels_to_native(self, prepared: NDArray[_T], outside: int = 0) -> NDArray[_T]:
         """Bring (..., `shape_kji`) labels back onto the source grid: each voxel takes the nearest one's."""
         result = np.full((*prepared.shape[:-3], *self.source_shape_kji), outside, prepared.dtype)

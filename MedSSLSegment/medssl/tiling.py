@@ -32,6 +32,8 @@ _LARGEST_BLOCK = 1.5
 _VOXELS_AT_ONCE = 1 << 18
 """Of the network's input on the CPU; larger batches are no faster there, and a cancel must not wait."""
 _VOXELS_AT_ONCE_GPU = 1 << 23
+_SLICES_AT_ONCE = 32
+"""At most, so that the slice being looked at does not wait for far ones."""
 
 
 def never() -> bool:
@@ -124,7 +126,7 @@ class ScanPredictor:
     ) -> Iterator[Slab | None]:
         voxels = int(np.prod(_multiples(image.shape[1:], self.divisor))) * self.contract.in_channels
         yield None
-        for batch in _batches(wanted, start, max(1, self._at_once // voxels)):
+        for batch in _batches(wanted, start, min(max(1, self._at_once // voxels), _SLICES_AT_ONCE)):
             found = torch.zeros((len(batch), self.classes, *image.shape[1:]))
             found[:, 0] = 1.0
             filled = [n for n, k in enumerate(batch) if not self._empty(image[k])]
