@@ -214,9 +214,7 @@ class LabelledScans:
         if not scans:
             raise InputError(_nothing(wanted, known, problems))
         if unlabelled:
-            on_event(
-                Log(f"{len(unlabelled)} cases without labels of {wanted} were left out: {some(unlabelled)}.")
-            )
+            on_event(Log(f"Left out, not labelled with {wanted}: {some(unlabelled)}."))
         return cls(segments, scans)
 
 

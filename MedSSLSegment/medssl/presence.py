@@ -107,7 +107,7 @@ def presence_from_labels(
             f"No scan in {data} shows {wanted}; the labels there are: {', '.join(sorted(names))}."
         )
     if unknown:
-        on_event(Log(f"{len(unknown)} scans do not know {wanted} and are not in the table: {some(unknown)}."))
+        on_event(Log(f"Left out, as {wanted} is not among the labels: {some(unknown)}."))
     return tuple(rows)
 
 
@@ -171,9 +171,7 @@ def with_presence(
             f" {rows[0].scan or rows[0].id}."
         )
     if unknown:
-        on_event(
-            Log(f"{len(unknown)} scans are not in the presence table and are left out: {some(unknown)}.")
-        )
+        on_event(Log(f"Left out, as the presence table does not name them: {some(unknown)}."))
     tables = [_on_grid(volumes.scans[n], row) for n, row in enumerate(found) if row is not None]
     if not any(table.any() for table in tables):
         raise InputError("By the presence table no scan shows the organ; correct the table.")

@@ -36,8 +36,8 @@ def split(scans: Sequence[Scan], shares: Mapping[str, float], seed: int = 0) -> 
     patients = _shuffled(scans, seed)
     if len(patients) < len(shares):
         raise InputError(
-            f"{len(patients)} patients cannot be divided into {len(shares)} parts; give more patients, or say in"
-            " patients.csv whose the scans are."
+            f"A split into {len(shares)} parts needs a patient for each, not {len(patients)} in all; give more, or say"
+            " in patients.csv whose the scans are."
         )
     counts = _counts(len(patients), list(shares.values()))
     parts: dict[str, tuple[int, ...]] = {}

@@ -69,9 +69,9 @@ def prepare_volumes(
             " or below it."
         )
     if found.labels:
-        on_event(Log(f"{len(found.labels)} label maps were left out: {some(found.labels)}."))
+        on_event(Log(f"Left out as label maps: {some(found.labels)}."))
     if found.closed:
-        on_event(Log(f"{len(found.closed)} folders may not be read and were left out: {some(found.closed)}."))
+        on_event(Log(f"Left out, as these folders may not be read: {some(found.closed)}."))
     builder = _Builder(data, contract, VolumeCache(cache, contract), mixed_modalities, on_event, cancelled)
     eta = Eta(len(found.sources))
     on_event(eta.step(0))
@@ -227,7 +227,7 @@ class _Builder:
             same.join(f"scan {prepared.id}", f"patient {patient}")
         kept = [entry for entry in self._taken if first[entry[3].id] == entry[0]]
         owners = [same.patient_of(f"scan {prepared.id}") for *_, prepared in kept]
-        self._on_event(Log(f"{len(kept)} scans of {len(set(owners))} patients."))
+        self._on_event(Log(f"Scans: {len(kept)}, patients: {len(set(owners))}."))
         return UnlabelledVolumes(
             [prepared.facts(name, owner) for (name, _, _, prepared), owner in zip(kept, owners, strict=True)],
             [prepared.voxels for *_, prepared in kept],

@@ -92,7 +92,7 @@ def test_scans_that_the_table_does_not_know_are_left_out_and_named() -> None:
     assert [scan.name for scan in volumes.scans] == ["scan 0", "scan 2"]
     assert volumes.presence(0).tolist() == [False] * 3 + [True] * 3 + [False] * 2
     assert not volumes.presence(1).any()
-    assert heard == ["1 scans are not in the presence table and are left out: scan 1."]
+    assert heard == ["Left out, as the presence table does not name them: scan 1."]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_what_a_label_map_does_not_name_is_unknown_unless_said_to_be_absent(tmp_
     heard: list[str] = []
     rows = presence_from_labels(tmp_path, ["liver"], on_event=lambda event: logged(heard, event))
     assert [row.scan for row in rows] == ["a/ct.nii.gz"]
-    assert heard == ["1 scans do not know liver and are not in the table: b/ct.nii.gz."]
+    assert heard == ["Left out, as liver is not among the labels: b/ct.nii.gz."]
     rows = presence_from_labels(tmp_path, ["liver"], missing_is_absent=True)
     assert [row.slices for row in rows] == [(4, 8), None]
 

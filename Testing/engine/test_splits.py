@@ -70,7 +70,7 @@ def test_folds_hold_out_every_scan_once() -> None:
 def test_impossible_splits_are_refused() -> None:
     with pytest.raises(InputError, match="add up to 1"):
         split(MANY, {"train": 0.5, "test": 0.6})
-    with pytest.raises(InputError, match="1 patients cannot be divided into 2"):
+    with pytest.raises(InputError, match="A split into 2 parts needs a patient for each, not 1 in all"):
         split(scans_of("a", "a"), {"train": 0.5, "test": 0.5})
     with pytest.raises(InputError, match="above 0 and at most 1"):
         subset(MANY, 0.0)
