@@ -250,3 +250,14 @@ def test_impossible_options_are_refused(options: dict[str, float]) -> None:
 def test_a_decoder_that_does_not_fit_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(InputError):
         method(**options)
+
+
+def test_the_fused_convolutions_differ_at_the_border_only() -> None:
+    torch.manual_seed(0)
+    up = method().head.ups[2]
+    torch.nn.init.zeros_(up.scale.bias)  # a constant, which the norm takes away
+    x = torch.randn(2, 4, 5, 4, 6)
+    fused, apart = up._fused(x), up.conv1(up.scale(x))
+    inside = (..., slice(1, -1), slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(fused[inside], apart[inside], rtol=1e-5, atol=1e-6)
+    assert fused.shape == apart.shape

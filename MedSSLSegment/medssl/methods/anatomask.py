@@ -112,7 +112,9 @@ class AnatoMask(SparK):
     @staticmethod
     def presets() -> Mapping[str, Preset]:
         """As published with the official code's parts, for a 24 GB GPU, and for two CPU cores."""
-        paper = AnatoMaskOptions(stages=5, decoder_norm="batch", official_norm=True, blocks_per_scan=1)
+        paper = AnatoMaskOptions(
+            stages=5, decoder_norm="batch", decoder_fused=False, official_norm=True, blocks_per_scan=1
+        )
         small = AnatoMaskOptions(decoder_width=32, ema_from=0.99, ema_to=0.999)
         return {
             "paper": Preset("stunet_b", PAPER_CONTRACT, paper_recipe(1e-4), paper),

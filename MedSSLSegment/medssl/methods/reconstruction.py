@@ -25,6 +25,7 @@ from .pictures import reconstruction_picture
 __all__ = ["PatchTargets", "ReconstructionHead", "Reconstructor", "block_picture", "patch_errors"]
 
 _SMALLEST_VARIANCE = 1e-6
+_MOST_FUSED = 64  # channels; composing two kernels costs more than it saves beyond
 _INNER = (3, 5, 7)  # axes within a patch, of what _by_patch gives
 
 
@@ -80,6 +81,7 @@ class ReconstructionHead(nn.Module):
         width: channels of the deepest map after filling, a multiple of 16; None takes the encoder's.
         norm: of the decoder.
         pooled_statistics: see `STUNetEncoder.forward`.
+        fuse: compute two convolutions as one where that is faster; see `_Up`.
 
     Raises:
         InputError: the width is not a multiple of 16, or there are fewer than five stages.
@@ -93,6 +95,7 @@ class ReconstructionHead(nn.Module):
         width: int | None = None,
         norm: Literal["instance", "batch"] = "instance",
         pooled_statistics: bool = False,
+        fuse: bool = True,
     ) -> None:
         super().__init__()
         if not 5 <= stages <= len(encoder.widths):
@@ -109,7 +112,7 @@ class ReconstructionHead(nn.Module):
             _Fill(encoder.widths[level], width >> n, kernel=1 if n == 0 else 3)
             for n, level in enumerate(self.levels)
         )
-        self.ups = nn.ModuleList(_Up(width >> n, norm) for n in range(len(self.levels)))
+        self.ups = nn.ModuleList(_Up(width >> n, norm, fuse) for n in range(len(self.levels)))
         self.to_voxels = nn.Conv3d(width >> len(self.levels), encoder.in_channels, 1)
 
     def forward(self, maps: Sequence[Tensor], masked: Tensor) -> Tensor:
@@ -142,10 +145,16 @@ class _Fill(nn.Module):
 
 
 class _Up(nn.Module):
-    """Twice the resolution, half the width."""
+    """Twice the resolution, half the width.
 
-    def __init__(self, channels: int, norm: Literal["instance", "batch"]) -> None:
+    Nothing lies between the transposed convolution and the next, so where channels are few the two are computed as one
+    convolution at the coarse resolution, which is several times faster. Only the outermost voxels then differ: what the
+    transposed convolution would give beyond the border is no longer zero.
+    """
+
+    def __init__(self, channels: int, norm: Literal["instance", "batch"], fuse: bool) -> None:
         super().__init__()
+        self.fuse = fuse and channels <= _MOST_FUSED
         self.scale = nn.ConvTranspose3d(channels, channels, 4, stride=2, padding=1)
         self.conv1 = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
         self.norm1 = _norm(norm, channels)
@@ -153,8 +162,19 @@ class _Up(nn.Module):
         self.norm2 = _norm(norm, channels // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu6(_apply_norm(self.conv1(self.scale(x)), self.norm1), inplace=True)
+        y = self._fused(x) if self.fuse else self.conv1(self.scale(x))
+        y = F.relu6(_apply_norm(y, self.norm1), inplace=True)
         return _apply_norm(self.conv2(y), self.norm2)
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """conv1(scale(x)) up to a constant of each channel, which the norm takes away."""
+        B, C, D, H, W = x.shape
+        kernel = F.conv3d(self.scale.weight, self.conv1.weight, padding=2)  # (in, out, 6, 6, 6), stride 2
+        taps = kernel.reshape(C, C, 3, 2, 3, 2, 3, 2).flip(2, 4, 6)
+        taps = taps.permute(3, 5, 7, 1, 0, 2, 4, 6).reshape(8 * C, C, 3, 3, 3)
+        parts = F.conv3d(x, taps, padding=1).reshape(B, 2, 2, 2, C, D, H, W)
+        woven = parts.permute(0, 5, 1, 6, 2, 7, 3, 4).reshape(B, 2 * D, 2 * H, 2 * W, C)
+        return woven.movedim(-1, 1)
 
 
 def _norm(kind: Literal["instance", "batch"], channels: int) -> nn.Module:

@@ -56,6 +56,8 @@ class SparKOptions:
     """Channels of the decoder's deepest map, a multiple of 16; None for the encoder's."""
     decoder_norm: Literal["instance", "batch"] = "instance"
     """Norm of the decoder, which is discarded after pre-training; the official code has batch norm."""
+    decoder_fused: bool = True
+    """Compute the decoder's transposed convolutions together with what follows: faster, other at the border."""
     official_norm: bool = False
     """Sparse norms see the visible voxels of the whole batch, as in the official code, not each sample's own."""
     blocks_per_scan: int | None = None
@@ -91,7 +93,7 @@ GPU_CONTRACT = InputContract(
 """Input for one GPU of 24 GB."""
 CPU_CONTRACT = InputContract(
     spatial_dims=3,
-    size=(48, 48, 48),
+    size=(32, 48, 48),
     spacing_kji_mm=(4.0, 4.0, 4.0),
     window_hu=(-200.0, 400.0),
     mean_hu=100.0,
@@ -109,7 +111,7 @@ GPU_RECIPE = Recipe(
 )
 """AdamW for one GPU of 24 GB."""
 CPU_RECIPE = Recipe(
-    epochs=60, batch=1, learning_rate=1e-3, weight_decay=1e-5, warmup_epochs=2, clip_norm=12.0
+    epochs=60, batch=2, learning_rate=1e-3, weight_decay=1e-5, warmup_epochs=2, clip_norm=12.0
 )
 """AdamW for two CPU cores."""
 
@@ -160,6 +162,7 @@ class SparK(Method):
             width=options.decoder_width,
             norm=options.decoder_norm,
             pooled_statistics=options.official_norm,
+            fuse=options.decoder_fused,
         )
 
     @property
@@ -172,7 +175,9 @@ class SparK(Method):
     @staticmethod
     def presets() -> Mapping[str, Preset]:
         """As published (with AnatoMask's backbone and data), for a 24 GB GPU, and for two CPU cores."""
-        paper = SparKOptions(stages=5, decoder_norm="batch", official_norm=True, blocks_per_scan=1)
+        paper = SparKOptions(
+            stages=5, decoder_norm="batch", decoder_fused=False, official_norm=True, blocks_per_scan=1
+        )
         return {
             "paper": Preset("stunet_b", PAPER_CONTRACT, paper_recipe(2e-4), paper),
             "gpu": Preset("stunet_b", GPU_CONTRACT, GPU_RECIPE, SparKOptions()),
