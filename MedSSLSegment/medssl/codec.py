@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 
 from .errors import MedSSLError, ProtocolError
 
-__all__ = ["PackedMask", "decode_mask", "encode_mask", "from_plain", "to_plain"]
+__all__ = [
+    "PackedLabels",
+    "PackedMask",
+    "decode_labels",
+    "decode_mask",
+    "encode_labels",
+    "encode_mask",
+    "from_plain",
+    "to_plain",
+]
 
 MAX_MASK_PIXELS = 1 << 32
 
@@ -103,6 +112,42 @@ def decode_mask(packed: PackedMask) -> NDArray[np.bool_]:
     box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
     mask[box] = np.unpackbits(packed.bits, count=pixels).reshape(box_shape).view(bool)
     return mask
+
+
+@dataclass(frozen=True, eq=False)
+class PackedLabels:
+    """A label map as the box that holds everything in it."""
+
+    shape: tuple[int, ...]
+    """Of the whole map."""
+    start: tuple[int, ...]
+    """First row, column, ... of the box."""
+    box: NDArray[Any]
+    """Labels inside the box; everything outside is 0."""
+
+
+def encode_labels(labels: NDArray[Any]) -> PackedLabels:
+    """Shorten a label map of any dimensions to the box that holds everything in it."""
+    extents = [_extent(labels != 0, axis) for axis in range(labels.ndim)]
+    box = tuple(slice(start, stop) for start, stop in extents)
+    return PackedLabels(labels.shape, tuple(start for start, _ in extents), labels[box])
+
+
+def decode_labels(packed: PackedLabels) -> NDArray[Any]:
+    """The exact inverse of `encode_labels`.
+
+    Raises:
+        ProtocolError: the box is not inside the map, or the map is absurdly large.
+    """
+    shape, start = packed.shape, packed.start
+    lies_inside = len(shape) == len(start) == packed.box.ndim and all(
+        0 <= a <= a + size <= n for a, size, n in zip(start, packed.box.shape, shape, strict=True)
+    )
+    if not lies_inside or math.prod(shape) > MAX_MASK_PIXELS:
+        raise ProtocolError(f"A label map of shape {shape} came with a box {packed.box.shape} at {start}.")
+    labels = np.zeros(shape, packed.box.dtype)
+    labels[tuple(slice(a, a + size) for a, size in zip(start, packed.box.shape, strict=True))] = packed.box
+    return labels
 
 
 def _extent(mask: NDArray[np.bool_], axis: int) -> tuple[int, int]:
