@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .canvas import Canvas
 from .errors import InputError
 from .events import Log, Progress, drain
 from .prompts import Reference, SlicePrompt
 from .registry import DEFAULT_MODEL
 from .results import SliceMask
-from .segmentation import Segment, Segmentation
+from .segmentation import Segmentation
 from .volume import Volume, as_stack
 
 if TYPE_CHECKING:
@@ -53,8 +54,6 @@ SliceChoice = Mapping[str, Sequence[int]] | Sequence[int] | Literal["all"] | Non
 
 _MANY_SLICES = 20
 """More annotated slices than this in a row look like a finished segmentation, not like reference slices."""
-_REFERENCE_RANK = 2.0
-"""Rank of a reference slice where segments overlap: above every confidence, which ends at 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +173,7 @@ def refine_volume(
     predictor = predictor or _load_image_predictor(model, device)
     started = time.monotonic()
     options = options or RefineOptions()
-    canvas = _Canvas(volume, options.axis, [coarse.segment(name) for name in names])
+    canvas = Canvas(volume, options.axis, [coarse.segment(name) for name in names])
     reports = {}
     for name in names:
         show = partial(_show, canvas, name, on_progress)
@@ -262,7 +261,7 @@ def collect(
     indices: dict[str, list[int]] = {}
     for reference in references:
         indices.setdefault(reference.segment, []).append(reference.prompt.index)
-    canvas = _Canvas(volume, axis, [s for s in annotation.segments if s.name in indices])
+    canvas = Canvas(volume, axis, [s for s in annotation.segments if s.name in indices])
     for event in events:
         if isinstance(event, Progress):
             on_progress(event)
@@ -273,40 +272,8 @@ def collect(
     )
 
 
-class _Canvas:
-    """Label map under construction; holds the segments' positions 1 .. S, so that 0 stays the background."""
-
-    def __init__(self, volume: Volume, axis: int, segments: Sequence[Segment]) -> None:
-        self._volume = volume
-        self._axis = axis
-        self._segments = tuple(segments)
-        self._position = {segment.name: position for position, segment in enumerate(segments, start=1)}
-        self._owner_kji = np.zeros(volume.shape_kji, np.uint8 if len(segments) < 256 else np.uint16)
-        slices = volume.shape_kji[axis]
-        self._rank = np.full(
-            (len(segments) + 1, slices), -1.0, np.float32
-        )  # the background's row stays at -1
-        self._confidence = np.full((len(segments) + 1, slices), np.nan, np.float32)
-
-    def write(self, result: SliceMask) -> None:
-        position = self._position[result.segment]
-        owner_hw = as_stack(self._owner_kji, self._axis)[result.index]
-        rank = self._rank[:, result.index]
-        rank[position] = _REFERENCE_RANK if result.is_reference else result.confidence
-        self._confidence[position, result.index] = result.confidence
-        owner_hw[result.mask & (rank[owner_hw] < rank[position])] = position
-
-    def confidence(self) -> dict[str, NDArray[np.float32]]:
-        return {name: self._confidence[position] for name, position in self._position.items()}
-
-    def segmentation(self) -> Segmentation:
-        labels = np.array([0, *(segment.label for segment in self._segments)])
-        values = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
-        return Segmentation(values[self._owner_kji], self._volume.ijk_to_ras, self._segments)
-
-
 def _show(
-    canvas: _Canvas, segment: str, on_progress: Callable[[Progress], None], event: SliceMask | Progress
+    canvas: Canvas, segment: str, on_progress: Callable[[Progress], None], event: SliceMask | Progress
 ) -> None:
     """Put a refined slice on the canvas under its segment's name."""
     if isinstance(event, Progress):
