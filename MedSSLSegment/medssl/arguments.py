@@ -43,7 +43,15 @@ def build(config: type[_Config], options: argparse.Namespace) -> _Config:
 
 
 def field_help(config: type[Any]) -> dict[str, str]:
-    """Read the docstring under each field of a class."""
+    """Read the docstring under each field of a dataclass and of those it extends."""
+    texts: dict[str, str] = {}
+    for base in reversed(config.__mro__):
+        if dataclasses.is_dataclass(base):
+            texts.update(_own_help(base))
+    return texts
+
+
+def _own_help(config: type[Any]) -> dict[str, str]:
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
     texts: dict[str, str] = {}
     for field, text in itertools.pairwise(body.body if isinstance(body, ast.ClassDef) else []):

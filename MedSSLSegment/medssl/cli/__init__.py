@@ -14,7 +14,22 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import Cancelled, MedSSLError
-from . import demo, evaluate, info, models, presence, pretrain, propagate, refine, runs, study, train, worker
+from . import (
+    demo,
+    evaluate,
+    finetune,
+    info,
+    models,
+    predict,
+    presence,
+    pretrain,
+    propagate,
+    refine,
+    runs,
+    study,
+    train,
+    worker,
+)
 from .command import Command
 
 __all__ = ["COMMANDS", "main"]
@@ -28,6 +43,8 @@ COMMANDS: dict[str, Command] = {
     "models": models.COMMAND,
     "presence": presence.COMMAND,
     "pretrain": pretrain.COMMAND,
+    "finetune": finetune.COMMAND,
+    "predict": predict.COMMAND,
     "runs": runs.COMMAND,
     "study": study.COMMAND,
     "train": train.COMMAND,

@@ -1,0 +1,51 @@
+"""`medssl finetune`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ..terminal import ProgressBar
+from .command import Command
+from .watching import show, stopped_by_signals
+
+__all__ = ["COMMAND"]
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    from ..arguments import add_fields
+    from ..finetune_run import FinetuneConfig
+
+    add_fields(parser, FinetuneConfig)
+    parser.add_argument(
+        "--detach",
+        action="store_true",
+        help="train in the background, also after you log out; see `medssl runs`",
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
+    from ..arguments import build
+    from ..finetune_run import FinetuneConfig, finetune
+    from ..finetuning import Preview
+    from ..run_folder import plain
+
+    config = build(FinetuneConfig, options)
+    if options.detach:
+        from ..detached import start_detached
+
+        run = start_detached("finetune", plain(config))
+        print(f"{run.path} is running as process {run.status.pid}; watch it: medssl runs follow {run.path}")
+        return
+    with ProgressBar(sys.stderr, "Fine-tuning") as bar, stopped_by_signals() as asked:
+        show((event for event in finetune(config, asked) if not isinstance(event, Preview)), bar)
+    print(f"Written: {config.out / 'checkpoint.safetensors'}")
+
+
+COMMAND = Command(
+    summary="train a model on your annotated cases, from an encoder or from nothing; the same command goes on",
+    configure=_configure,
+    run=_run,
+    examples="medssl finetune --data cases --segments liver spleen --out runs/liver --minutes 10\n"
+    "medssl finetune --data cases --segments mandible --encoder encoder.safetensors --out runs/mandible",
+)

@@ -1,0 +1,53 @@
+"""`medssl predict`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ..terminal import ProgressBar
+from .command import Command
+
+__all__ = ["COMMAND"]
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("volume", help="image file, or folder of DICOM files")
+    parser.add_argument(
+        "-m", "--model", metavar="FILE", required=True, help="model that `finetune` has written"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help=".nii.gz or .seg.nrrd to write")
+    parser.add_argument("--series", metavar="UID", help="DICOM series, where the folder holds several")
+    parser.add_argument(
+        "--uncertainty", choices=["off", "flip-average", "dropout"], default="off",
+        help="average several answers: with the mirror image (2 x the time) or under dropout (8 x) [%(default)s]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--uncertainty-map", metavar="FILE", help="also write the uncertainty, 0 .. 1, as an image"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [%(default)s]")
+
+
+def _run(options: argparse.Namespace) -> None:
+    from ..inference import predict_volume
+    from ..segmentation import write_segmentation
+    from ..segmenter import read_model
+    from ..volume import Volume, read_volume, write_volume
+
+    model, volume = read_model(options.model), read_volume(options.volume, options.series)
+    with ProgressBar(sys.stderr, "Predicting") as bar:
+        found = predict_volume(
+            model, volume, uncertainty=options.uncertainty, device=options.device, on_progress=bar
+        )
+    write_segmentation(found.segmentation, options.output)
+    if options.uncertainty_map:
+        write_volume(Volume(found.uncertainty, volume.ijk_to_ras, "uncertainty"), options.uncertainty_map)
+    print(f"Written: {options.output} with {', '.join(model.info.names)}")
+
+
+COMMAND = Command(
+    summary="segment a volume with a model of your own",
+    configure=_configure,
+    run=_run,
+    examples="medssl predict ct.nii.gz --model runs/liver/checkpoint.safetensors -o liver.nii.gz",
+)

@@ -1,0 +1,219 @@
+"""A fine-tuning job: cases on disk, or given, to a model file in a run folder; resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .annotated_samples import AnnotatedCase, hold_out
+from .backbones import BACKBONES
+from .errors import InputError
+from .events import Log, Progress
+from .finetuning import FinetuneMetric, FinetuneSettings, Fitted, Preview, automatic, fit, step_seconds
+from .foundation.runtime import pick_device
+from .input_contract import InputContract
+from .labelled import LabelledCase, LabelledScans, find_cases
+from .run_folder import RunFolder, TrainingMetric, plain
+from .segmentation import Segment, default_color
+from .segmenter import ModelInfo, SegmentationModel, write_model
+from .terminal import duration
+from .tiling import never
+from .transfer import EncoderFile, load_encoder, read_encoder
+from .volume import looks_like_ct
+
+__all__ = ["FinetuneConfig", "finetune"]
+
+_MAY_CHANGE = ("out", "data", "device", "cache", "detach")
+_DEFAULT_BACKBONE = "unet2d_16"
+_SIZE = {2: (96, 96), 3: (64, 64, 64)}
+_SPACING_MM = 2.0
+_BRIGHT = 255.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(FinetuneSettings):
+    """What to fine-tune on what; how, says `FinetuneSettings`."""
+
+    data: Path
+    """Folder of cases with labels: ct.nii.gz and label.nii.gz in a folder each, or images and labels."""
+    out: Path
+    """Run folder; a run that is there already goes on. The model is its checkpoint.safetensors."""
+    segments: tuple[str, ...]
+    """Names of the segments to find."""
+    encoder: Path | None = None
+    """Pre-trained encoder to start from; random weights if none is given."""
+    backbone: str | None = None
+    """Network; automatic: the encoder's, or unet2d_16."""
+    slices: Literal["all", "annotated"] = "all"
+    """Whether all slices of a case are vouched for, or only those with something annotated."""
+    validation: tuple[str, ...] = ()
+    """Cases to measure on; automatic: one patient in five, or some slices where there are fewer than three."""
+    size: tuple[int, ...] = ()
+    """Rows and columns of a sample, or slices, rows and columns in 3D; automatic: the encoder's, or 96 (3D: 64)."""
+    spacing: tuple[float, ...] = ()
+    """Grid in mm along K, J, I, 0 for a scan's own; automatic: the encoder's, or 2 mm in the plane (3D: all ways)."""
+    neighbours: int | None = None
+    """2D: slices above and below that join as channels (2.5D); automatic: the encoder's, or 0."""
+    exclude: tuple[str, ...] = ()
+    """Files or folders below the data folder to leave out; * stands for anything."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+
+    @property
+    def settings(self) -> FinetuneSettings:
+        """The part that says how."""
+        return FinetuneSettings(**{f.name: getattr(self, f.name) for f in fields(FinetuneSettings)})
+
+
+def finetune(
+    config: FinetuneConfig,
+    cancelled: Callable[[], bool] = never,
+    cases: Sequence[LabelledCase] | None = None,
+) -> Iterator[Progress | Log | TrainingMetric | Preview]:
+    """Train a model, or go on where the run in `config.out` was left.
+
+    Args:
+        config: cases, run folder and settings.
+        cancelled: asked before each step.
+        cases: in place of those in `config.data`, e.g. of a case store.
+
+    Yields:
+        Progress, Log, TrainingMetric and Preview as they come.
+
+    Raises:
+        InputError: no case, nothing annotated, an unknown backbone or segment, or the run is another's.
+        ModelError: the encoder does not fit, or the run's state is damaged.
+        StorageError: no space; what was saved last stays.
+        Cancelled: `cancelled` or `medssl runs stop` said so; the run can be resumed.
+    """
+    with ExitStack() as until_the_end:
+        run = RunFolder.create_or_open(config.out, "finetune", plain(config), _MAY_CHANGE)
+        until_the_end.enter_context(run.occupied())
+        for event in _train(config, run, lambda: cancelled() or run.stop_asked, cases):
+            if isinstance(event, Progress):
+                run.report(event)
+            elif not isinstance(event, Preview):
+                run.append_event(event)
+            yield event
+
+
+def _train(
+    config: FinetuneConfig,
+    run: RunFolder,
+    cancelled: Callable[[], bool],
+    cases: Sequence[LabelledCase] | None,
+) -> Iterator[Progress | Log | TrainingMetric | Preview]:
+    device = pick_device(config.device)
+    cases = find_cases(config.data, config.exclude) if cases is None else cases
+    encoder = None if config.encoder is None else read_encoder(config.encoder)
+    info = _model_info(config, encoder, cases)
+    scans = LabelledScans.from_cases(
+        cases, info.contract, config.segments, slices=config.slices, cancelled=cancelled
+    )
+    annotated = [AnnotatedCase.of(scan) for scan in scans]
+    learn_from, measure_on, words = hold_out(annotated, config.seed, config.validation)
+    yield Log(f"{len(learn_from)} cases to learn from; {words}.")
+
+    torch.manual_seed(config.seed)
+    model = SegmentationModel.build(info)
+    if encoder is not None:
+        yield Log(str(load_encoder(model.network.backbone, encoder)))
+    saved = run.load_resume()
+    if saved is None:
+        seconds = step_seconds(
+            model.network, learn_from, info.contract, info.names,
+            automatic(replace(config.settings, steps=3, minutes=None), model.network, len(learn_from), True), device,
+        )  # fmt: skip
+        settings = automatic(config.settings, model.network, len(learn_from), encoder is not None, seconds)
+        state = Fitted()
+        yield Log(f"{settings.steps} steps will take about {duration(seconds * (settings.steps or 1))}.")
+    else:
+        settings, state = FinetuneSettings(**saved["settings"]), Fitted(**saved["state"])
+        yield Log(f"Going on after step {state.step} of {settings.steps}.")
+    info = replace(info, cases=tuple(sorted({c.scan.id for c in learn_from})), settings=asdict(settings))
+
+    def keep(state: Fitted) -> None:
+        shallow = {f.name: getattr(state, f.name) for f in fields(Fitted)}
+        run.save_resume({"settings": asdict(settings), "state": shallow})
+
+    for event in fit(
+        model.network, learn_from, measure_on, info.contract, info.names, settings,
+        state=state, device=device, on_checkpoint=keep, cancelled=cancelled,
+    ):  # fmt: skip
+        if isinstance(event, FinetuneMetric):
+            yield _metric(event, settings)
+        else:
+            if isinstance(event, Preview):
+                run.save_picture(state.step, _picture(event, measure_on, info))
+            yield event
+    write_model(run.checkpoint, SegmentationModel(model.network, replace(info, dice=state.best_dice or {})))
+    yield Log(_result(state))
+
+
+def _model_info(
+    config: FinetuneConfig, encoder: EncoderFile | None, cases: Sequence[LabelledCase]
+) -> ModelInfo:
+    backbone = config.backbone or (encoder.backbone if encoder else _DEFAULT_BACKBONE)
+    if backbone not in BACKBONES:
+        raise InputError(f"There is no backbone '{backbone}'; choose one of {', '.join(BACKBONES)}.")
+    contract = encoder.contract if encoder else _default_contract(BACKBONES[backbone].spatial_dims, cases)
+    changes: dict[str, Any] = {}
+    if config.size:
+        changes["size"] = config.size
+    if config.spacing:
+        changes["spacing_kji_mm"] = tuple(step or None for step in config.spacing)
+    if config.neighbours is not None:
+        changes["neighbours"] = config.neighbours
+    segments = [Segment(name, n, default_color(n)) for n, name in enumerate(config.segments, start=1)]
+    return ModelInfo(
+        backbone=backbone,
+        contract=replace(contract, **changes),
+        segments=tuple(segments),
+        encoder={}
+        if encoder is None
+        else {"method": encoder.method, "step": encoder.step, "data": list(encoder.data)},
+    )
+
+
+def _default_contract(dims: Literal[2, 3], cases: Sequence[LabelledCase]) -> InputContract:
+    """For random weights: a CT window that shows soft tissue and bone, or an MR's own statistics."""
+    volume, _ = cases[0].read()
+    spacing = (_SPACING_MM if dims == 3 else None, _SPACING_MM, _SPACING_MM)
+    common: dict[str, Any] = {"spatial_dims": dims, "size": _SIZE[dims], "spacing_kji_mm": spacing}
+    if not looks_like_ct(volume):
+        return InputContract(**common, scale="volume", modality="MR")
+    return InputContract(**common, window_hu=(-200.0, 400.0), mean_hu=100.0, std_hu=200.0)
+
+
+def _metric(event: FinetuneMetric, settings: FinetuneSettings) -> TrainingMetric:
+    values = {"loss": event.loss, **{f"dice {name}": value for name, value in event.dice.items()}}
+    if event.dice:
+        values["dice"] = event.mean_dice
+    return TrainingMetric(event.step, event.step, values, settings.learning_rate or 0.0, 0.0)
+
+
+def _picture(preview: Preview, measure_on: Sequence[AnnotatedCase], info: ModelInfo) -> NDArray[np.uint8]:
+    """(J, I, 3) the slice, front up, with the segments' colours over it."""
+    case = next(case for case in measure_on if case.scan.name == preview.scan)
+    image = case.image[preview.k].astype(np.float32)
+    low, high = np.percentile(image, (2.0, 99.0))
+    grey = np.clip((image - low) / max(high - low, 1.0), 0.0, 1.0)
+    picture = np.repeat(grey[..., None], 3, axis=-1)
+    for label, segment in enumerate(info.segments, start=1):
+        found = preview.labels == label
+        picture[found] = 0.5 * picture[found] + 0.5 * np.array(segment.color_rgb, np.float32)
+    return np.ascontiguousarray((picture[::-1, ::-1] * _BRIGHT).astype(np.uint8))
+
+
+def _result(state: Fitted) -> str:
+    if not state.best_dice:
+        return f"Done after {state.step} steps; nothing was held out to measure on."
+    scores = ", ".join(f"{name} {100 * value:.1f} %" for name, value in state.best_dice.items())
+    return f"Best after {state.best_step} of {state.step} steps: Dice {scores}."

@@ -1,0 +1,314 @@
+"""Fine-tuning learns from what somebody vouched for and nothing else, and goes on exactly where it was stopped."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from medssl.annotated_samples import AnnotatedCase, AnnotatedSamples, hold_out, is_lateral
+from medssl.augmentation import Augmentation
+from medssl.backbones import build_backbone
+from medssl.data import Scan, intensity_stats
+from medssl.errors import Cancelled, InputError, ModelError
+from medssl.events import Progress
+from medssl.finetune_run import FinetuneConfig, finetune
+from medssl.finetuning import FinetuneMetric, FinetuneSettings, Fitted, automatic, fit, parameter_groups
+from medssl.input_contract import InputContract
+from medssl.labelled import LabelledCase
+from medssl.run_folder import RunFolder
+from medssl.segmentation import Segment, Segmentation
+from medssl.segmentation_loss import IGNORE, segmentation_loss
+from medssl.segmenter import ModelInfo, SegmentationModel, Segmenter, read_model, write_model
+from medssl.volume import Volume
+from torch import Tensor
+
+CONTRACT = InputContract(size=(32, 32), window_hu=(-200.0, 400.0), mean_hu=100.0, std_hu=200.0)
+QUICK = FinetuneSettings(
+    steps=8, batch=3, validations=2, learning_rate=3e-3, augmentation=0.5, layer_decay=1.0
+)
+
+
+def scene(seed: int, shape: tuple[int, int, int] = (6, 40, 36)) -> tuple[np.ndarray, np.ndarray]:
+    """A bright ball (1) and a dark one (2) in tissue."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(40, 20, shape)
+    labels = np.zeros(shape, np.uint8)
+    grid = np.indices(shape[1:])
+    for label, place in ((1, (12, 12)), (2, (26, 24))):
+        centre = np.array(place) + rng.integers(-3, 4, 2)
+        inside = ((grid - centre[:, None, None]) ** 2).sum(0) < 36
+        labels[1:-1, inside] = label
+    image[labels == 1] = 300
+    image[labels == 2] = -150
+    return image.astype(np.int16), labels
+
+
+def case(seed: int, known: tuple[bool, ...] = (True, True, True)) -> AnnotatedCase:
+    image, labels = scene(seed)
+    labels = np.where(np.isin(labels, np.flatnonzero(known)), labels, 0).astype(np.uint8)
+    scan = Scan(
+        f"{seed}", f"case{seed}", f"patient{seed}", image.shape, (3.0, 1.0, 1.0), intensity_stats(image)
+    )
+    return AnnotatedCase(scan, image, labels, np.array(known))
+
+
+def network(seed: int = 0, backbone: str = "unet2d_4") -> Segmenter:
+    torch.manual_seed(seed)
+    return Segmenter(build_backbone(backbone), 2)
+
+
+def run_fit(net: Segmenter, settings: FinetuneSettings = QUICK, **kwargs: object) -> list[object]:
+    cases = [case(0), case(1)]
+    return list(fit(net, cases, [case(2)], CONTRACT, ["bright", "dark"], settings, **kwargs))  # type: ignore[arg-type]
+
+
+# ---- loss
+
+
+def literal_loss(logits: Tensor, target: Tensor, name: str) -> float:
+    """Voxel by voxel, all classes known."""
+    probabilities = logits.softmax(1).double()
+    ce, voxels = 0.0, 0
+    overlap, size = np.zeros(3), np.zeros(3)
+    for place in np.ndindex(*target.shape):
+        label = int(target[place])
+        if label == IGNORE:
+            continue
+        voxels += 1
+        p = probabilities[(place[0], slice(None), *place[1:])]
+        ce -= float(p[label].log())
+        for n in range(3):
+            overlap[n] += float(p[n]) * (label == n)
+            size[n] += float(p[n]) + (label == n)
+    dice = np.mean([(2 * overlap[n] + 1) / (size[n] + 1) for n in (1, 2)])
+    return 1 - dice + (ce / voxels if name == "dice+ce" else 0.0)
+
+
+@pytest.mark.parametrize("name", ["dice", "dice+ce"])
+@pytest.mark.parametrize("sides", [(3, 4), (2, 3, 2)])
+def test_the_loss_equals_a_literal_one(name: str, sides: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn((2, 3, *sides), generator=generator)
+    target = torch.randint(0, 3, (2, *sides), generator=generator, dtype=torch.uint8)
+    target[0, 0] = IGNORE
+    found = segmentation_loss(logits, target, torch.ones(2, 3, dtype=torch.bool), name)  # type: ignore[arg-type]
+    assert float(found) == pytest.approx(literal_loss(logits, target, name), rel=1e-5)
+
+
+def test_what_nobody_vouched_for_has_no_gradient() -> None:
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    target = torch.randint(0, 3, (2, 4, 4), dtype=torch.uint8)
+    target[:, 2:] = IGNORE
+    segmentation_loss(logits, target, torch.ones(2, 3, dtype=torch.bool)).backward()
+    assert logits.grad is not None
+    assert (logits.grad[:, :, 2:] == 0).all()
+    assert (logits.grad[:, :, :2] != 0).any()
+
+
+def test_nothing_vouched_for_is_no_loss_and_no_gradient() -> None:
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = segmentation_loss(
+        logits, torch.full((1, 4, 4), IGNORE, dtype=torch.uint8), torch.ones(1, 3, dtype=torch.bool)
+    )
+    loss.backward()
+    assert loss.item() == 0.0
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+def test_a_segment_a_case_does_not_know_may_hide_in_its_background() -> None:
+    target = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    known = torch.tensor([[True, True, False]])
+    losses = []
+    for hidden in (-9.0, 9.0):  # surely background, surely the unknown segment
+        logits = torch.zeros(1, 3, 4, 4)
+        logits[:, 1], logits[:, 2] = -9.0, hidden
+        losses.append(float(segmentation_loss(logits, target, known)))
+    assert losses[0] == pytest.approx(losses[1], abs=0.01)
+
+
+# ---- samples
+
+
+def test_samples_repeat_and_show_a_segment_often() -> None:
+    samples = AnnotatedSamples([case(0)], CONTRACT, organ_share=1.0)
+    one, two = (samples.draw(np.random.default_rng(7), 6) for _ in range(2))
+    assert torch.equal(one.images, two.images)
+    assert torch.equal(one.labels, two.labels)
+    shown = [set(labels.unique().tolist()) & {1, 2} for labels in one.labels]
+    assert all(shown)
+
+
+def test_only_vouched_slices_are_drawn() -> None:
+    sparse = case(0).only_slices([2])
+    batch = AnnotatedSamples([sparse], CONTRACT, organ_share=0.0).draw(np.random.default_rng(0), 8)
+    middle = batch.labels[:, 4:-4, 4:-4]
+    assert all((labels != IGNORE).any() for labels in middle)
+
+
+def test_no_augmentation_is_the_middle_of_the_sample() -> None:
+    batch = AnnotatedSamples([case(0)], CONTRACT).draw(np.random.default_rng(0), 2)
+    margin = (batch.images.shape[-1] - 32) // 2
+    images, labels = Augmentation(strength=0.0)(batch.images, batch.labels, (32, 32), torch.Generator())
+    inner = slice(margin, -margin)
+    torch.testing.assert_close(images, batch.images[:, :, inner, inner], atol=1e-4, rtol=0)
+    assert torch.equal(labels, batch.labels[:, inner, inner])
+
+
+def test_augmentation_moves_labels_with_the_image() -> None:
+    batch = AnnotatedSamples([case(0)], CONTRACT, organ_share=1.0).draw(np.random.default_rng(0), 6)
+    turned = Augmentation(
+        strength=1.0, flip_left_right=True, noise=0.0, blur=0.0, contrast=0.0, gamma=0.0, brightness=0.0
+    )
+    images, labels = turned(batch.images, batch.labels, (32, 32), torch.Generator().manual_seed(0))
+    assert images[:, 0][labels == 1].mean() > 0.8
+    assert images[:, 0][labels == 2].mean() < -0.8
+
+
+def test_left_and_right_are_not_mirrored() -> None:
+    assert is_lateral(["spleen", "kidney_left"])
+    assert is_lateral(["Right lung"])
+    assert not is_lateral(["liver", "bright", "aorta"])
+
+
+def test_few_cases_hold_out_slices_and_more_hold_out_a_patient() -> None:
+    learnt, held, words = hold_out([case(0)])
+    assert len(held) == 1
+    assert not set(held[0].vouched_slices) & set(learnt[0].vouched_slices)
+    assert "slices" in words
+    learnt, held, _ = hold_out([case(n) for n in range(5)], seed=1)
+    assert len(held) == 1
+    assert held[0].scan.patient not in {c.scan.patient for c in learnt}
+    with pytest.raises(InputError, match="case0"):
+        hold_out([case(0), case(1)], validation=["nobody"])
+
+
+def test_nothing_annotated_is_refused() -> None:
+    with pytest.raises(InputError, match="No slice"):
+        AnnotatedSamples([case(0).only_slices([])], CONTRACT)
+
+
+# ---- training
+
+
+def test_a_network_learns_the_segments() -> None:
+    events = run_fit(network(), replace(QUICK, steps=80, batch=4, validations=2))
+    metrics = [event for event in events if isinstance(event, FinetuneMetric)]
+    assert metrics[-1].mean_dice > 0.7
+    assert metrics[-1].loss < 0.7 * metrics[0].loss
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 6])
+def test_a_stopped_run_goes_on_bit_for_bit(stop_at: int) -> None:
+    whole = network()
+    run_fit(whole)
+    kept: list[Fitted] = []
+    asked = 0
+
+    def cancelled() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > stop_at
+
+    with pytest.raises(Cancelled):
+        run_fit(network(), on_checkpoint=lambda state: kept.append(copy.deepcopy(state)), cancelled=cancelled)
+    again = network(seed=5)
+    run_fit(again, state=kept[-1])
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_the_best_network_is_kept_and_training_stops_early() -> None:
+    state = Fitted()
+    net = network()
+    list(fit(net, [case(0)], [case(1)], CONTRACT, ["bright", "dark"],
+             replace(QUICK, steps=30, validations=30, patience=2, learning_rate=1e-9), state=state))  # fmt: skip
+    assert state.stopped
+    assert state.since_best == 2
+    assert state.best_network is not None
+    assert all(torch.equal(t, net.state_dict()[n]) for n, t in state.best_network.items())
+
+
+def test_a_loss_that_is_no_number_is_said() -> None:
+    with pytest.raises(ModelError, match="learning rate"):
+        run_fit(network(), replace(QUICK, steps=30, learning_rate=1e30))
+
+
+def test_automatic_settings_grow_with_the_cases_and_can_be_overridden() -> None:
+    steps = [automatic(FinetuneSettings(), network(), n, False).steps for n in (1, 3, 5, 20)]
+    assert steps == sorted(steps)
+    assert automatic(FinetuneSettings(minutes=2.0), network(), 3, False, step_seconds=0.5).steps == 240
+    assert automatic(FinetuneSettings(batch=5, augmentation=0.0), network(), 3, False).augmentation == 0.0
+
+
+def test_earlier_blocks_of_a_transformer_learn_more_slowly() -> None:
+    net = network(backbone="vit_tiny")
+    groups = parameter_groups(net, replace(QUICK, layer_decay=0.5))
+    factor = {id(p): group["factor"] for group in groups for p in group["params"]}
+    of = {name: factor[id(p)] for name, p in net.named_parameters()}
+    blocks = [of[f"backbone.encoder.blocks.{n}.mlp.fc1.weight"] for n in range(4)]
+    assert blocks == [0.5**4, 0.5**3, 0.5**2, 0.5]
+    assert of["backbone.encoder.patch_embed.weight"] == 0.5**5
+    assert of["head.weight"] == 1.0
+
+
+# ---- model files and runs
+
+
+def test_a_model_file_gives_back_the_network_and_all_that_is_known(tmp_path: Path) -> None:
+    info = ModelInfo(
+        backbone="unet2d_4", contract=CONTRACT, segments=(Segment("liver", 1, (1.0, 0.5, 0.0)),),
+        cases=("abc",), settings={"steps": 3}, dice={"liver": 0.9},
+    )  # fmt: skip
+    model = SegmentationModel.build(info)
+    write_model(tmp_path / "m.safetensors", model)
+    found = read_model(tmp_path / "m.safetensors")
+    assert found.info == info
+    assert not found.network.training
+    assert all(
+        torch.equal(a, b) for a, b in zip(found.network.parameters(), model.network.parameters(), strict=True)
+    )
+
+
+def labelled(seed: int) -> LabelledCase:
+    image, labels = scene(seed)
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    segments = (Segment("bright", 1, (1.0, 0.0, 0.0)), Segment("dark", 2, (0.0, 0.0, 1.0)))
+    return LabelledCase(
+        f"case{seed}", f"patient{seed}", Volume(image, affine, "v"), Segmentation(labels, affine, segments)
+    )
+
+
+def test_a_run_writes_a_model_and_goes_on_after_a_stop(tmp_path: Path) -> None:
+    cases = [labelled(n) for n in range(3)]
+    common = {"data": tmp_path, "segments": ("bright", "dark"), "backbone": "unet2d_4", "steps": 6, "batch": 2,
+              "size": (32, 32), "spacing": (0.0, 1.0, 1.0), "device": "cpu"}  # fmt: skip
+    whole = FinetuneConfig(out=tmp_path / "whole", **common)  # type: ignore[arg-type]
+    list(finetune(whole, cases=cases))
+    parted = FinetuneConfig(out=tmp_path / "parted", **common)  # type: ignore[arg-type]
+    stop = False
+    with pytest.raises(Cancelled):
+        for event in finetune(parted, lambda: stop, cases):
+            stop = stop or (isinstance(event, Progress) and event.done == 3)
+    assert RunFolder.open(parted.out).status.state == "stopped"
+    list(finetune(parted, cases=cases))
+    one, two = (read_model(config.out / "checkpoint.safetensors") for config in (whole, parted))
+    assert one.info == two.info
+    assert set(one.info.dice) == {"bright", "dark"}
+    assert len(one.info.cases) == 2
+    assert all(
+        torch.equal(a, b) for a, b in zip(one.network.parameters(), two.network.parameters(), strict=True)
+    )
+    assert RunFolder.open(whole.out).pictures()
+
+
+def test_another_setting_is_refused_when_going_on(tmp_path: Path) -> None:
+    config = FinetuneConfig(data=tmp_path, out=tmp_path / "run", segments=("bright",), backbone="unet2d_4", steps=1,
+                            size=(32, 32), spacing=(0.0, 1.0, 1.0), device="cpu")  # fmt: skip
+    list(finetune(config, cases=[labelled(0)]))
+    with pytest.raises(InputError, match="batch"):
+        list(finetune(replace(config, batch=3), cases=[labelled(0)]))
