@@ -25,7 +25,15 @@ from .volume import Volume, Window, as_stack, put_slice, take_slice
 if TYPE_CHECKING:
     from .foundation.protocols import ImagePredictor
 
-__all__ = ["RefineOptions", "RefineReport", "RefinedSlice", "largest_component", "refine", "refine_mask"]
+__all__ = [
+    "RefineOptions",
+    "RefineReport",
+    "RefinedSlice",
+    "largest_component",
+    "refine",
+    "refine_mask",
+    "refine_slice",
+]
 
 _Mask = NDArray[np.bool_]
 
@@ -179,7 +187,7 @@ def refine(
             raise Cancelled("The refinement was cancelled.")
         mask, confidence, text = take_slice(start, options.axis, index), 1.0, ""
         if mask.any():
-            mask, what = _refine_slice(volume, mask, index, predictor, window, options)
+            mask, what = refine_slice(volume, mask, index, predictor, window, options)
             slices.append(what)
             put_slice(refined, options.axis, index, mask)
             confidence = what.agreement if what.kept_coarse else what.score
@@ -221,7 +229,7 @@ def largest_component(mask_kji: _Mask) -> _Mask:
     return result
 
 
-def _refine_slice(
+def refine_slice(
     volume: Volume,
     coarse: _Mask,
     index: int,
@@ -229,7 +237,19 @@ def _refine_slice(
     window: Window,
     options: RefineOptions,
 ) -> tuple[_Mask, RefinedSlice]:
-    """Refine one slice (H, W) that is not empty; return its final mask and what happened."""
+    """Refine one slice: the unit of `refine`, for callers that go through several segments slice by slice.
+
+    Args:
+        volume: only read.
+        coarse: (H, W) bool, not empty, on slice `index` across `options.axis`.
+        index: slice index.
+        predictor: the promptable model; it is shown the slice.
+        window: of the whole volume.
+        options: margin, boxes and guard.
+
+    Returns:
+        The mask that holds, refined or coarse, and what happened.
+    """
     spacing_rc_mm = volume.slice_spacing_mm(options.axis)
     boxes, answer = _boxes_and_rest(coarse, margin_px(options.margin_mm, spacing_rc_mm), options)
     score = 1.0

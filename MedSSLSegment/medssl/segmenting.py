@@ -1,0 +1,589 @@
+"""The full pipeline: a model's coarse mask becomes boxes, a refined mask, reference slices and a propagated mask.
+
+    model = read_model("liver.safetensors")
+    result = segment_volume(volume, model, predictor=load_image_predictor("sam-vit-b"), tracker=load_tracker("..."))
+    write_segmentation(result.segmentation, "liver.seg.nrrd")
+    result.scores(truth)                                         # of every stage, side by side
+
+Two modes say where the reference slices come from, and they never mix. `prompt="prediction"` is automatic: they are
+chosen among the refined slices by how sure all the models are of them. `prompt="annotation"` starts from slices that a
+person has drawn; coarse and refined masks are then only there to compare with.
+
+Every stage is kept as a label map, however many segments there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .canvas import Canvas
+from .errors import Cancelled, InputError
+from .events import Eta, Log, Progress, drain
+from .metrics import SegmentScore, dice, evaluate
+from .pipeline import annotated_slices, references_from_annotation
+from .prompts import Reference, SlicePrompt
+from .propagate import PropagateOptions, propagate
+from .refine import RefinedSlice, RefineOptions, largest_component, refine_slice
+from .results import SliceMask, UncertaintyMap
+from .segmentation import Segmentation, write_segmentation
+from .storage import make_folder
+from .volume import Volume, Window, as_stack, take_slice, write_volume
+
+if TYPE_CHECKING:
+    from .foundation.protocols import ImagePredictor, Prediction, SliceTracker
+    from .segmenter import SegmentationModel
+
+__all__ = [
+    "STAGES",
+    "SegmentEvent",
+    "SegmentOptions",
+    "SegmentResult",
+    "Stage",
+    "choose_references",
+    "drop_small_parts",
+    "segment",
+    "segment_volume",
+]
+
+Stage = Literal["coarse", "largest", "refined", "propagated", "final"]
+STAGES: tuple[Stage, ...] = ("coarse", "largest", "refined", "propagated", "final")
+"""In the order they are made; "largest" is the largest connected part of each coarse segment, for comparison."""
+SegmentEvent: TypeAlias = "SliceMask | UncertaintyMap | Progress | Log"
+"""What `segment` yields; a `SliceMask` says in `stage` which it belongs to, a `Progress` in `text`."""
+
+_LEAST_QUALITY = 0.5
+"""A reference slice is at least this share as sure as the surest one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions:
+    """How a volume is segmented.
+
+    Raises:
+        InputError: a value that cannot be.
+    """
+
+    prompt: Literal["prediction", "annotation"] = "prediction"
+    """Where reference slices come from: chosen among the refined ones, or drawn by a person."""
+    segments: tuple[str, ...] = ()
+    """Names of those to find; empty for all the model knows, or all that are annotated."""
+    axis: int | None = None
+    """Slice axis to refine and propagate along (0 = K, 1 = J, 2 = I); None is the axial one."""
+    references: int = 3
+    """prompt="prediction": how many reference slices to choose for each segment, at most."""
+    least_part: float = 0.1
+    """Connected parts of a coarse segment smaller than this share of its largest are dropped; 0 keeps all."""
+    margin_mm: float = 5.0
+    """How much wider than the coarse mask each box is, on every side."""
+    per_component: bool = False
+    """One box for each connected part of a slice instead of one around all of them."""
+    guard_dice: float = 0.5
+    """A slice keeps its coarse mask if its refined one has a lower Dice with it."""
+    crop: Literal["auto", "off"] = "off"
+    """auto propagates on a crop around the reference slices, for small structures."""
+    window: Window | None = None
+    """Intensity window of the promptable models; None = chosen from the volume."""
+    uncertainty: Literal["off", "flip-average", "dropout"] = "off"
+    """Whether the coarse answer is averaged (see `medssl.inference.predict`); unless off, maps are sent too."""
+    start: int | None = None
+    """Axial slice to begin the coarse prediction with; None is the middle."""
+
+    def __post_init__(self) -> None:
+        if self.prompt not in ("prediction", "annotation"):
+            raise InputError(f"There is no prompt mode '{self.prompt}'; choose prediction or annotation.")
+        if self.references < 1:
+            raise InputError(f"At least 1 reference slice must be chosen, not {self.references}.")
+        if not 0.0 <= self.least_part <= 1.0:
+            raise InputError(f"The least part is a share from 0 to 1, not {self.least_part:g}.")
+        self.refine_options(0)
+        self.propagate_options(0)
+
+    def refine_options(self, axis: int) -> RefineOptions:
+        """The part that `medssl.refine` reads."""
+        return RefineOptions(
+            axis=axis,
+            margin_mm=self.margin_mm,
+            per_component=self.per_component,
+            guard_dice=self.guard_dice,
+            window=self.window,
+        )
+
+    def propagate_options(self, axis: int) -> PropagateOptions:
+        """The part that `medssl.propagate` reads."""
+        return PropagateOptions(axis=axis, crop=self.crop, window=self.window)
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentResult:
+    """Every stage of every segment, on the volume's own grid."""
+
+    stages: Mapping[Stage, Segmentation]
+    """One label map per stage."""
+    prompt: Literal["prediction", "annotation"]
+    """Where the reference slices came from."""
+    axis: int
+    """Slice axis of what is said about slices: 0 = K, 1 = J, 2 = I."""
+    references: Mapping[str, tuple[int, ...]]
+    """Reference slices of each segment, rising; none for a segment that was not found."""
+    confidence: Mapping[str, NDArray[np.float32]]
+    """(N,) per segment: the tracker's, 0 .. 1; NaN where propagation did not come."""
+    agreement: Mapping[str, NDArray[np.float32]]
+    """(N,) per segment: lowest Dice of a slice between coarse, refined and propagated; NaN where all are empty."""
+    refined_slices: Mapping[str, tuple[RefinedSlice, ...]]
+    """Per segment: what happened on each slice that was refined."""
+    uncertainty_kji: NDArray[np.float32] | None
+    """(K, J, I) of the model, 0 (sure) .. 1 (no idea); None where the coarse mask came from elsewhere."""
+    seconds: float
+    """Wall time."""
+
+    @property
+    def segmentation(self) -> Segmentation:
+        """The result."""
+        return self.stages["final"]
+
+    def scores(self, truth: Segmentation, tolerance_mm: float = 2.0) -> dict[Stage, list[SegmentScore]]:
+        """Score every stage against the truth, on the segments that both have.
+
+        Raises:
+            InputError: another grid, or no segment in common.
+        """
+        names = [name for name in self.segmentation.names if name in truth.names]
+        if not names:
+            raise InputError(f"The truth has none of {', '.join(self.segmentation.names)}.")
+        return {stage: evaluate(found, truth, tolerance_mm, names) for stage, found in self.stages.items()}
+
+    def write(self, folder: Path) -> None:
+        """Write every stage as <stage>.seg.nrrd, and the uncertainty as uncertainty.nii.gz.
+
+        Raises:
+            StorageError: no space or no permission.
+        """
+        make_folder(folder)
+        for stage, found in self.stages.items():
+            write_segmentation(found, folder / f"{stage}.seg.nrrd")
+        if self.uncertainty_kji is not None:
+            image = Volume(self.uncertainty_kji, self.segmentation.ijk_to_ras, "uncertainty")
+            write_volume(image, folder / "uncertainty.nii.gz")
+
+
+def segment_volume(
+    volume: Volume,
+    model: SegmentationModel | Segmentation,
+    *,
+    predictor: ImagePredictor,
+    tracker: SliceTracker,
+    annotation: Segmentation | None = None,
+    options: SegmentOptions | None = None,
+    device: str = "auto",
+    on_event: Callable[[SegmentEvent], None] = lambda event: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> SegmentResult:
+    """Segment a volume to the end; see `segment`.
+
+    Args:
+        on_event: called with what `segment` yields.
+    """
+    work = segment(
+        volume, model, predictor=predictor, tracker=tracker, annotation=annotation, options=options,
+        device=device, cancelled=cancelled,
+    )  # fmt: skip
+    return drain(work, on_event)
+
+
+def segment(
+    volume: Volume,
+    model: SegmentationModel | Segmentation,
+    *,
+    predictor: ImagePredictor,
+    tracker: SliceTracker,
+    annotation: Segmentation | None = None,
+    options: SegmentOptions | None = None,
+    device: str = "auto",
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Generator[SegmentEvent, None, SegmentResult]:
+    """Segment a volume stage by stage, streamed; what the generator returns at its end has every stage.
+
+    Args:
+        volume: the image; only read.
+        model: makes the coarse mask; or a coarse mask, of whatever program, on the volume's grid.
+        predictor: promptable model that answers boxes.
+        tracker: promptable model that propagates.
+        annotation: with prompt="annotation": slices somebody has drawn, on the volume's grid.
+        options: None takes the defaults.
+        device: of the coarse model.
+        cancelled: asked before every slice or batch.
+
+    Yields:
+        Slices of the stages coarse, refined, propagated and final as soon as they are known, uncertainty maps where
+        asked for, progress, and a word on each segment that was not found. Slices of final are those that are not
+        empty.
+
+    Raises:
+        InputError: an annotation without prompt="annotation" or the other way round, a segment that the model or the
+            annotation does not know, another grid, or a model of another modality.
+        Cancelled: `cancelled` said so; what was yielded stands.
+    """
+    options = options or SegmentOptions()
+    started = time.monotonic()
+    axis = volume.axis_of("axial") if options.axis is None else options.axis
+    volume.require_stack(axis)
+    known = model if isinstance(model, Segmentation) else model.info
+    names = _wanted(known.names, annotation, options)
+    drawn = _drawn(volume, annotation, axis, names, options)
+
+    coarse = yield from _coarse(volume, model, names, options, device, cancelled)
+    start = drop_small_parts(coarse.found, options.least_part)
+    refined, slices = yield from _refine(volume, start, predictor, options.refine_options(axis), cancelled)
+    references = drawn
+    if references is None:
+        references = _chosen(coarse, refined, slices, axis, options.references)
+    for name in names:
+        if not any(reference.segment == name for reference in references):
+            yield Log(f"Nothing was found of {name}.")
+    canvas = Canvas(volume, axis, coarse.found.segments)
+    if references:
+        yield from _propagate(volume, references, tracker, options.propagate_options(axis), canvas, cancelled)
+    stages: dict[Stage, Segmentation] = {
+        "coarse": coarse.found,
+        "largest": drop_small_parts(coarse.found, 1.0),
+        "refined": refined,
+        "propagated": canvas.segmentation(),
+    }
+    stages["final"] = stages["propagated"] if drawn is not None else _vote(stages)
+    confidence = canvas.confidence()
+    yield from _final_slices(stages["final"], axis, confidence)
+    return SegmentResult(
+        stages=stages,
+        prompt=options.prompt,
+        axis=axis,
+        references=_indices(names, references),
+        confidence=confidence,
+        agreement={name: _agreement(stages, name, axis) for name in names},
+        refined_slices=slices,
+        uncertainty_kji=coarse.uncertainty_kji,
+        seconds=time.monotonic() - started,
+    )
+
+
+def choose_references(quality: NDArray[Any], area_px: NDArray[Any], count: int) -> list[int]:
+    """Choose reference slices: sure, large, and spread over the object.
+
+    One after the other, each the best of what its quality and area are worth; slices near those already chosen are
+    worth less. None is taken that is less than half as sure as the surest.
+
+    Args:
+        quality: (N,) how sure the models are of each slice, 0 .. 1.
+        area_px: (N,) pixels found on it.
+        count: how many at most.
+
+    Returns:
+        Slice indices, rising; none where nothing was found.
+    """
+    found = np.flatnonzero((area_px > 0) & (quality > 0))
+    if not found.size:
+        return []
+    worth = np.where(quality >= _LEAST_QUALITY * quality[found].max(), quality * area_px / area_px.max(), 0.0)
+    worth[area_px == 0] = 0.0
+    gap = max(1.0, (found[-1] - found[0] + 1) / count)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        best = int(worth.argmax())
+        if worth[best] <= 0:
+            break
+        chosen.append(best)
+        distance = np.abs(np.arange(len(worth)) - best)
+        worth = worth * np.minimum(1.0, distance / gap)
+    return sorted(chosen)
+
+
+def drop_small_parts(found: Segmentation, least_part: float) -> Segmentation:
+    """Drop the connected parts of each segment that are much smaller than its largest.
+
+    Args:
+        found: only read.
+        least_part: share of the largest part's voxels, 0 .. 1; 0 keeps all, 1 the largest alone.
+    """
+    if least_part <= 0:
+        return found
+    from scipy import ndimage
+
+    labels = np.zeros_like(found.labels_kji)
+    boxes = ndimage.find_objects(found.labels_kji)
+    for part in found.segments:
+        box = boxes[part.label - 1] if part.label <= len(boxes) else None
+        if box is not None:
+            inside = found.labels_kji[box] == part.label
+            labels[box][_large_parts(inside, least_part)] = part.label
+    return replace(found, labels_kji=labels)
+
+
+def _large_parts(mask_kji: NDArray[np.bool_], least_part: float) -> NDArray[np.bool_]:
+    if least_part >= 1:
+        return largest_component(mask_kji)
+    from scipy import ndimage
+
+    numbers, _ = ndimage.label(mask_kji, np.ones((3, 3, 3)))
+    sizes = np.bincount(numbers.ravel())
+    sizes[0] = 0
+    large: NDArray[np.bool_] = (sizes >= max(1.0, least_part * sizes.max()))[numbers]
+    return large
+
+
+# What is asked for
+
+
+def _wanted(
+    known: Sequence[str], annotation: Segmentation | None, options: SegmentOptions
+) -> tuple[str, ...]:
+    """Names of the segments to do, in the model's order."""
+    if (annotation is not None) != (options.prompt == "annotation"):
+        raise InputError(
+            "Annotated slices go with the prompt mode annotation; with prediction, references are chosen among the"
+            " predicted slices: give both or neither."
+        )
+    drawn = None if annotation is None else annotation.names
+    for name in options.segments or drawn or ():
+        if name not in known:
+            raise InputError(f"The model does not know {name}; it finds {', '.join(known)}.")
+        if drawn is not None and name not in drawn:
+            raise InputError(f"The annotation has no segment '{name}'; it has {', '.join(drawn)}.")
+    wanted = options.segments or drawn or known
+    return tuple(name for name in known if name in wanted)
+
+
+def _drawn(
+    volume: Volume,
+    annotation: Segmentation | None,
+    axis: int,
+    names: Sequence[str],
+    options: SegmentOptions,
+) -> list[Reference] | None:
+    """A person's reference slices; None where they are to be chosen. No prediction has been made yet."""
+    if annotation is None:
+        return None
+    return references_from_annotation(volume, annotation, axis, None, names)
+
+
+# Coarse
+
+
+@dataclass(frozen=True, eq=False)
+class _Coarse:
+    """What the model says."""
+
+    found: Segmentation
+    probability_kji: NDArray[np.float32] | None
+    """Of the label that was chosen; None where the mask came from elsewhere."""
+    uncertainty_kji: NDArray[np.float32] | None
+
+    def sureness(self, name: str, axis: int) -> NDArray[np.float32]:
+        """(N,) mean probability of a segment's own voxels on each slice; 1 where it is not known."""
+        count = self.found.shape_kji[axis]
+        if self.probability_kji is None:
+            return np.ones(count, np.float32)
+        inside = as_stack(self.found.mask(name), axis)
+        sums = as_stack(self.probability_kji, axis).sum(axis=(1, 2), where=inside)
+        mean: NDArray[np.float32] = sums / np.maximum(inside.sum(axis=(1, 2)), 1)
+        return mean
+
+
+def _coarse(
+    volume: Volume,
+    model: SegmentationModel | Segmentation,
+    names: Sequence[str],
+    options: SegmentOptions,
+    device: str,
+    cancelled: Callable[[], bool],
+) -> Generator[SegmentEvent, None, _Coarse]:
+    if isinstance(model, Segmentation):
+        model.require_grid_of(volume)
+        found = _only(model, names)
+        yield from _slices_of(found, volume.axis_of("axial"), "coarse")
+        return _Coarse(found, None, None)
+    from .inference import predict
+
+    segments = tuple(s for s in model.info.segments if s.name in names)
+    labels = np.zeros(volume.shape_kji, np.uint8)
+    probability = np.zeros(volume.shape_kji, np.float32)
+    uncertainty = np.zeros(volume.shape_kji, np.float32)
+    for event in predict(
+        model,
+        volume,
+        start=options.start,
+        uncertainty=options.uncertainty,
+        device=device,
+        cancelled=cancelled,
+    ):
+        if isinstance(event, Progress):
+            yield replace(event, text="coarse")
+            continue
+        kept = np.where(np.isin(event.labels, [s.label for s in segments]), event.labels, np.uint8(0))
+        for n, index in enumerate(event.indices):
+            take_slice(labels, event.axis, index)[:] = kept[n]
+            take_slice(probability, event.axis, index)[:] = event.probability[n]
+            take_slice(uncertainty, event.axis, index)[:] = event.uncertainty[n]
+            for part in segments:
+                inside = kept[n] == part.label
+                if inside.any():
+                    sure = float(event.probability[n][inside].mean())
+                    yield SliceMask(part.name, event.axis, index, inside, sure, stage="coarse")
+            if options.uncertainty != "off":
+                yield UncertaintyMap.of(event.axis, index, event.uncertainty[n])
+    found = Segmentation(labels, volume.ijk_to_ras, segments, volume.name)
+    return _Coarse(found, probability, uncertainty)
+
+
+def _only(found: Segmentation, names: Sequence[str]) -> Segmentation:
+    segments = tuple(s for s in found.segments if s.name in names)
+    kept = np.isin(found.labels_kji, [s.label for s in segments])
+    return replace(found, labels_kji=np.where(kept, found.labels_kji, 0), segments=segments)
+
+
+# Refined
+
+
+def _refine(
+    volume: Volume,
+    coarse: Segmentation,
+    predictor: ImagePredictor,
+    options: RefineOptions,
+    cancelled: Callable[[], bool],
+) -> Generator[SegmentEvent, None, tuple[Segmentation, dict[str, tuple[RefinedSlice, ...]]]]:
+    """Refine all segments slice by slice, so that each slice is encoded only once."""
+    window = options.window or Window.auto(volume)
+    once = _EncodesOnce(predictor)
+    canvas = Canvas(volume, options.axis, coarse.segments)
+    happened: dict[str, list[RefinedSlice]] = {name: [] for name in coarse.names}
+    labels_nhw = as_stack(coarse.labels_kji, options.axis)
+    touched = annotated_slices(labels_nhw != 0)
+    eta = Eta(len(touched))
+    for done, index in enumerate(touched, start=1):
+        if cancelled():
+            raise Cancelled("The segmentation was cancelled while refining.")
+        once.next_slice()
+        for part in coarse.segments:
+            mask = labels_nhw[index] == part.label
+            if mask.any():
+                mask, what = refine_slice(volume, mask, index, once, window, options)
+                happened[part.name].append(what)
+                confidence = what.agreement if what.kept_coarse else what.score
+                answer = SliceMask(part.name, options.axis, index, mask, confidence, stage="refined")
+                canvas.write(answer)
+                yield answer
+        yield eta.step(done, "refined")
+    return canvas.segmentation(), {name: tuple(each) for name, each in happened.items()}
+
+
+class _EncodesOnce:
+    """An image predictor that several segments ask about the same slice, which it is shown once."""
+
+    def __init__(self, predictor: ImagePredictor) -> None:
+        self._predictor = predictor
+        self._shown = False
+
+    def next_slice(self) -> None:
+        """The next image will be another slice."""
+        self._shown = False
+
+    def set_image(
+        self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]
+    ) -> None:
+        """Encode a slice, unless it was shown already."""
+        if not self._shown:
+            self._predictor.set_image(slice_hu, window, spacing_rc_mm)
+        self._shown = True
+
+    def predict(self, prompt: SlicePrompt) -> Prediction:
+        """Pass a prompt on."""
+        return self._predictor.predict(prompt)
+
+    def predict_boxes(self, boxes_xyxy_px: NDArray[np.float32]) -> list[Prediction]:
+        """Pass boxes on."""
+        return self._predictor.predict_boxes(boxes_xyxy_px)
+
+
+# Propagated
+
+
+def _chosen(
+    coarse: _Coarse,
+    refined: Segmentation,
+    slices: Mapping[str, Sequence[RefinedSlice]],
+    axis: int,
+    count: int,
+) -> list[Reference]:
+    """Reference slices among the refined ones."""
+    references = []
+    for name, happened in slices.items():
+        quality = np.zeros(refined.shape_kji[axis], np.float32)
+        for what in happened:
+            quality[what.index] = what.agreement * what.score
+        quality *= coarse.sureness(name, axis)
+        stack = as_stack(refined.mask(name), axis)
+        for index in choose_references(quality, np.count_nonzero(stack, axis=(1, 2)), count):
+            references.append(Reference(name, SlicePrompt(axis, index, mask=stack[index])))
+    return references
+
+
+def _propagate(
+    volume: Volume,
+    references: Sequence[Reference],
+    tracker: SliceTracker,
+    options: PropagateOptions,
+    canvas: Canvas,
+    cancelled: Callable[[], bool],
+) -> Generator[SegmentEvent, None, None]:
+    for event in propagate(volume, references, tracker, options, cancelled):
+        if isinstance(event, SliceMask):
+            canvas.write(event)
+            yield replace(event, stage="propagated")
+        else:
+            yield replace(event, text="propagated")
+
+
+# Final
+
+
+def _vote(stages: Mapping[Stage, Segmentation]) -> Segmentation:
+    """Where coarse and refined agree, what they say; elsewhere propagation decides, as the third voice."""
+    coarse, refined, propagated = (stages[stage] for stage in ("coarse", "refined", "propagated"))
+    labels = np.where(coarse.labels_kji == refined.labels_kji, coarse.labels_kji, propagated.labels_kji)
+    return replace(propagated, labels_kji=labels)
+
+
+def _final_slices(
+    found: Segmentation, axis: int, confidence: Mapping[str, NDArray[np.float32]]
+) -> Generator[SliceMask, None, None]:
+    for event in _slices_of(found, axis, "final"):
+        sure = float(confidence[event.segment][event.index])
+        yield replace(event, confidence=0.0 if np.isnan(sure) else sure)
+
+
+def _slices_of(found: Segmentation, axis: int, stage: Stage) -> Generator[SliceMask, None, None]:
+    labels_nhw = as_stack(found.labels_kji, axis)
+    for index in annotated_slices(labels_nhw != 0):
+        for part in found.segments:
+            mask = labels_nhw[index] == part.label
+            if mask.any():
+                yield SliceMask(part.name, axis, index, mask, 1.0, stage=stage)
+
+
+def _agreement(stages: Mapping[Stage, Segmentation], name: str, axis: int) -> NDArray[np.float32]:
+    """(N,) lowest Dice between coarse, refined and propagated; NaN where all three are empty."""
+    stacks = [as_stack(stages[stage].mask(name), axis) for stage in ("coarse", "refined", "propagated")]
+    lowest = np.full(len(stacks[0]), np.nan, np.float32)
+    for index in annotated_slices(stacks[0] | stacks[1] | stacks[2]):
+        coarse, refined, propagated = (stack[index] for stack in stacks)
+        lowest[index] = min(dice(coarse, refined), dice(refined, propagated), dice(coarse, propagated))
+    return lowest
+
+
+def _indices(names: Sequence[str], references: Sequence[Reference]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(sorted(r.prompt.index for r in references if r.segment == name)) for name in names}
