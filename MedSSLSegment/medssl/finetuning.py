@@ -47,6 +47,9 @@ _RATE = {"convolutions": 1e-3, "transformer": 5e-4}
 _BATCH = {2: 12, 3: 2}
 _WARMUP = 0.08
 _LAYER_DECAY = 0.75
+_HEAD_FACTOR = 10.0
+"""On the learning rate of the head: what it reads is normalised, so only its own weights can make it sure, and they
+have far to go in a short run."""
 _CLIP_NORM = 5.0
 _VALIDATIONS = 8
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
@@ -286,7 +289,8 @@ def parameter_groups(network: Segmenter, settings: FinetuneSettings) -> list[dic
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            key = (layer_decay ** _layers_above(name, depth), parameter.ndim > 1)
+            head = _HEAD_FACTOR if name.startswith("head.") else 1.0
+            key = (head * layer_decay ** _layers_above(name, depth), parameter.ndim > 1)
             groups.setdefault(key, []).append(parameter)
     return [
         {"params": members, "factor": factor, "weight_decay": settings.weight_decay if decays else 0.0}
