@@ -332,8 +332,8 @@ class RunFolder:
     def report(self, progress: Progress) -> None:
         """Tell others how far the run is; writes every few seconds at most."""
         record = self._record()
-        news = record is None or not record["progress"] or progress.done == progress.total
-        if news or time.time() - record["beat"] >= _REPORT_EVERY_S:
+        recent = record is not None and time.time() - record["beat"] < _REPORT_EVERY_S
+        if not recent or not record or not record["progress"] or progress.done == progress.total:
             self._write_status("running", progress)
 
     def ask_to_stop(self) -> None:
