@@ -1,0 +1,123 @@
+"""What is known of each slice after predicting, segmenting or propagating, as `suggest` weighs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cases import Case
+from .segmentation import Segmentation
+from .suggest import Evidence, embed_slices
+from .volume import Volume, as_stack
+
+if TYPE_CHECKING:
+    from .inference import Prediction
+    from .pipeline import PropagationResult
+    from .segmenting import SegmentResult
+
+__all__ = ["of_prediction", "of_propagation", "of_segmentation", "vouched_references"]
+
+_MARGIN_PX = 5
+"""The model's uncertainty counts this far around a segment."""
+
+References = Mapping[str, Sequence[int]]
+"""Slices that a person vouches for, by segment."""
+
+
+def of_propagation(volume: Volume, result: PropagationResult) -> list[Evidence]:
+    """Evidence of a propagation; its reference slices are those it started from."""
+    return _evidence(
+        volume, result.segmentation, result.axis, result.references, confidence=result.confidence
+    )
+
+
+def of_prediction(volume: Volume, result: Prediction, axis: int, references: References) -> list[Evidence]:
+    """Evidence of a model's coarse mask alone.
+
+    Args:
+        volume: the image.
+        result: of `medssl.inference.predict_volume`.
+        axis: slice axis to suggest slices of.
+        references: slices somebody has annotated on this volume already.
+    """
+    return _evidence(volume, result.segmentation, axis, references, uncertainty_kji=result.uncertainty)
+
+
+def of_segmentation(volume: Volume, result: SegmentResult, references: References) -> list[Evidence]:
+    """Evidence of the full pipeline.
+
+    Args:
+        volume: the image.
+        result: of `medssl.segmenting.segment_volume`.
+        references: slices a person has annotated; those that the program chose itself do not count.
+    """
+    return _evidence(
+        volume,
+        result.segmentation,
+        result.axis,
+        references,
+        confidence=result.confidence,
+        agreement=result.agreement,
+        uncertainty_kji=result.uncertainty_kji,
+    )
+
+
+def vouched_references(case: Case | None, axis: int) -> dict[str, list[int]]:
+    """Slices across an axis that somebody vouches for in a case; none without one."""
+    found: dict[str, set[int]] = {}
+    for vouched in case.vouched if case is not None else ():
+        if vouched.axis == axis:
+            found.setdefault(vouched.segment, set()).update(vouched.indices)
+    return {name: sorted(indices) for name, indices in found.items()}
+
+
+def _evidence(
+    volume: Volume,
+    found: Segmentation,
+    axis: int,
+    references: References,
+    *,
+    confidence: Mapping[str, NDArray[np.float32]] | None = None,
+    agreement: Mapping[str, NDArray[np.float32]] | None = None,
+    uncertainty_kji: NDArray[np.float32] | None = None,
+) -> list[Evidence]:
+    embeddings = embed_slices(volume, axis)
+    evidence = []
+    for name in found.names:
+        stack = as_stack(found.mask(name), axis)
+        uncertainty = None if uncertainty_kji is None else _around(stack, as_stack(uncertainty_kji, axis))
+        evidence.append(
+            Evidence(
+                segment=name,
+                axis=axis,
+                step_mm=volume.spacing_kji_mm[axis],
+                area_px=np.count_nonzero(stack, axis=(1, 2)).astype(float),
+                references=tuple(references.get(name, ())),
+                confidence=_curve(confidence, name),
+                uncertainty=uncertainty,
+                agreement=_curve(agreement, name),
+                embeddings=embeddings,
+            )
+        )
+    return evidence
+
+
+def _curve(curves: Mapping[str, NDArray[Any]] | None, name: str) -> NDArray[np.float64] | None:
+    return None if curves is None else np.asarray(curves[name], np.float64)
+
+
+def _around(stack: NDArray[np.bool_], uncertainty: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N,) mean uncertainty in the box of a segment, a margin wider; 0 where the segment is not."""
+    mean = np.zeros(len(stack))
+    for index in np.flatnonzero(stack.any(axis=(1, 2))):
+        box = tuple(_span(stack[index].any(axis=other)) for other in (1, 0))
+        mean[index] = uncertainty[index][box].mean()
+    return mean
+
+
+def _span(inside: NDArray[np.bool_]) -> slice:
+    places = np.flatnonzero(inside)
+    return slice(max(0, int(places[0]) - _MARGIN_PX), int(places[-1]) + 1 + _MARGIN_PX)
