@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -14,15 +14,19 @@ from numpy.typing import NDArray
 
 from .annotated_samples import AnnotatedCase, hold_out
 from .backbones import BACKBONES
+from .cases import CaseStore
 from .errors import InputError
 from .events import Log, Progress
 from .finetuning import FinetuneMetric, FinetuneSettings, Fitted, Preview, automatic, fit, step_seconds
 from .foundation.runtime import pick_device
+from .home import cases_folder, models_folder
 from .input_contract import InputContract
 from .labelled import LabelledCase, LabelledScans, find_cases
+from .model_store import ModelStore, require_model_name
 from .run_folder import RunFolder, TrainingMetric, plain
-from .segmentation import Segment, default_color
+from .segmentation import Segment, Segmentation, default_color
 from .segmenter import ModelInfo, SegmentationModel, write_model
+from .teaching import labelled_cases, taught_segments, teaching_cases, unchanged_cases
 from .terminal import duration
 from .tiling import never
 from .transfer import EncoderFile, load_encoder, read_encoder
@@ -30,7 +34,7 @@ from .volume import looks_like_ct
 
 __all__ = ["FinetuneConfig", "finetune"]
 
-_MAY_CHANGE = ("out", "data", "device", "cache", "detach")
+_MAY_CHANGE = ("out", "data", "cases", "name", "models", "device", "cache", "detach")
 _DEFAULT_BACKBONE = "unet2d_16"
 _SIZE = {2: (96, 96), 3: (64, 64, 64)}
 _SPACING_MM = 2.0
@@ -41,12 +45,18 @@ _BRIGHT = 255.0
 class FinetuneConfig(FinetuneSettings):
     """What to fine-tune on what; how, says `FinetuneSettings`."""
 
-    data: Path
-    """Folder of cases with labels: ct.nii.gz and label.nii.gz in a folder each, or images and labels."""
     out: Path
     """Run folder; a run that is there already goes on. The model is its checkpoint.safetensors."""
-    segments: tuple[str, ...]
-    """Names of the segments to find."""
+    data: Path | None = None
+    """Folder of cases with labels: ct.nii.gz and label.nii.gz in a folder each, or images and labels."""
+    cases: Path | None = None
+    """Case store to learn from, in place of a data folder; see `medssl cases`."""
+    segments: tuple[str, ...] = ()
+    """Names of the segments to find; with a case store, automatic: all that are vouched for."""
+    name: str = ""
+    """Keep the model under this name in the model store when it is done; see `medssl models`."""
+    models: Path | None = None
+    """Model store for `name`; automatic: the usual one."""
     encoder: Path | None = None
     """Pre-trained encoder to start from; random weights if none is given."""
     backbone: str | None = None
@@ -65,6 +75,15 @@ class FinetuneConfig(FinetuneSettings):
     """Files or folders below the data folder to leave out; * stands for anything."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.data is None) == (self.cases is None):
+            raise InputError("Give either a data folder or a case store to learn from.")
+        if self.data is not None and not self.segments:
+            raise InputError("Name the segments to find in the data folder.")
+        if self.name:
+            require_model_name(self.name)
 
     @property
     def settings(self) -> FinetuneSettings:
@@ -88,11 +107,13 @@ def finetune(
         Progress, Log, TrainingMetric and Preview as they come.
 
     Raises:
-        InputError: no case, nothing annotated, an unknown backbone or segment, or the run is another's.
+        InputError: no case, nothing annotated, an unknown backbone or segment, a case that has changed since the run
+            began, or the run is another's.
         ModelError: the encoder does not fit, or the run's state is damaged.
         StorageError: no space; what was saved last stays.
         Cancelled: `cancelled` or `medssl runs stop` said so; the run can be resumed.
     """
+    config = _with_segments(config)
     with ExitStack() as until_the_end:
         run = RunFolder.create_or_open(config.out, "finetune", plain(config), _MAY_CHANGE)
         until_the_end.enter_context(run.occupied())
@@ -102,6 +123,40 @@ def finetune(
             elif not isinstance(event, Preview):
                 run.append_event(event)
             yield event
+        if config.name:
+            kept = Log(_keep_model(config, run))
+            run.append_event(kept)
+            yield kept
+
+
+def _with_segments(config: FinetuneConfig) -> FinetuneConfig:
+    """Take all segments that a case store teaches, where none are named."""
+    if config.cases is None or config.segments:
+        return config
+    return replace(config, segments=tuple(taught_segments(CaseStore(config.cases).cases())))
+
+
+def _keep_model(config: FinetuneConfig, run: RunFolder) -> str:
+    version = ModelStore(config.models or models_folder()).add(run.checkpoint, config.name)
+    return f"Kept as {version.id}, which '{version.name}' now stands for."
+
+
+def _material(
+    config: FinetuneConfig, given: Sequence[LabelledCase] | None, saved: Mapping[str, Any] | None
+) -> tuple[Sequence[LabelledCase], dict[str, str]]:
+    """Cases to learn from and, from a case store, the fingerprint of each by its id.
+
+    A run that goes on learns from the cases it began with; those that have joined the store since wait.
+    """
+    if given is not None:
+        return given, {}
+    if config.data is not None:
+        return find_cases(config.data, config.exclude), {}
+    store = CaseStore(config.cases or cases_folder())
+    chosen = teaching_cases(store.cases(), config.segments)
+    if saved is not None:
+        chosen = unchanged_cases(chosen, saved["cases"])
+    return labelled_cases(chosen, config.segments), {case.id: case.fingerprint for case in chosen}
 
 
 def _train(
@@ -111,7 +166,8 @@ def _train(
     cases: Sequence[LabelledCase] | None,
 ) -> Iterator[Progress | Log | TrainingMetric | Preview]:
     device = pick_device(config.device)
-    cases = find_cases(config.data, config.exclude) if cases is None else cases
+    saved = run.load_resume()
+    cases, fingerprints = _material(config, cases, saved)
     encoder = None if config.encoder is None else read_encoder(config.encoder)
     info = _model_info(config, encoder, cases)
     scans = LabelledScans.from_cases(
@@ -125,7 +181,6 @@ def _train(
     model = SegmentationModel.build(info)
     if encoder is not None:
         yield Log(str(load_encoder(model.network.backbone, encoder)))
-    saved = run.load_resume()
     if saved is None:
         seconds = step_seconds(
             model.network, learn_from, info.contract, info.names,
@@ -137,11 +192,12 @@ def _train(
     else:
         settings, state = FinetuneSettings(**saved["settings"]), Fitted(**saved["state"])
         yield Log(f"Going on after step {state.step} of {settings.steps}.")
-    info = replace(info, cases=tuple(sorted({c.scan.id for c in learn_from})), settings=asdict(settings))
+    lineage = fingerprints.values() or {case.scan.id for case in learn_from}
+    info = replace(info, cases=tuple(sorted(lineage)), settings=asdict(settings))
 
     def keep(state: Fitted) -> None:
         shallow = {f.name: getattr(state, f.name) for f in fields(Fitted)}
-        run.save_resume({"settings": asdict(settings), "state": shallow})
+        run.save_resume({"settings": asdict(settings), "state": shallow, "cases": fingerprints})
 
     for event in fit(
         model.network, learn_from, measure_on, info.contract, info.names, settings,
@@ -171,7 +227,13 @@ def _model_info(
         changes["spacing_kji_mm"] = tuple(step or None for step in config.spacing)
     if config.neighbours is not None:
         changes["neighbours"] = config.neighbours
-    segments = [Segment(name, n, default_color(n)) for n, name in enumerate(config.segments, start=1)]
+    colors = {
+        s.name: s.color_rgb for c in cases if isinstance(c.labels, Segmentation) for s in c.labels.segments
+    }
+    segments = [
+        Segment(name, n, colors.get(name, default_color(n)))
+        for n, name in enumerate(config.segments, start=1)
+    ]
     return ModelInfo(
         backbone=backbone,
         contract=replace(contract, **changes),

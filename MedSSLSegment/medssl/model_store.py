@@ -24,7 +24,7 @@ from .events import Log
 from .segmenter import ModelInfo
 from .storage import atomic_path, make_folder, move
 
-__all__ = ["ModelStore", "ModelVersion", "StoredModel"]
+__all__ = ["ModelStore", "ModelVersion", "StoredModel", "require_model_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 _VERSION_FILE = re.compile(r"v(\d{3,})\.safetensors")
@@ -109,10 +109,7 @@ class ModelStore:
             ModelError: the file holds no model.
             StorageError: no space or no permission; the model stays as it was.
         """
-        if not _NAME.fullmatch(name) or name == _REMOVED:
-            raise InputError(
-                f"'{name}' cannot name a model; use letters, digits, dots, dashes and underscores."
-            )
+        require_model_name(name)
         ModelInfo.from_json(read_header(file))
         folder = self.folder / name
         make_folder(folder)
@@ -186,6 +183,16 @@ class ModelStore:
     def _use(self, folder: Path, number: int) -> None:
         with atomic_path(folder / "model.json") as temporary:
             temporary.write_text(json.dumps({"in_use": number, "since": time.time()}), "utf-8")
+
+
+def require_model_name(name: str) -> None:
+    """Refuse what cannot be a model's name.
+
+    Raises:
+        InputError: it is not one.
+    """
+    if not _NAME.fullmatch(name) or name == _REMOVED:
+        raise InputError(f"'{name}' cannot name a model; use letters, digits, dots, dashes and underscores.")
 
 
 def _version_files(*folders: Path) -> list[Path]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from .cases import Case
 from .errors import InputError
 from .labelled import LabelledCase
 
-__all__ = ["labelled_cases"]
+__all__ = ["labelled_cases", "taught_segments", "teaching_cases", "unchanged_cases"]
 
 
 def labelled_cases(cases: Sequence[Case], segments: Sequence[str]) -> list[LabelledCase]:
@@ -27,14 +27,56 @@ def labelled_cases(cases: Sequence[Case], segments: Sequence[str]) -> list[Label
     Raises:
         InputError: none of the segments is vouched for on any slice.
     """
-    material = [part for case in cases for part in _parts(case, segments)]
-    if not material:
-        known = sorted({v.segment for case in cases for v in case.vouched})
+    return [part for case in teaching_cases(cases, segments) for part in _parts(case, segments)]
+
+
+def taught_segments(cases: Sequence[Case]) -> list[str]:
+    """Names of all segments that are vouched for on some slice, in the order of the cases.
+
+    Raises:
+        InputError: there are none.
+    """
+    vouched = {v.segment for case in cases for v in case.vouched}
+    names = dict.fromkeys(s.name for case in cases for s in case.segments if s.name in vouched)
+    if not names:
+        raise InputError("The case store is empty; add a case first, e.g. with: medssl cases add")
+    return list(names)
+
+
+def teaching_cases(cases: Sequence[Case], segments: Sequence[str]) -> list[Case]:
+    """The cases in which some of the segments are vouched for.
+
+    Raises:
+        InputError: a segment is vouched for on no slice of any case.
+    """
+    known = {v.segment for case in cases for v in case.vouched}
+    missing = [name for name in segments if name not in known]
+    if missing:
         raise InputError(
-            f"No slice of {', '.join(segments)} is vouched for in any case;"
-            f" the cases teach {', '.join(known) or 'nothing'}."
+            f"No slice of {', '.join(missing)} is vouched for in any case;"
+            f" the cases teach {', '.join(sorted(known)) or 'nothing'}."
         )
-    return material
+    return [case for case in cases if any(v.segment in segments for v in case.vouched)]
+
+
+def unchanged_cases(cases: Sequence[Case], fingerprints: Mapping[str, str]) -> list[Case]:
+    """The cases that a run began with.
+
+    Args:
+        cases: as they are now.
+        fingerprints: as they were, by case id.
+
+    Raises:
+        InputError: one is gone or teaches something else now.
+    """
+    now = {case.id: case for case in cases}
+    for case_id, fingerprint in fingerprints.items():
+        if case_id not in now or now[case_id].fingerprint != fingerprint:
+            raise InputError(
+                f"The case {case_id} has changed since the run began, so it cannot go on as it was;"
+                " start a new run in another folder."
+            )
+    return [case for case in cases if case.id in fingerprints]
 
 
 def _parts(case: Case, segments: Sequence[str]) -> list[LabelledCase]:

@@ -23,7 +23,7 @@ SEGMENTS = tuple(
 @pytest.fixture
 def store(tmp_path: Path) -> CaseStore:
     """One case: liver on slices 1 and 2, spleen on 2 and 3, kidney on column 4 only."""
-    voxels = np.random.default_rng(0).integers(-200, 300, (6, 8, 9)).astype(np.int16)
+    voxels = np.random.default_rng(0).integers(-1000, 300, (6, 8, 9)).astype(np.int16)
     labels = np.zeros(voxels.shape, np.uint8)
     labels[:, 1:3, 1:4], labels[:, 4:6, 1:4], labels[:, 2:5, 6] = 1, 2, 3
     store = CaseStore(tmp_path / "store")
