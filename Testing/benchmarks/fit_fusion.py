@@ -1,19 +1,20 @@
-"""Choose the weights with which the default settles network and intensity tracker; prints a `Fusion`, and keeps it on
-request in the weights' metadata.
+"""Choose the weights with which the default settles network and intensity tracker; prints how well they end objects,
+and keeps them on request in the weights' metadata.
 
-    fit_fusion.py --data FOLDER [--model FILE] [--cases 26] [--write]
+    fit_fusion.py --data FOLDER [--model FILE] [--cases 44] [--write]
 
-Uses patients of the data folder that `holdout.json` does not hold out, and phantoms for organs of the trunk. Every one
-is tracked once per mixing weight without ever stopping, and the overlap with the truth is noted on every slice. The
-weights of the object score then maximise the mean of own-extent and whole-volume Dice that stopping by that score would
-have given: a logistic regression is the start, a seeded random search the refinement.
+Uses patients of the data folder that `holdout.json` does not hold out, and phantoms for organs of the trunk. Every
+object is tracked once from its middle slice, past its end, without ever stopping; features and the overlap with the
+truth are noted on every slice. A small net then learns on which slices the object is there, from these ways and from
+the same ways as they would look had another slice been annotated: a user does not always take the middle one. How much
+of the score is remembered from slice to slice is chosen by five-fold cross-validation over patients.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,42 +22,83 @@ import numpy as np
 import torch
 from medssl.checkpoints import read_checkpoint, write_checkpoint
 from medssl.foundation.nano import NanoTracker, load_nano
-from medssl.foundation.nano_fusion import Fusion, FusionState, presence_features
+from medssl.foundation.nano_fusion import (
+    PRESENCE_FEATURES,
+    Fusion,
+    FusionState,
+    PresenceNet,
+    distance_features,
+    presence_features,
+)
 from medssl.foundation.nano_model import NanoModel
-from medssl.foundation.protocols import TrackedSlice
+from medssl.foundation.protocols import TrackedSlice, TrackJob
 from medssl.phantom import phantom_ct
-from medssl.prompts import Reference, SlicePrompt
-from medssl.propagate import PropagateOptions, propagate
+from medssl.prompts import SlicePrompt
+from medssl.propagate import PropagateOptions
 from medssl.registry import find_entry, model_path
-from medssl.results import SliceMask
+from medssl.volume import WINDOWS
 from numpy.typing import NDArray
 from protocol import Case, ObjectTask, held_out_cases, object_tasks, read_case
-from scipy.optimize import minimize
+from torch.nn import functional as F
 
 _PHANTOM = "phantom_"
 _MANY = ("rib_", "vertebrae_")  # they would outnumber all other organs of a phantom
 _PHANTOM_SEEDS = (5001, 5002)
-_NETWORK_WEIGHTS = (0.45,)  # the intensity tracker is the stronger of the two, by a little
+_OTHERS = ("ct_ts_aorta_dissection", "ct_sts_001", "ct_sts_002")  # labelled CTs of the trunk and of limbs
+_NETWORK_WEIGHT = 0.45  # the intensity tracker is the stronger of the two, by a little
+_BEYOND = 20  # slices tracked past an object's end
+_UNITS, _STEPS, _BATCH, _RATE, _DECAY = 16, 500, 1024, 1e-2, 1e-2
+_MOVES = 2  # other annotated slices an object is imagined with, besides its middle one
+_OTHER_WEIGHT = 2.0  # of an object that is not of the head and neck: there are few
+_MEMORIES = (0.3, 0.6, 0.8)
+_FOLDS = 5
 _START_LOGIT = 3.0
 _PATIENCE = PropagateOptions().patience
-_ROUNDS = 800
+_SLICE_FEATURES = 6  # the first of PRESENCE_FEATURES; the rest follows from sizes and distances
 
 
 @dataclass(frozen=True, eq=False)
 class _Way:
-    """One object in one direction, slice by slice, never stopped."""
+    """One object in one direction, slice by slice, never stopped; or a part of that."""
 
     patient: str
-    features: NDArray[np.float64]  # (n, features)
-    overlap: NDArray[np.float64]  # (n,) pixels common to mask and truth
-    found: NDArray[np.float64]  # (n,) pixels of the mask
-    true: NDArray[np.float64]  # (n,) pixels of the truth
+    target: tuple[object, ...]
+    """Which object, and which annotated slice of it: what the ways of one answer have in common."""
+    features: NDArray[np.float64]
+    """(n, features)"""
+    overlap: NDArray[np.float64]
+    """(n,) pixels common to mask and truth."""
+    found: NDArray[np.float64]
+    """(n,) pixels of the mask."""
+    true: NDArray[np.float64]
+    """(n,) pixels of the truth."""
+    reference_area: int
+    """Pixels on the annotated slice."""
+    pixel_mm2: float
+    step_mm: float
+
+    def seen_from(self, target: tuple[object, ...], area: int, first: int, ahead: int) -> _Way:
+        """The slices from `first` on, had `area` pixels been annotated `ahead` slices before this way begins."""
+        part = slice(first, None)
+        features = self.features[part].copy()
+        for row, found in enumerate(self.found[part]):
+            distance_mm = (first + row + 1 + ahead) * self.step_mm
+            features[row, _SLICE_FEATURES:] = distance_features(int(found), distance_mm, area, self.pixel_mm2)
+        return replace(
+            self,
+            target=target,
+            features=features,
+            overlap=self.overlap[part],
+            found=self.found[part],
+            true=self.true[part],
+            reference_area=area,
+        )
 
 
 class _Recording(Fusion):
     """Notes the features of every slice that is settled, and never lets the object end."""
 
-    notes: ClassVar[dict[tuple[int, int], tuple[float, ...]]] = {}
+    notes: ClassVar[dict[tuple[int, int], NDArray[np.float64]]] = {}
 
     def settle(
         self, probability: NDArray[np.float32], presence: float, other: TrackedSlice, state: FusionState
@@ -75,24 +117,53 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default=None, help="weights; the shipped ones by default")
     parser.add_argument("--write", action="store_true", help="keep the result in the weights' metadata")
-    parser.add_argument("--cases", type=int, default=26)
+    parser.add_argument("--cases", type=int, default=44, help="head-and-neck patients to track")
     options = parser.parse_args()
     path = Path(options.model) if options.model else model_path(find_entry("medssl-nano"))
     model, _ = load_nano(path, torch.device("cpu"))
-    cases = list(_cases(Path(options.data), options.cases))
-    fitted = [_fit(model, cases, weight) for weight in _NETWORK_WEIGHTS]
-    best = max(fitted, key=lambda pair: pair[0])[1]
-    print(best)
+    cases = _cases(Path(options.data), options.cases)
+    best = fit([way for case in cases for way in _track(model, case)])
     if options.write:
-        tensors, meta = read_checkpoint(path)
-        write_checkpoint(path, tensors, {**meta, "fusion": asdict(best)})
+        keep(path, best)
+
+
+def keep(path: Path, fusion: Fusion) -> None:
+    """Write the weights of the settlement into a checkpoint's metadata."""
+    tensors, meta = read_checkpoint(path)
+    write_checkpoint(path, tensors, {**meta, "fusion": fusion.to_meta()})
+
+
+def fit(ways: list[_Way]) -> Fusion:
+    """The settlement that ends objects best, judged on patients it was not fitted to."""
+    moved = [way for seed in range(_MOVES) for way in _moved(ways, seed)]
+    judged = _moved(ways, _MOVES)
+    patients = sorted({way.patient for way in ways})
+    np.random.default_rng(0).shuffle(patients)
+    logits: dict[str, list[NDArray[np.float64]]] = {"middle slice": [], "another slice": []}
+    groups: dict[str, list[_Way]] = {"middle slice": [], "another slice": []}
+    for fold in range(_FOLDS):
+        out = set(patients[fold::_FOLDS])
+        net = _train([way for way in ways + moved if way.patient not in out])
+        for name, all_ways in (("middle slice", ways), ("another slice", judged)):
+            left = [way for way in all_ways if way.patient in out]
+            groups[name] += left
+            logits[name] += [net.logit(way.features) for way in left]
+    values = {}
+    for memory in _MEMORIES:
+        each = {name: _value(groups[name], logits[name], memory) for name in groups}
+        print(f"memory {memory}: {each}", flush=True)
+        values[memory] = sum(sum(value) for kinds in each.values() for value in kinds.values())
+    return Fusion(
+        network=_NETWORK_WEIGHT, presence=_train(ways + moved), memory=max(_MEMORIES, key=values.__getitem__)
+    )
 
 
 def _cases(root: Path, count: int) -> Iterator[Case]:
     held_out = {name for names in held_out_cases().values() for name in names}
     names = sorted(f.name for f in root.glob("ct_hn*") if f.name not in held_out)
-    for name in names[:: max(len(names) // count, 1)][:count]:
-        yield read_case(root / name)
+    for name in [*names[:: max(len(names) // count, 1)][:count], *_OTHERS]:
+        if (root / name).is_dir():
+            yield read_case(root / name)
     for seed in _PHANTOM_SEEDS:
         phantom = phantom_ct(seed)
         organs = {
@@ -103,97 +174,137 @@ def _cases(root: Path, count: int) -> Iterator[Case]:
         yield Case(f"{_PHANTOM}{seed}", phantom.volume, phantom.segmentation.labels_kji, organs)
 
 
-def _fit(model: NanoModel, cases: list[Case], network: float) -> tuple[float, Fusion]:
-    ways = [way for case in cases for way in _track(model, case, network)]
-    start = Fusion(network=network, presence=_logistic(ways), memory=0.5)
-    value = _value(ways, start)
-    print(f"{start}: {value}", flush=True)
-    rng = np.random.default_rng(0)
-    best, best_value = start, value
-    for _ in range(_ROUNDS):
-        presence = tuple((np.array(best.presence) + rng.normal(0.0, 0.15, len(best.presence))).tolist())
-        memory = float(np.clip(best.memory + rng.normal(0.0, 0.05), 0.0, 0.9))
-        tried = Fusion(network=network, presence=presence, memory=memory)
-        value = _value(ways, tried)
-        if sum(value) > sum(best_value):
-            best, best_value = tried, value
-    best = replace(best, presence=tuple(round(v, 3) for v in best.presence), memory=round(best.memory, 3))
-    print(f"{best}: {_value(ways, best)}", flush=True)
-    return sum(best_value), best
-
-
-def _track(model: NanoModel, case: Case, network: float) -> Iterator[tuple[_Way, ...]]:
-    """The two ways of every object of a case."""
-    tasks = list(object_tasks(case))
-    references = [
-        Reference(str(number), SlicePrompt(0, task.index, mask=task.annotation))
-        for number, task in enumerate(tasks)
-    ]
-    _Recording.notes.clear()
-    masks: dict[tuple[int, int], NDArray[np.bool_]] = {}
-    events = propagate(
-        case.volume, references, NanoTracker(model, _Recording(network=network)), PropagateOptions(stop=False)
+def _track(model: NanoModel, case: Case) -> Iterator[_Way]:
+    """The ways of every object of a case."""
+    session = NanoTracker(model, _Recording(network=_NETWORK_WEIGHT)).open(
+        case.volume, 0, WINDOWS["soft-tissue"]
     )
-    for event in events:
-        if isinstance(event, SliceMask):
-            masks[int(event.segment), event.index] = event.mask
+    tasks = list(object_tasks(case))
+    jobs = []
     for number, task in enumerate(tasks):
-        ends = (range(task.index + 1, len(task.truth_kji)), range(task.index - 1, -1, -1))
-        yield tuple(_way(task, number, indices, masks) for indices in ends)
+        session.add_reference(number, SlicePrompt(0, task.index, mask=task.annotation))
+        ends = (max(task.first - _BEYOND, 0), min(task.last + _BEYOND, len(task.truth_kji) - 1))
+        jobs += [TrackJob(number, task.index, end) for end in ends if end != task.index]
+    _Recording.notes.clear()
+    masks = {(job.object_id, answer.index): answer.mask for item in session.run(jobs) for job, answer in item}
+    for job in jobs:
+        indices = range(job.start + job.step, job.stop + job.step, job.step)
+        yield _way(case, tasks[job.object_id], job.object_id, indices, masks)
 
 
 def _way(
-    task: ObjectTask, number: int, indices: Sequence[int], masks: dict[tuple[int, int], NDArray[np.bool_]]
+    case: Case,
+    task: ObjectTask,
+    number: int,
+    indices: Sequence[int],
+    masks: dict[tuple[int, int], NDArray[np.bool_]],
 ) -> _Way:
     pairs = [(masks[number, index], task.truth_kji[index]) for index in indices]
+    step_mm, row_mm, col_mm = case.volume.spacing_kji_mm
     return _Way(
         task.patient,
-        np.array([_Recording.notes[number, index] for index in indices]).reshape(len(indices), -1),
+        (task.case, task.organ),
+        np.array([_Recording.notes[number, index] for index in indices]),
         np.array([(mask & truth).sum() for mask, truth in pairs], float),
         np.array([mask.sum() for mask, _ in pairs], float),
         np.array([truth.sum() for _, truth in pairs], float),
+        int(task.annotation.sum()),
+        row_mm * col_mm,
+        step_mm,
     )
 
 
-def _logistic(ways: list[tuple[_Way, ...]]) -> tuple[float, ...]:
-    filled = [way for pair in ways for way in pair if len(way.true)]
-    x = np.concatenate([way.features for way in filled])
-    y = np.concatenate([way.true > 0 for way in filled])
+def _moved(ways: Iterable[_Way], seed: int) -> list[_Way]:
+    """The ways as they would look had a slice between the middle and an end been annotated.
 
-    def loss(weights: NDArray[np.float64]) -> float:
-        logit = x @ weights
-        likelihood = np.logaddexp(0.0, -logit) * y + np.logaddexp(0.0, logit) * ~y
-        return float(likelihood.mean() + 1e-3 * weights @ weights)
+    What was found is left as it is; only sizes and distances are counted from the other slice.
+    """
+    rng = np.random.default_rng(seed)
+    objects: dict[tuple[object, ...], list[_Way]] = {}
+    for way in ways:
+        objects.setdefault(way.target, []).append(way)
+    moved = []
+    for target, both in objects.items():
+        for number, way in enumerate(both):
+            inside = np.flatnonzero(way.true > 0)
+            if len(inside) < 3:
+                continue
+            at = int(inside[min(int(rng.uniform(0.1, 0.8) * len(inside)), len(inside) - 2)])
+            area = int(way.true[at])
+            name = (*target, number, at)
+            moved.append(way.seen_from(name, area, at + 1, 0))
+            moved += [other.seen_from(name, area, 0, at + 1) for other in both if other is not way]
+    return [way for way in moved if len(way.true)]
 
-    return tuple(float(weight) for weight in minimize(loss, np.zeros(x.shape[1])).x)
+
+def _train(ways: list[_Way]) -> PresenceNet:
+    """Cross-entropy on every slice, by its share of the object, with seeded AdamW."""
+    x = np.concatenate([way.features for way in ways])
+    there = np.concatenate([way.true > 0 for way in ways])
+    size = np.concatenate([np.maximum(way.found, way.true) / way.reference_area for way in ways])
+    other = np.concatenate([np.full(len(way.true), not way.patient.startswith("ct_hn")) for way in ways])
+    weight = torch.from_numpy(np.clip(size, 0.1, 2.0) * np.where(other, _OTHER_WEIGHT, 1.0))
+    middle, spread = x.mean(axis=0), x.std(axis=0) + 1e-6
+    middle[0], spread[0] = 0.0, 1.0
+    scaled, present = torch.from_numpy((x - middle) / spread), torch.from_numpy(there.astype(float))
+
+    random = torch.Generator().manual_seed(0)
+    count = len(PRESENCE_FEATURES)
+    linear = torch.zeros(count, dtype=torch.float64, requires_grad=True)
+    units = (torch.randn(_UNITS, count, generator=random, dtype=torch.float64) / count**0.5).requires_grad_()
+    out = (torch.randn(_UNITS, generator=random, dtype=torch.float64) / _UNITS**0.5).requires_grad_()
+    optimiser = torch.optim.AdamW([linear, units, out], lr=_RATE, weight_decay=_DECAY)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, _STEPS)
+    for _ in range(_STEPS):
+        rows = torch.randint(0, len(scaled), (_BATCH,), generator=random)
+        logit = scaled[rows] @ linear + torch.tanh(scaled[rows] @ units.T) @ out
+        loss = F.binary_cross_entropy_with_logits(logit, present[rows], weight[rows])
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+        falling.step()
+
+    def unscaled(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        plain = weights / spread
+        plain[..., 0] -= (weights * (middle / spread)).sum(axis=-1)
+        return np.round(plain, 4)
+
+    return PresenceNet(
+        linear=tuple(unscaled(linear.detach().numpy()).tolist()),
+        units=tuple(map(tuple, unscaled(units.detach().numpy()).tolist())),
+        out=tuple(np.round(out.detach().numpy(), 4).tolist()),
+    )
 
 
-def _value(ways: list[tuple[_Way, ...]], fusion: Fusion) -> tuple[float, float]:
-    """Own-extent and whole-volume Dice, if the object score ended every way; patients and phantoms weigh alike."""
-    groups: dict[bool, list[tuple[float, float]]] = {}
-    for pair in ways:
-        kept = [_kept(way, fusion) for way in pair]
-        overlap = sum(float((way.overlap * keep).sum()) for way, keep in zip(pair, kept, strict=True))
-        found = sum(float((way.found * keep).sum()) for way, keep in zip(pair, kept, strict=True))
-        inside = sum(
-            float((way.found * keep * (way.true > 0)).sum()) for way, keep in zip(pair, kept, strict=True)
+def _value(
+    ways: list[_Way], logits: list[NDArray[np.float64]], memory: float
+) -> dict[str, tuple[float, float]]:
+    """Own-extent and whole-volume Dice, if the object score ended every way."""
+    sums: dict[tuple[object, ...], NDArray[np.float64]] = {}
+    for way, logit in zip(ways, logits, strict=True):
+        keep = _kept(way, logit, memory)
+        inside = keep & (way.true > 0)
+        counts = np.array(
+            [way.overlap[keep].sum(), way.found[inside].sum(), way.found[keep].sum(), way.true.sum()]
         )
-        true = sum(float(way.true.sum()) for way in pair)
-        dice = (2 * overlap / max(inside + true, 1.0), 2 * overlap / max(found + true, 1.0))
-        groups.setdefault(pair[0].patient.startswith(_PHANTOM), []).append(dice)
-    own, whole = np.mean([np.mean(group, axis=0) for group in groups.values()], axis=0)
-    return float(own), float(whole)
+        sums[way.target] = sums.get(way.target, np.zeros(4)) + counts
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for target, (overlap, inside_px, found, true) in sums.items():
+        kind = "head and neck" if str(target[0]).startswith("ct_hn") else "other"
+        dice = (2 * overlap / max(inside_px + true, 1.0), 2 * overlap / max(found + true, 1.0))
+        groups.setdefault(kind, []).append(dice)
+    return {
+        kind: (round(float(own), 4), round(float(whole), 4))
+        for kind, (own, whole) in ((kind, np.mean(group, axis=0)) for kind, group in groups.items())
+    }
 
 
-def _kept(way: _Way, fusion: Fusion) -> NDArray[np.bool_]:
+def _kept(way: _Way, logits: NDArray[np.float64], memory: float) -> NDArray[np.bool_]:
     """Slices on which the object is said to be there, up to where the stop rule ends the way."""
     keep = np.zeros(len(way.true), bool)
-    if not keep.size:
-        return keep
-    logits = way.features @ np.array(fusion.presence)
     smooth, without = _START_LOGIT, 0
     for place, logit in enumerate(logits):
-        smooth = fusion.memory * smooth + (1.0 - fusion.memory) * logit
+        smooth = memory * smooth + (1.0 - memory) * logit
         keep[place] = smooth > 0 and way.found[place] > 0
         without = 0 if keep[place] else without + 1
         if without >= _PATIENCE:

@@ -225,19 +225,12 @@ class NanoSession:
         box = box_of_mask(mask)
         if box is None:
             raise InputError(f"The mask on slice {job.start} is empty; paint the object first.")
-        classical = IntensityTrack(
-            self._slices,
-            self._spacing,
-            self._step_mm,
-            _SOFT_TISSUE,
-            IntensityOptions(),
-            job,
-            mask,
-        )
         mask = mask.astype(bool)
-        area = int(np.count_nonzero(mask))
-        width_mm = float(np.sqrt(area * self._spacing[0] * self._spacing[1]))
-        fusion = FusionState(area, self._step_mm / width_mm, mask)
+        classical = IntensityTrack(
+            self._slices, self._spacing, self._step_mm, _SOFT_TISSUE, IntensityOptions(), job, mask
+        )
+        pixel_mm2 = self._spacing[0] * self._spacing[1]
+        fusion = FusionState(int(np.count_nonzero(mask)), pixel_mm2, self._step_mm, mask)
         crop = _Crop.around(box, self._spacing)
         return _Track(job, job.start, mask.astype(np.float32), mask, mask, crop, classical, fusion)
 

@@ -2,14 +2,15 @@
 
 They fail on different organs: the network loses bone, lung and many-part objects, the intensity tracker loses soft
 organs of low contrast. Their probabilities are mixed, and both trackers go on from the mixture. Whether the object is
-still there is a logistic function of both object scores and of how the mask behaves, smoothed over the slices.
+still there is decided by a few numbers - both object scores, how the mask behaves, how large the object is and how far
+it has been followed - put through a net of a dozen units and smoothed over the slices.
 ``Testing/benchmarks/fit_fusion.py`` chooses the weights, on patients that the benchmark does not score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,27 @@ from numpy.typing import NDArray
 
 from .protocols import TrackedSlice
 
-__all__ = ["PRESENCE_FEATURES", "Fusion", "FusionState", "presence_features"]
+__all__ = [
+    "PRESENCE_FEATURES",
+    "Fusion",
+    "FusionState",
+    "PresenceNet",
+    "distance_features",
+    "presence_features",
+]
 
 PRESENCE_FEATURES = (
     "constant",
     "logit of the network's object score",
     "logit of the intensity tracker's object score",
     "Dice of the two masks",
-    "log of the area over the reference slice's",
-    "log of 1 + distance from the reference slice over the object's width there",
     "mean probability inside the mask",
     "Dice with the mask of the slice before",
+    "log of the area over the reference slice's",
+    "log of the reference slice's area in square millimetres",
+    "log of 1 + distance from the reference slice over the object's width there",
+    "log of 1 + distance from the reference slice in millimetres",
+    "distance from the reference slice in units of 50 mm",
 )
 _START_LOGIT = 3.0
 
@@ -38,13 +49,34 @@ class FusionState:
 
     reference_area: int
     """Pixels of the mask on the reference slice."""
-    step_over_width: float
-    """Distance between slices over the object's width on the reference slice."""
+    pixel_mm2: float
+    """Area of a pixel."""
+    step_mm: float
+    """Distance between slices."""
     previous: NDArray[np.bool_]
-    """(H, W) mask on the slice before."""
+    """Mask on the slice before, of the same shape as the probabilities that are settled next."""
     logit: float = _START_LOGIT
     """Logit of the object score on the slice before."""
     steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresenceNet:
+    """Logit of the object score: a weighted sum of `PRESENCE_FEATURES` and of a few tanh units over them."""
+
+    linear: tuple[float, ...] = (0.0, 0.5, 0.5, *(0.0,) * (len(PRESENCE_FEATURES) - 3))
+    """(n,) weights of the features."""
+    units: tuple[tuple[float, ...], ...] = ()
+    """(m, n) weights of the features in each unit."""
+    out: tuple[float, ...] = ()
+    """(m,) weights of the units."""
+
+    def logit(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(...,) of features (..., n)."""
+        linear: NDArray[np.float64] = features @ np.array(self.linear)
+        return (
+            linear + np.tanh(features @ np.array(self.units).T) @ np.array(self.out) if self.out else linear
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +85,8 @@ class Fusion:
 
     network: float = 0.5
     """Weight of the network's probability against the intensity tracker's, 0 .. 1."""
-    presence: tuple[float, ...] = (0.0, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0)
-    """Logistic weights of the object score, for `PRESENCE_FEATURES`."""
+    presence: PresenceNet = PresenceNet()
+    """The object score."""
     memory: float = 0.5
     """Share of the slices before in the object score's logit, 0 .. 1."""
 
@@ -64,7 +96,15 @@ class Fusion:
         kept = meta.get("fusion")
         if kept is None:
             return cls()
-        return cls(network=kept["network"], presence=tuple(kept["presence"]), memory=kept["memory"])
+        net = kept["presence"]
+        presence = PresenceNet(
+            linear=tuple(net["linear"]), units=tuple(map(tuple, net["units"])), out=tuple(net["out"])
+        )
+        return cls(network=kept["network"], presence=presence, memory=kept["memory"])
+
+    def to_meta(self) -> dict[str, Any]:
+        """The inverse of `from_meta`: what to keep under ``fusion``, as plain JSON values."""
+        return asdict(self)
 
     def settle(
         self, probability: NDArray[np.float32], presence: float, other: TrackedSlice, state: FusionState
@@ -72,9 +112,9 @@ class Fusion:
         """One answer from two.
 
         Args:
-            probability: (H, W) of the network, whether or not the object is there.
+            probability: (H, W) of the network, whether or not the object is there; a slice or a part of one.
             presence: the network's object score, 0 .. 1.
-            other: the intensity tracker's answer.
+            other: the intensity tracker's answer on the same part.
             state: what is known from the slices before; brought up to this slice.
 
         Returns:
@@ -82,7 +122,7 @@ class Fusion:
         """
         mixed = self._mixed(probability, other)
         state.steps += 1
-        logit = float(np.dot(self.presence, presence_features(probability, presence, other, mixed, state)))
+        logit = float(self.presence.logit(presence_features(probability, presence, other, mixed, state)))
         state.logit = self.memory * state.logit + (1.0 - self.memory) * logit
         state.previous = mixed > 0.5
         return mixed, float(1.0 / (1.0 + np.exp(-state.logit)))
@@ -99,19 +139,46 @@ def presence_features(
     other: TrackedSlice,
     mixed: NDArray[np.float32],
     state: FusionState,
-) -> tuple[float, ...]:
+) -> NDArray[np.float64]:
     """The values of `PRESENCE_FEATURES` on one slice; the mask is the mixture's."""
     mask = mixed > 0.5
-    area = int(mask.sum())
-    return (
+    area = int(np.count_nonzero(mask))
+    of_the_slice = (
         1.0,
         _logit(presence),
         _logit(other.score),
         _dice(probability > 0.5, other.mask),
-        float(np.log((area + 1) / (state.reference_area + 1))),
-        float(np.log1p(state.steps * state.step_over_width)),
         float(mixed[mask].mean()) if area else 0.0,
         _dice(mask, state.previous),
+    )
+    return np.concatenate(
+        [
+            of_the_slice,
+            distance_features(area, state.steps * state.step_mm, state.reference_area, state.pixel_mm2),
+        ]
+    )
+
+
+def distance_features(
+    area: int, distance_mm: float, reference_area: int, pixel_mm2: float
+) -> NDArray[np.float64]:
+    """The last of `PRESENCE_FEATURES`: what follows from sizes and distances alone.
+
+    Args:
+        area: pixels of the mask.
+        distance_mm: from the reference slice.
+        reference_area: pixels of the mask on the reference slice.
+        pixel_mm2: area of a pixel.
+    """
+    reference_mm2 = reference_area * pixel_mm2
+    return np.array(
+        [
+            np.log((area + 1) / (reference_area + 1)),
+            np.log(reference_mm2),
+            np.log1p(distance_mm / np.sqrt(reference_mm2)),
+            np.log1p(distance_mm),
+            distance_mm / 50.0,
+        ]
     )
 
 

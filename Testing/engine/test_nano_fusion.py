@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from medssl.foundation.nano_fusion import (
+    PRESENCE_FEATURES,
+    Fusion,
+    FusionState,
+    PresenceNet,
+    distance_features,
+    presence_features,
+)
+from medssl.foundation.protocols import TrackedSlice
+
+COUNT = len(PRESENCE_FEATURES)
+
+
+def a_square(start: int, stop: int, probability: float = 0.9) -> np.ndarray:
+    square = np.zeros((20, 20), np.float32)
+    square[start:stop, start:stop] = probability
+    return square
+
+
+def an_answer(probability: np.ndarray, score: float = 0.8) -> TrackedSlice:
+    return TrackedSlice(1, 3, probability > 0.5, probability, score)
+
+
+def a_state(previous: np.ndarray | None = None) -> FusionState:
+    return FusionState(64, 4.0, 5.0, a_square(6, 14) > 0.5 if previous is None else previous)
+
+
+def test_probabilities_are_mixed_by_the_networks_weight() -> None:
+    network, other = a_square(5, 15, 0.8), a_square(8, 18, 0.6)
+    mixed, _ = Fusion(network=0.25).settle(network, 0.9, an_answer(other), a_state())
+    np.testing.assert_allclose(mixed, 0.25 * network + 0.75 * other, rtol=1e-6)
+
+
+def test_an_intensity_tracker_that_found_nothing_has_no_say_in_the_mask() -> None:
+    network = a_square(5, 15)
+    mixed, _ = Fusion(network=0.25).settle(network, 0.9, an_answer(np.zeros_like(network)), a_state())
+    np.testing.assert_array_equal(mixed, network)
+
+
+def test_features_say_what_their_names_say() -> None:
+    state = a_state()
+    state.steps = 4
+    network, other = a_square(6, 14, 0.9), a_square(6, 12, 0.7)
+    mixed = a_square(6, 12, 0.8)
+
+    named = dict(
+        zip(
+            PRESENCE_FEATURES,
+            presence_features(network, 0.75, an_answer(other, 0.25), mixed, state),
+            strict=True,
+        )
+    )
+
+    assert list(named.values()) == pytest.approx(
+        [
+            1.0,
+            np.log(3.0),
+            -np.log(3.0),
+            2 * 36 / (64 + 36),
+            0.8,
+            2 * 36 / (36 + 64),
+            np.log(37 / 65),
+            np.log(64 * 4.0),
+            np.log1p(20.0 / 16.0),
+            np.log1p(20.0),
+            0.4,
+        ]
+    )
+    np.testing.assert_allclose(list(named.values())[-5:], distance_features(36, 20.0, 64, 4.0))
+
+
+def test_an_empty_slice_has_finite_features() -> None:
+    nothing = np.zeros((20, 20), np.float32)
+    values = presence_features(nothing, 0.0, an_answer(nothing, 1.0), nothing, a_state(nothing > 0))
+    assert np.isfinite(values).all()
+
+
+def test_the_presence_net_equals_its_sum_written_out() -> None:
+    rng = np.random.default_rng(0)
+    linear, units, out = rng.normal(size=COUNT), rng.normal(size=(3, COUNT)), rng.normal(size=3)
+    net = PresenceNet(linear=tuple(linear), units=tuple(map(tuple, units)), out=tuple(out))
+    features = rng.normal(size=(5, COUNT))
+
+    expected = [
+        sum(linear * row) + sum(o * np.tanh(sum(unit * row)) for o, unit in zip(out, units, strict=True))
+        for row in features
+    ]
+    np.testing.assert_allclose(net.logit(features), expected)
+    np.testing.assert_allclose(PresenceNet(linear=tuple(linear)).logit(features), features @ linear)
+
+
+def test_the_score_follows_the_slices_slowly_by_its_memory() -> None:
+    always = PresenceNet(linear=(-2.0, *(0.0,) * (COUNT - 1)))
+    state = a_state()
+    state.logit = 4.0
+    scores = [
+        Fusion(presence=always, memory=0.5).settle(a_square(6, 14), 0.9, an_answer(a_square(6, 14)), state)[1]
+        for _ in range(3)
+    ]
+    expected_logits = np.array([1.0, -0.5, -1.25])
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-expected_logits)))
+    assert state.steps == 3
+
+
+def test_weights_survive_the_metadata_of_a_checkpoint() -> None:
+    net = PresenceNet(linear=tuple(range(COUNT)), units=((0.5,) * COUNT, (0.25,) * COUNT), out=(1.0, -1.0))
+    fusion = Fusion(network=0.4, presence=net, memory=0.7)
+    meta = json.loads(json.dumps({"fusion": fusion.to_meta()}))
+    assert Fusion.from_meta(meta) == fusion
+    assert Fusion.from_meta({}) == Fusion()
