@@ -7,6 +7,7 @@ spatial axes of the network.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,12 +24,14 @@ from .input_contract import InputContract, IntensityStats
 __all__ = ["ScanPredictor", "Slab", "never"]
 
 _OVERLAP = 0.25
-"""Share of a tile's side that it has in common with the next."""
+"""Of the side of training: what a tile has in common with the next."""
 _SIGMA = 1 / 6
 """Deviation of a tile's weight, in sides of the tile: its rim counts little."""
 _LEAST_WEIGHT = 1e-3
-_LARGEST_BLOCK = 1.5
+_LARGEST_GROWTH = 2.5
 """3D blocks grow to this many times the size of training, per axis: fewer rims are computed twice."""
+_VOXELS_OF_A_BLOCK = 1 << 21
+"""At most, after growing: so that memory stays small and a cancel does not wait for long."""
 _VOXELS_AT_ONCE = 1 << 18
 """Of the network's input on the CPU; larger batches are no faster there, and a cancel must not wait."""
 _VOXELS_AT_ONCE_GPU = 1 << 23
@@ -147,8 +150,10 @@ class ScanPredictor:
         if self.contract.fit == "resize":
             scaled = F.interpolate(shown, size=self._tile, mode="bilinear", antialias=True)
             return F.interpolate(self.answer(scaled), size=sides, mode="bilinear")
-        least = self._tile if self.fixed_size else (1, 2 * self.divisor)
-        larger = _multiples([max(pair) for pair in zip(sides, least, strict=True)], self.divisor)
+        if self.fixed_size:  # tiles need not begin at multiples of anything
+            larger = tuple(max(pair) for pair in zip(sides, self._tile, strict=True))
+        else:  # some networks need two pixels at their coarsest level
+            larger = _multiples((sides[0], max(sides[1], 2 * self.divisor)), self.divisor)
         (top, bottom), (left, right) = (_around(n, m) for n, m in zip(sides, larger, strict=True))
         padded = F.pad(shown, (left, right, top, bottom), value=self.contract.background(stats))
         found = self._tiled(padded, self._tile) if self.fixed_size else self.answer(padded)
@@ -160,15 +165,11 @@ class ScanPredictor:
         self, image: NDArray[np.int16], stats: IntensityStats | None, start: int, wanted: Sequence[int]
     ) -> Iterator[Slab | None]:
         """Rows of blocks, from the one around `start` outwards; a slice is final once all its rows are done."""
-        growth = 1.0 if self.fixed_size else _LARGEST_BLOCK
-        largest = [int(growth * side) // self.divisor * self.divisor for side in self._tile]
-        least = (1, 1, 2 * self.divisor)  # some networks need two pixels at their coarsest level
-        covers = _multiples(np.maximum(image.shape, least).tolist(), self.divisor)
-        tile = self._tile if self.fixed_size else tuple(map(min, largest, covers))
+        tile = self._tile if self.fixed_size else _cheapest_block(image.shape, self._tile, self.divisor)
         pads = [_around(n, max(n, side)) for n, side in zip(image.shape, tile, strict=True)]
         padded = np.pad(image, pads, constant_values=AIR_HU) if any(map(any, pads)) else image
         below, length = pads[0][0], len(image)
-        starts = _starts(len(padded), tile[0])
+        starts = _starts(len(padded), tile[0], self._tile[0])
         weight = _weight(tile[0])
         total = np.zeros(len(padded), np.float32)
         for k in starts:
@@ -207,7 +208,7 @@ class ScanPredictor:
         sides = shown.shape[2:]
         if tuple(sides) == tile:
             return self.answer(shown)
-        corners = list(itertools.product(*(_starts(n, t) for n, t in zip(sides, tile, strict=True))))
+        corners = list(itertools.product(*map(_starts, sides, tile, self._tile)))
         weight = torch.ones((), device=shown.device)
         for side in tile:
             weight = weight[..., None] * _weight(side).to(shown.device)
@@ -224,6 +225,38 @@ class ScanPredictor:
                 sums[(..., *place)] += part * weight
                 total[place] += weight
         return sums / total
+
+
+def _cheapest_block(shape: Sequence[int], trained: Sequence[int], divisor: int) -> tuple[int, ...]:
+    """The block with which the fewest voxels are computed to cover a shape.
+
+    Args:
+        shape: of the scan.
+        trained: the block of training; it is the smallest, but for a scan that is smaller itself.
+        divisor: what the sides are multiples of.
+    """
+    least = (1, 1, 2 * divisor)  # some networks need two voxels at their coarsest level
+    covers = _multiples([max(pair) for pair in zip(shape, least, strict=True)], divisor)
+    sides = [_block_sides(*axis, divisor) for axis in zip(covers, trained, strict=True)]
+    blocks = [block for block in itertools.product(*sides) if math.prod(block) <= _VOXELS_OF_A_BLOCK]
+    smallest = tuple(min(lengths) for lengths in sides)
+
+    def computed(block: tuple[int, ...]) -> int:
+        return math.prod(
+            side * len(_starts(*axis)) for side, *axis in zip(block, covers, block, trained, strict=True)
+        )
+
+    return min(blocks or [smallest], key=lambda block: (computed(block), math.prod(block)))
+
+
+def _block_sides(cover: int, trained: int, divisor: int) -> list[int]:
+    """Sides with which 1, 2, ... blocks cover a length and overlap no more than they must."""
+    if cover <= trained:
+        return [cover]
+    largest = int(_LARGEST_GROWTH * trained)
+    counts = range(1, len(_starts(cover, trained, trained)) + 1)
+    exact = [math.ceil((cover + (count - 1) * _overlap(trained)) / count) for count in counts]
+    return sorted({trained, *(side for side in _multiples(exact, divisor) if trained < side <= largest)})
 
 
 def _batches(wanted: Sequence[int], start: int, at_once: int) -> list[list[int]]:
@@ -256,12 +289,16 @@ def _around(length: int, wanted: int) -> tuple[int, int]:
     return low, wanted - length - low
 
 
-def _starts(length: int, tile: int) -> list[int]:
-    """Evenly spread first indices of tiles that cover a length with at least the usual overlap."""
+def _starts(length: int, tile: int, trained: int) -> list[int]:
+    """Evenly spread first indices of tiles that cover a length and overlap as much as tiles of training would."""
     if length <= tile:
         return [0]
-    count = 1 + -(-(length - tile) // max(1, int(tile * (1 - _OVERLAP))))
+    count = 1 + -(-(length - tile) // max(1, tile - _overlap(trained)))
     return [round(n * (length - tile) / (count - 1)) for n in range(count)]
+
+
+def _overlap(trained: int) -> int:
+    return math.ceil(_OVERLAP * trained)
 
 
 def _weight(side: int) -> Tensor:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 FLAT = InputContract(size=(16, 16), spacing_kji_mm=(None, 4.0, 4.0), window_hu=(-200.0, 400.0))
+MODEL = dataclasses.replace(FLAT, size=(32, 32))
 SOLID = InputContract(spatial_dims=3, size=(8, 16, 16), spacing_kji_mm=(4.0, 4.0, 4.0))
 
 
@@ -137,9 +138,7 @@ def test_a_slice_is_final_when_nothing_it_depends_on_is_missing() -> None:
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "coronal"])
-@pytest.mark.parametrize(
-    "contract", [FLAT, dataclasses.replace(FLAT, size=(32, 32), fit="resize", neighbours=1)]
-)
+@pytest.mark.parametrize("contract", [MODEL, dataclasses.replace(MODEL, fit="resize", neighbours=1)])
 def test_streamed_slices_cover_the_volume_once_on_its_own_grid(
     orientation: str, contract: InputContract
 ) -> None:
@@ -167,7 +166,7 @@ def test_the_mean_with_the_mirror_image_is_its_own_mirror_image() -> None:
 
 
 def test_dropout_repeats_and_leaves_the_network_as_it_was() -> None:
-    built = model(dataclasses.replace(FLAT))
+    built = model()
     built.network.backbone.encoder.stages[0][-1].p = 0.3
     first, second = (predict_volume(built, volume(), uncertainty="dropout", device="cpu") for _ in range(2))
     np.testing.assert_array_equal(first.uncertainty, second.uncertainty)
