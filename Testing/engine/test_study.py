@@ -1,0 +1,124 @@
+"""A study compares like with like: the same patients, the same schedule, its own learning rate, and repeats nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from medssl.errors import InputError
+from medssl.finetuning import FinetuneSettings
+from medssl.input_contract import InputContract
+from medssl.labelled import LabelledCase
+from medssl.segmentation import Segment, Segmentation
+from medssl.study import StudyConfig, study
+from medssl.study_report import findings, paired_difference, write_report
+from medssl.study_runs import Arm, RunResult, StudyBench, StudyData, runs_of
+from medssl.volume import Volume
+
+CONTRACT = InputContract(
+    size=(32, 32), spacing_kji_mm=(None, 1.0, 1.0), window_hu=(-200.0, 400.0), mean_hu=0.0
+)
+SCRATCH = Arm("scratch unet2d_4", "unet2d_4", CONTRACT, "scratch unet2d_4")
+
+
+def case(n: int) -> LabelledCase:
+    rng = np.random.default_rng(n)
+    voxels, labels = rng.normal(40, 10, (3, 32, 32)).astype(np.int16), np.zeros((3, 32, 32), np.uint8)
+    labels[:2, 10:22, 6 + n : 18 + n] = 1
+    voxels[labels == 1] = 350
+    voxels[:, :5] = -1000
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    truth = Segmentation(labels, affine, (Segment("organ", 1, (1.0, 0.0, 0.0)),))
+    return LabelledCase(f"case{n}", f"p{n}", Volume(voxels, affine, f"case{n}"), truth)
+
+
+def data() -> StudyData:
+    cases = tuple(case(n) for n in range(5))
+    return StudyData(cases, ("organ",), {c.name: c.name for c in cases}, ("p0", "p1"), ("p2",), ("p3", "p4"))
+
+
+def result(arm: str, seed: int, dice: dict[str, float]) -> RunResult:
+    scores = {p: {"organ": {"dice": d, "nsd": d, "hd95_mm": 1.0}} for p, d in dice.items()}
+    return RunResult(arm, 0.5, seed, 1e-3, ("p0",), 0.5, 1.0, scores)
+
+
+def test_a_smaller_fraction_lies_within_a_larger_one_and_seeds_differ() -> None:
+    many = replace(data(), train=tuple(f"p{n:02}" for n in range(20)))
+    parts = [set(many.labelled(0, fraction)) for fraction in (0.05, 0.2, 0.5, 1.0)]
+    assert [len(part) for part in parts] == [1, 4, 10, 20]
+    assert all(small < large for small, large in itertools.pairwise(parts))
+    assert len({many.labelled(seed, 0.2) for seed in range(5)}) > 1
+
+
+def test_the_interval_of_equal_differences_is_their_value() -> None:
+    found = paired_difference(np.array([0.5, 0.7, 0.9]), np.array([0.4, 0.6, 0.8]))
+    assert (found.mean, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_the_interval_is_about_that_of_the_normal_approximation() -> None:
+    differences = np.random.default_rng(0).normal(0.02, 0.05, 400)
+    found = paired_difference(differences, np.zeros(400))
+    half = 1.96 * differences.std(ddof=1) / 20
+    assert found.low == pytest.approx(differences.mean() - half, abs=5e-4)
+    assert found.high == pytest.approx(differences.mean() + half, abs=5e-4)
+
+
+def test_patients_are_the_unit_not_patients_times_seeds(tmp_path: Path) -> None:
+    method = Arm("mae", "unet2d_4", CONTRACT, SCRATCH.name, tmp_path / "mae.safetensors")
+    runs = [result(SCRATCH.name, 0, {"p3": 0.5, "p4": 0.6}), result(SCRATCH.name, 1, {"p3": 0.7, "p4": 0.6})]
+    runs += [result("mae", 0, {"p3": 0.8, "p4": 0.7}), result("mae", 1, {"p3": 0.6, "p4": 0.7})]
+    runs.append(replace(result("mae", 0, {}), learning_rate=3e-3, seconds=9.0))
+    control, mae = findings(runs, [SCRATCH, method])
+    assert control.dice == pytest.approx({"p3": 0.6, "p4": 0.6})
+    assert (mae.seeds, mae.learning_rate, mae.seconds) == (2, 1e-3, 11.0)
+    text = write_report(tmp_path, runs, [SCRATCH, method], data(), [0.5], 10)
+    assert "+10.0 (+10.0 to +10.0)" in text
+    assert (tmp_path / "report.png").stat().st_size > 5000
+
+
+def test_a_cell_chooses_its_learning_rate_on_the_validation_patients_and_repeats_nothing(
+    tmp_path: Path,
+) -> None:
+    settings = FinetuneSettings(steps=20, batch=2, validations=1, patience=0)
+    rates = (1e-8, 1e-2)
+    assert StudyBench(data()).run_cell(tmp_path, SCRATCH, 0.5, 2, settings, rates) == 1e-2
+    runs = {(run.seed, run.learning_rate): run for run in runs_of(tmp_path)}
+    assert set(runs) == {(0, 1e-8), (0, 1e-2), (1, 1e-2)}
+    assert not runs[0, 1e-8].scores
+    assert set(runs[1, 1e-2].scores) == {"p3", "p4"}
+    assert runs[0, 1e-2].patients == data().labelled(0, 0.5)
+
+    def refuse() -> bool:
+        raise AssertionError("something was trained again")
+
+    StudyBench(data(), cancelled=refuse).run_cell(tmp_path, SCRATCH, 0.5, 2, settings, rates)
+
+
+def test_a_run_that_was_killed_before_its_test_is_tested(tmp_path: Path) -> None:
+    settings = FinetuneSettings(steps=2, batch=2, validations=1, patience=0)
+    StudyBench(data()).run_cell(tmp_path, SCRATCH, 0.5, 2, settings, (1e-3,))
+    whole = {run.seed: run.scores for run in runs_of(tmp_path)}
+    for path in tmp_path.glob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "scores": {}}))
+    StudyBench(data()).run_cell(tmp_path, SCRATCH, 0.5, 2, settings, (1e-3,))
+    assert {run.seed: run.scores for run in runs_of(tmp_path)} == whole
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [({"methods": ("magic",)}, "magic"), ({"fractions": (0.0,)}, "Fractions"), ({"tune_at": 0.3}, "0.3"),
+     ({"test_share": 0.9, "validation_share": 0.2}, "shares")],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(changes: dict[str, object], word: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=word):
+        StudyConfig(data=tmp_path, out=tmp_path, segment=("organ",), **changes)  # type: ignore[arg-type]
+
+
+def test_a_folder_without_cases_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(InputError, match="no image with labels"):
+        list(study(StudyConfig(data=tmp_path / "data", out=tmp_path / "out", segment=("organ",))))
