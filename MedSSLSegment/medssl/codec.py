@@ -128,7 +128,8 @@ class PackedLabels:
 
 def encode_labels(labels: NDArray[Any]) -> PackedLabels:
     """Shorten a label map of any dimensions to the box that holds everything in it."""
-    extents = [_extent(labels != 0, axis) for axis in range(labels.ndim)]
+    filled = labels != 0
+    extents = [_extent(filled, axis) for axis in range(labels.ndim)]
     box = tuple(slice(start, stop) for start, stop in extents)
     return PackedLabels(labels.shape, tuple(start for start, _ in extents), labels[box])
 

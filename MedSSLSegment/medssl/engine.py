@@ -5,11 +5,10 @@ The worker knows messages, this file knows models. Nothing here imports torch be
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +17,11 @@ from . import memory
 from .codec import from_plain
 from .errors import InputError, ProtocolError
 from .events import Progress
-from .messages import Predict, Propagate, Refine, Streamed
+from .messages import Predict, PredictVolume, Propagate, Refine, SegmentVolume, Streamed
 from .prompts import SlicePrompt
 from .registry import find_entry
 from .results import SliceMask
+from .trained import TrainedModels, predict_volume, segment_volume
 from .volume import Volume, Window, take_slice
 
 if TYPE_CHECKING:
@@ -34,7 +34,21 @@ if TYPE_CHECKING:
         TrackJob,
     )
 
-__all__ = ["Engine", "EngineBackend", "ImageKeeper", "SessionKeeper"]
+__all__ = [
+    "Engine",
+    "EngineBackend",
+    "EngineRequest",
+    "ImageKeeper",
+    "LongRequest",
+    "OwnImage",
+    "SessionKeeper",
+    "Work",
+]
+
+LongRequest: TypeAlias = Propagate | Refine | PredictVolume | SegmentVolume
+EngineRequest: TypeAlias = LongRequest | Predict
+Work: TypeAlias = Generator[Streamed, None, dict[str, Any]]
+"""Work item by item; what it returns goes into `Finished.summary`."""
 
 
 class Engine(Protocol):
@@ -48,20 +62,13 @@ class Engine(Protocol):
     def models(self) -> tuple[str, ...]:
         """Ids of the models in memory."""
 
-    def propagate(
-        self, volume: Volume, request: Propagate, cancelled: Callable[[], bool]
-    ) -> Generator[Streamed, None, dict[str, object] | None]:
-        """Carry references through the volume, item by item; what it returns goes into `Finished.summary`."""
-
-    def refine(
-        self, volume: Volume, request: Refine, cancelled: Callable[[], bool]
-    ) -> Generator[Streamed, None, dict[str, object] | None]:
-        """Sharpen a coarse mask, one item per slice; what it returns goes into `Finished.summary`."""
+    def compute(self, volume: Volume, request: LongRequest, cancelled: Callable[[], bool]) -> Work:
+        """Do long work on a volume."""
 
     def predict(self, volume: Volume, request: Predict) -> SliceMask:
         """Answer one prompt on one slice."""
 
-    def bytes_needed(self, request: Propagate | Refine | Predict) -> int:
+    def bytes_needed(self, request: EngineRequest, volume: Volume) -> int:
         """Estimate of the memory a request takes beyond what is loaded already."""
 
     def bytes_available(self, device: str) -> int | None:
@@ -101,7 +108,9 @@ class EngineBackend:
         self._threads = threads
         self._load_tracker = load_tracker
         self._load_image_predictor = load_image_predictor
+        self._threads_set = False
         self._device = ""
+        self._trained = TrainedModels()
         self._trackers: dict[_ModelKey, SessionKeeper] = {}
         self._predictors: dict[_ModelKey, ImageKeeper] = {}
 
@@ -113,24 +122,38 @@ class EngineBackend:
     @property
     def models(self) -> tuple[str, ...]:
         """Ids of the models in memory."""
-        return tuple(dict.fromkeys(model for model, _ in (*self._trackers, *self._predictors)))
+        promptable = (model for model, _ in (*self._trackers, *self._predictors))
+        return tuple(dict.fromkeys((*promptable, *self._trained.names)))
 
-    def propagate(
-        self, volume: Volume, request: Propagate, cancelled: Callable[[], bool]
-    ) -> Generator[Streamed, None, dict[str, object] | None]:
-        """Carry references through the volume."""
+    def compute(self, volume: Volume, request: LongRequest, cancelled: Callable[[], bool]) -> Work:
+        """Do long work on a volume.
+
+        Raises:
+            InputError: an option does not exist, or the request does not suit the volume.
+            ModelError: the model is unknown, missing or damaged.
+            Cancelled: `cancelled` said so.
+        """
+        match request:
+            case Propagate():
+                return self._propagate(volume, request, cancelled)
+            case Refine():
+                return self._refine(volume, request, cancelled)
+            case PredictVolume():
+                return self._predict_volume(volume, request, cancelled)
+            case SegmentVolume():
+                return self._segment_volume(volume, request, cancelled)
+
+    def _propagate(self, volume: Volume, request: Propagate, cancelled: Callable[[], bool]) -> Work:
         from .propagate import PropagateOptions, propagate
 
         options = _options(PropagateOptions, request.options)
         tracker = self._tracker(self._key(request))
         tracker.working_for = request.volume
         yield from propagate(volume, request.references, tracker, options, cancelled)
-        return None
+        return {}
 
-    def refine(
-        self, volume: Volume, request: Refine, cancelled: Callable[[], bool]
-    ) -> Generator[Streamed, None, dict[str, object] | None]:
-        """Sharpen a coarse mask; the summary is the report, the refined mask apart, which was streamed."""
+    def _refine(self, volume: Volume, request: Refine, cancelled: Callable[[], bool]) -> Work:
+        """The summary is the report, the refined mask apart, which was streamed."""
         from .refine import RefineOptions, refine
 
         options = _options(RefineOptions, request.options)
@@ -144,6 +167,22 @@ class EngineBackend:
             "largest_kji": report.largest_kji,
         }
 
+    def _predict_volume(self, volume: Volume, request: PredictVolume, cancelled: Callable[[], bool]) -> Work:
+        self._device = self._place(request.device)
+        model = self._trained.get(request.model, request.store, self._device)
+        return (yield from predict_volume(volume, request, model, self._device, cancelled))
+
+    def _segment_volume(self, volume: Volume, request: SegmentVolume, cancelled: Callable[[], bool]) -> Work:
+        from .segmenting import SegmentOptions
+
+        options = _options(SegmentOptions, request.options)
+        self._device = self._place(request.device)
+        model = self._trained.get(request.model, request.store, self._device)
+        predictor = OwnImage(self._predictor((request.refiner, self._device)))
+        tracker = self._tracker((request.tracker, self._device))
+        tracker.working_for = request.volume
+        return (yield from segment_volume(volume, request, options, model, predictor, tracker, cancelled))
+
     def predict(self, volume: Volume, request: Predict) -> SliceMask:
         """Answer one prompt on one slice; the slice is encoded for the first prompt only."""
         window = Window(*request.window_level_width) if request.window_level_width else Window.auto(volume)
@@ -153,11 +192,22 @@ class EngineBackend:
         answer = keeper.predict(prompt)
         return SliceMask(request.segment, prompt.axis, prompt.index, answer.mask, answer.score)
 
-    def bytes_needed(self, request: Propagate | Refine | Predict) -> int:
+    def bytes_needed(self, request: EngineRequest, volume: Volume) -> int:
         """Estimate of the memory a request takes beyond what is loaded already."""
-        entry = find_entry(request.model)
+        match request:
+            case PredictVolume():
+                return self._trained.bytes_needed(request.model, request.store, volume)
+            case SegmentVolume():
+                return self._trained.bytes_needed(request.model, request.store, volume) + max(
+                    map(self._bytes_of_promptable, (request.refiner, request.tracker))
+                )
+            case _:
+                return self._bytes_of_promptable(request.model)
+
+    def _bytes_of_promptable(self, model: str) -> int:
+        entry = find_entry(model)
         working = entry.image_size**2 * _WORKING_BYTES_PER_PIXEL[entry.kind]
-        return working if request.model in self.models else working + _LOADING_FACTOR * entry.size_bytes
+        return working if model in self.models else working + _LOADING_FACTOR * entry.size_bytes
 
     def bytes_available(self, device: str) -> int | None:
         """Memory left on a device; None where it cannot be told."""
@@ -181,14 +231,14 @@ class EngineBackend:
         return request.model, self._device
 
     def _place(self, device: str) -> str:
-        """The device a name stands for; loads torch, and sets its threads when it does."""
-        first_time = "torch" not in sys.modules
+        """The device a name stands for; loads torch, and sets its threads the first time."""
         from .foundation.runtime import pick_device
 
-        if first_time and self._threads is not None:
+        if self._threads is not None and not self._threads_set:
             import torch
 
             torch.set_num_threads(self._threads)
+            self._threads_set = True
         return str(pick_device(device))
 
     def _tracker(self, key: _ModelKey) -> SessionKeeper:
@@ -215,6 +265,8 @@ class ImageKeeper:
     """
 
     def __init__(self, predictor: ImagePredictor) -> None:
+        self.encoded = 0
+        """How many slices it has encoded; another number says that another slice is shown."""
         self._predictor = predictor
         self._shown: tuple[str, int, int, Window] | None = None
 
@@ -232,6 +284,7 @@ class ImageKeeper:
     ) -> None:
         """Encode one slice, of whatever volume."""
         self._shown = None
+        self.encoded += 1
         self._predictor.set_image(slice_hu, window, spacing_rc_mm)
 
     def predict(self, prompt: SlicePrompt) -> Prediction:
@@ -246,6 +299,41 @@ class ImageKeeper:
         """Encode the slices of this volume anew when they are asked for again."""
         if self._shown is not None and self._shown[0] == content_hash:
             self._shown = None
+
+
+class OwnImage:
+    """An image predictor for long work, which finds its slice shown again after a click on another one.
+
+    Args:
+        keeper: shared with the clicks.
+    """
+
+    def __init__(self, keeper: ImageKeeper) -> None:
+        self._keeper = keeper
+        self._image: tuple[NDArray[np.generic], Window, tuple[float, float]] | None = None
+        self._encoded = 0
+
+    def set_image(
+        self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]
+    ) -> None:
+        """Encode one slice."""
+        self._image = (slice_hu, window, spacing_rc_mm)
+        self._keeper.set_image(*self._image)
+        self._encoded = self._keeper.encoded
+
+    def predict(self, prompt: SlicePrompt) -> Prediction:
+        """Answer one prompt on the slice encoded last."""
+        self._show_again()
+        return self._keeper.predict(prompt)
+
+    def predict_boxes(self, boxes_xyxy_px: NDArray[np.float32]) -> list[Prediction]:
+        """Answer (B, 4) boxes on the slice encoded last."""
+        self._show_again()
+        return self._keeper.predict_boxes(boxes_xyxy_px)
+
+    def _show_again(self) -> None:
+        if self._image is not None and self._encoded != self._keeper.encoded:
+            self.set_image(*self._image)
 
 
 class SessionKeeper:

@@ -1,8 +1,12 @@
 """Every message a client and the worker exchange: one frozen dataclass each, and one dict that names them.
 
 Requests go to the worker, replies come back under the request's id. Streamed replies (`Progress`, `Log`,
-`SliceMask`) may come any number of times; every request ends with exactly one of the others. No field names a
-patient: a volume is known by its content hash.
+`SliceMask`, `UncertaintyMap`) may come any number of times; every request ends with exactly one of the others. No
+field names a patient, but the name a user gives a case: a volume is known by its content hash.
+
+Requests on folders (cases, runs, models) say what they want to know or to do; the answer is a `Finished` whose summary
+holds plain facts, as `medssl.facts` makes them. All paths are the worker's; an empty folder stands for the usual one of
+`medssl.home`.
 """
 
 from __future__ import annotations
@@ -14,30 +18,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import errors
-from .codec import from_plain, to_plain
+from .cases import Vouched
+from .codec import PackedLabels, from_plain, to_plain
 from .errors import MedSSLError, ProtocolError, WorkerError
 from .events import Log, Progress
 from .framing import Frame
 from .prompts import Reference, SlicePrompt
-from .results import SliceMask
+from .results import SliceMask, UncertaintyMap
+from .segmentation import Segment
 
 __all__ = [
     "MESSAGES",
     "STREAMED",
     "VOLUME_NOT_HELD",
+    "AddCase",
+    "AdoptRun",
     "Cancel",
+    "DeleteModel",
+    "ExportModel",
     "Failed",
     "Finished",
     "Forget",
     "Hello",
+    "ImportModel",
     "Info",
+    "ListCases",
+    "ListEncoders",
+    "ListMethods",
+    "ListModels",
+    "ListRuns",
     "Message",
     "Predict",
+    "PredictVolume",
     "Propagate",
     "PutVolume",
+    "ReadRun",
     "Refine",
+    "RemoveCase",
+    "RestoreCase",
+    "ResumeRun",
+    "SegmentVolume",
     "Shutdown",
+    "StartRun",
+    "StopRun",
     "Streamed",
+    "UpdateCase",
+    "UseModel",
     "VolumePart",
     "Welcome",
     "WorkerInfo",
@@ -132,6 +158,218 @@ class Refine:
 
 
 @dataclass(frozen=True)
+class PredictVolume:
+    """Find a trained model's segments. Answered by `SliceMask`s, `UncertaintyMap`s and `Progress`, then `Finished`.
+
+    Every segment comes once on every axial slice, empty masks too, from the slice being looked at outwards.
+    """
+
+    volume: str
+    model: str
+    """"liver", "liver:3", a model file, or a run folder, which stands for what the run keeps."""
+    store: str = ""
+    """Model store."""
+    start: int | None = None
+    """Axial slice to begin with; None = the middle."""
+    uncertainty: Literal["off", "flip-average", "dropout"] = "off"
+    """How often the network answers; see `medssl.inference.predict`."""
+    maps: bool = False
+    """Send an `UncertaintyMap` of every slice."""
+    device: str = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentVolume:
+    """Find a trained model's segments, sharpen them and carry them through: `medssl.segmenting`.
+
+    Answered by `SliceMask`s that say their stage ("coarse", "refined", "propagated", "final"), `UncertaintyMap`s,
+    `Progress` and `Log`, then `Finished`.
+    """
+
+    volume: str
+    model: str
+    """As for `PredictVolume`."""
+    store: str = ""
+    """Model store."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Fields of `SegmentOptions`; what is missing keeps its default."""
+    annotation: PackedLabels | None = None
+    """(K, J, I) slices somebody has drawn, for the prompt mode annotation."""
+    segments: tuple[Segment, ...] = ()
+    """What the annotation's labels mean."""
+    refiner: str = ""
+    """Model id of the registry that answers boxes."""
+    tracker: str = ""
+    """Model id of the registry that follows masks."""
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class ListCases:
+    """Ask for the cases of a store."""
+
+    store: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class AddCase:
+    """Put a volume the worker holds, and its annotation, into a store."""
+
+    volume: str
+    labels: PackedLabels
+    """(K, J, I) on the volume's grid."""
+    segments: tuple[Segment, ...]
+    vouched: tuple[Vouched, ...]
+    store: str = ""
+    name: str = ""
+    """For a person."""
+    patient: str = ""
+    """Key that keeps a patient's cases together; empty takes the volume itself."""
+    codes: dict[str, str] = field(default_factory=dict)
+    """Terminology codes by segment name."""
+
+
+@dataclass(frozen=True, eq=False)
+class UpdateCase:
+    """Replace a case's labels and what is vouched for."""
+
+    case: str
+    """Its id."""
+    labels: PackedLabels
+    segments: tuple[Segment, ...]
+    vouched: tuple[Vouched, ...]
+    store: str = ""
+    what: str = ""
+    """What happened, for the case's history; empty = said from `vouched`."""
+
+
+@dataclass(frozen=True)
+class RemoveCase:
+    """Take a case out of a store; it is kept, under the name that comes back as "removed"."""
+
+    case: str
+    store: str = ""
+
+
+@dataclass(frozen=True)
+class RestoreCase:
+    """Bring a removed case back."""
+
+    removed: str
+    store: str = ""
+
+
+@dataclass(frozen=True)
+class StartRun:
+    """Begin training in a process of its own, which goes on whatever becomes of the worker."""
+
+    kind: Literal["finetune", "pretrain"]
+    """The command that trains."""
+    settings: dict[str, Any]
+    """Its options, with _ for -. Without "out" the run gets a new folder; fine-tuning without "data" or "cases"
+    learns from the usual case store."""
+
+
+@dataclass(frozen=True)
+class ListRuns:
+    """Ask for the runs in a folder and those below it."""
+
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class ReadRun:
+    """Ask how a run stands, and for what is new in it."""
+
+    run: str
+    after_event: int = 0
+    """How many of its events are known already."""
+    after_picture: int = -1
+    """Step of the newest picture that is known already."""
+
+
+@dataclass(frozen=True)
+class StopRun:
+    """Ask a run to save and stop at the end of its step; it can be resumed."""
+
+    run: str
+
+
+@dataclass(frozen=True)
+class ResumeRun:
+    """Go on with a run that stopped, failed or was lost."""
+
+    run: str
+
+
+@dataclass(frozen=True)
+class AdoptRun:
+    """Keep what a fine-tuning run has made as the next version of a model."""
+
+    run: str
+    name: str
+    """Of the model."""
+    store: str = ""
+
+
+@dataclass(frozen=True)
+class ListModels:
+    """Ask for the trained models of a store, with all their versions, and for the promptable ones."""
+
+    store: str = ""
+
+
+@dataclass(frozen=True)
+class UseModel:
+    """Go back, or forward, to a version."""
+
+    model: str
+    """"liver:2"."""
+    store: str = ""
+
+
+@dataclass(frozen=True)
+class DeleteModel:
+    """Take out a version ("liver:2") or a whole model ("liver"); the files are kept in the store's ``removed``."""
+
+    model: str
+    store: str = ""
+
+
+@dataclass(frozen=True)
+class ExportModel:
+    """Write a version as one file."""
+
+    model: str
+    path: str
+    """Ends in .safetensors."""
+    store: str = ""
+
+
+@dataclass(frozen=True)
+class ImportModel:
+    """Keep a file as the next version of a model."""
+
+    path: str
+    name: str
+    store: str = ""
+
+
+@dataclass(frozen=True)
+class ListEncoders:
+    """Ask for the pre-trained encoders: shipped, in a folder, and those that runs have made."""
+
+    folder: str = ""
+    runs: str = ""
+    """Folder of run folders."""
+
+
+@dataclass(frozen=True)
+class ListMethods:
+    """Ask for the self-supervised methods and the networks there are."""
+
+
+@dataclass(frozen=True)
 class Cancel:
     """Stop a request, queued or running; that one then ends with `Failed` of kind "Cancelled"."""
 
@@ -180,7 +418,7 @@ class Finished:
     seconds: float
     """How long the worker took."""
     summary: dict[str, Any] = field(default_factory=dict)
-    """What a request has to say at its end, e.g. the report of a refinement: JSON values and arrays."""
+    """What a request has to say at its end, e.g. the cases of a store: JSON values and arrays."""
 
 
 @dataclass(frozen=True)
@@ -205,8 +443,8 @@ class Failed:
 
 Message: TypeAlias = Any
 """An instance of one of the classes in `MESSAGES`."""
-Streamed: TypeAlias = Progress | Log | SliceMask
-STREAMED = (Progress, Log, SliceMask)
+Streamed: TypeAlias = Progress | Log | SliceMask | UncertaintyMap
+STREAMED = (Progress, Log, SliceMask, UncertaintyMap)
 """Replies that do not end their request."""
 
 MESSAGES: dict[str, type[Any]] = {
@@ -218,6 +456,26 @@ MESSAGES: dict[str, type[Any]] = {
     "propagate": Propagate,
     "predict": Predict,
     "refine": Refine,
+    "predict_volume": PredictVolume,
+    "segment_volume": SegmentVolume,
+    "list_cases": ListCases,
+    "add_case": AddCase,
+    "update_case": UpdateCase,
+    "remove_case": RemoveCase,
+    "restore_case": RestoreCase,
+    "start_run": StartRun,
+    "list_runs": ListRuns,
+    "read_run": ReadRun,
+    "stop_run": StopRun,
+    "resume_run": ResumeRun,
+    "adopt_run": AdoptRun,
+    "list_models": ListModels,
+    "use_model": UseModel,
+    "delete_model": DeleteModel,
+    "export_model": ExportModel,
+    "import_model": ImportModel,
+    "list_encoders": ListEncoders,
+    "list_methods": ListMethods,
     "cancel": Cancel,
     "shutdown": Shutdown,
     "welcome": Welcome,
@@ -225,6 +483,7 @@ MESSAGES: dict[str, type[Any]] = {
     "progress": Progress,
     "log": Log,
     "slice_mask": SliceMask,
+    "uncertainty_map": UncertaintyMap,
     "finished": Finished,
     "failed": Failed,
 }

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from .canvas import Canvas
 from .errors import InputError
-from .events import Log, Progress, drain
+from .events import Progress, drain
 from .prompts import Reference, SlicePrompt
 from .registry import DEFAULT_MODEL
 from .results import SliceMask
@@ -34,6 +34,7 @@ from .volume import Volume, as_stack
 if TYPE_CHECKING:
     from .client import WorkerClient
     from .foundation.protocols import ImagePredictor, SliceTracker
+    from .messages import Streamed
     from .propagate import PropagateOptions
     from .refine import RefineOptions, RefineReport
 
@@ -125,7 +126,7 @@ def propagate_volume(
     axis = choose_axis(volume, annotation) if axis is None else axis
     references = references_from_annotation(volume, annotation, axis, slices, segments)
     options = replace(options or PropagateOptions(), axis=axis)
-    events: Iterable[SliceMask | Progress | Log]
+    events: Iterable[Streamed]
     if worker is None:
         tracker = tracker or _load_tracker(model, device)
         started = time.monotonic()
@@ -241,7 +242,7 @@ def collect(
     volume: Volume,
     annotation: Segmentation,
     references: Sequence[Reference],
-    events: Iterable[SliceMask | Progress | Log],
+    events: Iterable[Streamed],
     started: float,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> PropagationResult:

@@ -1,9 +1,10 @@
 """The worker: one process that holds the volumes, the models and the device, and answers messages on a pipe.
 
-A reader thread takes messages while the main thread computes. A long request (propagate, refine) is a
-generator: after each item the main thread first answers what came in and is quick (a click, a question),
-then looks whether the request was cancelled, and goes on. The process ends when its input ends, in the
-middle of a computation too: a client that is gone leaves nothing behind.
+Three threads: a reader takes messages, the main thread computes, and a clerk does what concerns folders alone
+(case stores, training runs, models). A long request (propagate, refine, ...) is a generator: after each item the
+main thread first answers what came in and is quick (a click, a question), then looks whether the request was
+cancelled, and goes on. The process ends when its input ends, in the middle of a computation too, but not before
+the clerk has put away what it was given: a client that is gone leaves nothing running and loses nothing.
 
 Start it with ``python -m medssl.worker``; `medssl.client` does.
 """
@@ -23,9 +24,10 @@ from dataclasses import dataclass, field
 from typing import IO, NoReturn
 
 from . import __version__, memory
-from .engine import Engine, EngineBackend
+from .engine import Engine, EngineBackend, EngineRequest
 from .errors import Cancelled, MedSSLError, NotEnoughMemory, ProtocolError
 from .events import Progress
+from .filing import FILING_REQUESTS, Desk, file_request
 from .framing import Frame, read_frame, write_frame
 from .messages import (
     Cancel,
@@ -36,9 +38,11 @@ from .messages import (
     Info,
     Message,
     Predict,
+    PredictVolume,
     Propagate,
     PutVolume,
     Refine,
+    SegmentVolume,
     Shutdown,
     Streamed,
     VolumePart,
@@ -54,8 +58,10 @@ __all__ = ["Worker", "claim_standard_streams", "main"]
 
 _log = logging.getLogger(__name__)
 
-_LONG = (Propagate, Refine)
+_LONG = (Propagate, Refine, PredictVolume, SegmentVolume)
 _NO_REQUEST = 0
+_CLERK_SECONDS = 120.0
+"""How long the end of the process waits for what is being written; cut off, it would be lost, but harm nothing."""
 
 
 @dataclass(eq=False)
@@ -94,18 +100,22 @@ class Worker:
         self._changed = threading.Condition()
         self._quick: deque[_Job] = deque()
         self._long: deque[_Job] = deque()
-        self._running: list[_Job] = []  # a long job and, between two of its items, a quick one
+        self._filed: deque[_Job] = deque()
+        self._running: list[_Job] = []  # a long job, between two of its items a quick one, and a filed one
+        self._exit_status: int | None = None  # set when the process is to end
+        self._clerk = threading.Thread(target=self._file, name="clerk", daemon=True)
         self._answers: dict[type[Message], Callable[[_Job], Message]] = {
             Hello: lambda job: self._welcome(),
             Info: lambda job: self._info(),
             Forget: self._forget,
             Predict: self._predict,
-            Propagate: self._propagate,
-            Refine: self._refine,
+            **dict.fromkeys(_LONG, self._compute),
+            **dict.fromkeys(FILING_REQUESTS, self._put_away),
         }
 
     def run(self) -> NoReturn:
         """Answer messages until the input ends; then end the process."""
+        self._clerk.start()
         self._send(_NO_REQUEST, self._welcome())
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         while True:
@@ -116,15 +126,15 @@ class Worker:
 
     # The reader thread.
 
-    def _read(self) -> NoReturn:
+    def _read(self) -> None:
         try:
             while (frame := read_frame(self._incoming)) is not None:
                 self._receive(frame)
         except MedSSLError as error:  # out of step with the other end: nothing after this can be trusted
             _log.error("%s", error)
             self._send(_NO_REQUEST, Failed.from_error(error))
-            _end_process(1)
-        _end_process(0)
+            self._end(1)
+        self._end(0)
 
     def _receive(self, frame: Frame) -> None:
         try:
@@ -143,7 +153,7 @@ class Worker:
             case VolumePart():
                 self._volumes.add_part(message)
             case Shutdown():
-                _end_process(0)
+                self._end(0)
             case Forget():
                 self._volumes.discard(message.content_hash)
                 self._enqueue(_Job(request_id, message))
@@ -154,14 +164,20 @@ class Worker:
 
     def _enqueue(self, job: _Job) -> None:
         with self._changed:
-            (self._long if isinstance(job.request, _LONG) else self._quick).append(job)
-            self._changed.notify()
+            self._queue_of(job.request).append(job)
+            self._changed.notify_all()
+
+    def _queue_of(self, request: Message) -> deque[_Job]:
+        if isinstance(request, FILING_REQUESTS):
+            return self._filed
+        return self._long if isinstance(request, _LONG) else self._quick
 
     def _cancel(self, request_id: int) -> None:
         with self._changed:
-            waiting = [job for job in (*self._quick, *self._long) if job.request_id == request_id]
+            queued = (*self._quick, *self._long, *self._filed)
+            waiting = [job for job in queued if job.request_id == request_id]
             for job in waiting:
-                (self._long if job in self._long else self._quick).remove(job)
+                self._queue_of(job.request).remove(job)
             for job in self._running:
                 if job.request_id == request_id:
                     job.cancelled.set()
@@ -192,7 +208,7 @@ class Worker:
 
     def _reply(self, job: _Job, reply: Message) -> None:
         if job.request_id != _NO_REQUEST:
-            if not isinstance(reply, Welcome | WorkerInfo):
+            if not isinstance(reply, Welcome | WorkerInfo) and not isinstance(job.request, FILING_REQUESTS):
                 self._send(_NO_REQUEST, self._info())
             self._send(job.request_id, reply)
 
@@ -216,13 +232,9 @@ class Worker:
                 self._serve_quick()
         raise _cancelled()
 
-    def _propagate(self, job: _Job) -> Message:
+    def _compute(self, job: _Job) -> Message:
         volume = self._prepare(job)
-        return self._stream(job, self._engine.propagate(volume, job.request, job.cancelled.is_set))
-
-    def _refine(self, job: _Job) -> Message:
-        volume = self._prepare(job)
-        return self._stream(job, self._engine.refine(volume, job.request, job.cancelled.is_set))
+        return self._stream(job, self._engine.compute(volume, job.request, job.cancelled.is_set))
 
     def _predict(self, job: _Job) -> Message:
         volume = self._prepare(job)
@@ -235,9 +247,9 @@ class Worker:
 
     def _prepare(self, job: _Job) -> Volume:
         """The volume of a request, once it is clear that the work on it fits in memory."""
-        request: Propagate | Refine | Predict = job.request
+        request: EngineRequest = job.request
         volume = self._volumes.get(request.volume)
-        need = self._engine.bytes_needed(request)
+        need = self._engine.bytes_needed(request, volume)
         if request.model not in self._engine.models:
             self._send(job.request_id, Progress(0, 0, None, f"Loading {request.model}"))
         available = self._engine.bytes_available(request.device)
@@ -247,6 +259,33 @@ class Worker:
                 f" {memory.gigabytes(available)} is free; close other programs or choose a smaller model."
             )
         return volume
+
+    # The clerk's thread.
+
+    def _file(self) -> NoReturn:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._filed or self._exit_status is not None)
+                if not self._filed:
+                    _end_process(self._exit_status or 0)
+                job = self._start_next(self._filed)
+            self._serve(job)
+
+    def _put_away(self, job: _Job) -> Message:
+        def cancelled() -> bool:
+            return job.cancelled.is_set() or self._exit_status is not None
+
+        facts = file_request(job.request, Desk(self._volumes.get, cancelled))
+        return Finished(job.seconds, facts)
+
+    def _end(self, status: int) -> None:
+        """End the process as soon as the clerk has put away what it was given; the clerk itself goes on until then."""
+        with self._changed:
+            self._exit_status = status
+            self._changed.notify_all()
+        if threading.current_thread() is not self._clerk:
+            self._clerk.join(_CLERK_SECONDS)
+            _end_process(status)
 
     # Replies.
 
@@ -270,7 +309,7 @@ class Worker:
             with self._send_lock:
                 write_frame(self._outgoing, frame)
         except OSError:  # the client is gone
-            _end_process(0)
+            self._end(0)
 
 
 def claim_standard_streams() -> tuple[IO[bytes], IO[bytes]]:
@@ -297,7 +336,7 @@ def claim_standard_streams() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _end_process(status: int) -> NoReturn:
-    """End at once, whatever the main thread is doing; the worker owns nothing on disk."""
+    """End at once, whatever the main thread is doing."""
     logging.shutdown()
     os._exit(status)
 

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import IO
 
+from medssl.engine import EngineRequest, LongRequest, Work
 from medssl.errors import Cancelled, InputError
 from medssl.events import Progress
-from medssl.messages import Predict, Propagate, Refine, Streamed
+from medssl.messages import Predict, Propagate, Refine
 from medssl.results import SliceMask
 from medssl.volume import Volume, as_stack
 from medssl.volume_store import VolumeStore
@@ -31,9 +32,13 @@ class FakeEngine:
         self._outgoing = outgoing
         self.models: tuple[str, ...] = ()
 
-    def propagate(
-        self, volume: Volume, request: Propagate, cancelled: Callable[[], bool]
-    ) -> Generator[Streamed, None, dict[str, object] | None]:
+    def compute(self, volume: Volume, request: LongRequest, cancelled: Callable[[], bool]) -> Work:
+        if isinstance(request, Refine):
+            return self._refine(request)
+        assert isinstance(request, Propagate)
+        return self._propagate(volume, request)
+
+    def _propagate(self, volume: Volume, request: Propagate) -> Work:
         self.models = (request.model,)
         stack = as_stack(volume.voxels_kji, 0)
         for index in range(len(stack)):
@@ -45,19 +50,17 @@ class FakeEngine:
             yield Progress(index + 1, len(stack), (len(stack) - index) * SLICE_SECONDS)
         return {"slices": len(stack), "options": request.options}
 
-    def refine(
-        self, volume: Volume, request: Refine, cancelled: Callable[[], bool]
-    ) -> Generator[Streamed, None, dict[str, object] | None]:
+    def _refine(self, request: Refine) -> Work:
         for index, mask in enumerate(request.coarse_kji):
             yield SliceMask(request.segment, 0, index, mask, 1.0)
-        return None
+        return {}
 
     def predict(self, volume: Volume, request: Predict) -> SliceMask:
         prompt = request.prompt
         mask = as_stack(volume.voxels_kji, prompt.axis)[prompt.index] > 0
         return SliceMask(request.segment, prompt.axis, prompt.index, mask, 0.9)
 
-    def bytes_needed(self, request: Propagate | Refine | Predict) -> int:
+    def bytes_needed(self, request: EngineRequest, volume: Volume) -> int:
         return 10**15 if request.model == "huge" else 0
 
     def bytes_available(self, device: str) -> int | None:

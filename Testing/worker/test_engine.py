@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
-from medssl.engine import EngineBackend, ImageKeeper, SessionKeeper
+from medssl.engine import EngineBackend, ImageKeeper, OwnImage, SessionKeeper
 from medssl.errors import InputError, ModelError
 from medssl.foundation.protocols import Prediction, TrackedSlice, TrackJob
 from medssl.messages import Predict, Propagate
@@ -89,6 +89,20 @@ def test_a_slice_is_encoded_anew_after_other_work_or_after_its_volume_was_forgot
     assert predictor.encoded == 4
 
 
+def test_long_work_finds_its_slice_shown_again_after_a_click_on_another(volume: Volume) -> None:
+    predictor = CountingPredictor()
+    keeper = ImageKeeper(predictor)
+    own = OwnImage(keeper)
+    box = np.array([[1, 1, 3, 3]], np.float32)
+    own.set_image(volume.voxels_kji[7], WINDOW, (1.0, 1.0))
+    own.predict_boxes(box)
+    own.predict_boxes(box)
+    assert predictor.encoded == 1
+    keeper.show(volume, 1, 4, WINDOW)
+    assert own.predict_boxes(box)[0].mask.shape == volume.voxels_kji[7].shape
+    assert predictor.encoded == 3
+
+
 def test_a_second_run_on_a_volume_finds_its_session_without_the_old_references(
     volume: Volume, reference: Reference
 ) -> None:
@@ -138,17 +152,19 @@ import numpy as np
 from medssl.engine import EngineBackend
 from medssl.messages import Predict
 from medssl.prompts import SlicePrompt
+from medssl.volume import Volume
+volume = Volume(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.eye(4))
 box = SlicePrompt(0, 0, box_xyxy_px=np.array([1, 2, 3, 4], np.float32))
-needs = [EngineBackend().bytes_needed(Predict("", "", box, None, m)) for m in ("sam-vit-b", "sam-vit-h")]
+needs = [EngineBackend().bytes_needed(Predict("", "", box, None, m), volume) for m in ("sam-vit-b", "sam-vit-h")]
 assert 1e9 < needs[0] < needs[1] < 20e9, needs
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_an_unknown_model_is_named_before_anything_is_loaded(click: SlicePrompt) -> None:
+def test_an_unknown_model_is_named_before_anything_is_loaded(volume: Volume, click: SlicePrompt) -> None:
     with pytest.raises(ModelError, match="There is no model 'magic'"):
-        EngineBackend().bytes_needed(Predict("", "", click, None, "magic"))
+        EngineBackend().bytes_needed(Predict("", "", click, None, "magic"), volume)
 
 
 @pytest.mark.parametrize(
@@ -159,4 +175,4 @@ def test_an_option_the_engine_does_not_know_is_an_input_error(
 ) -> None:
     request = Propagate(volume.content_hash, (reference,), options, DEFAULT_MODEL, "cpu")
     with pytest.raises(InputError, match="PropagateOptions"):
-        next(EngineBackend().propagate(volume, request, lambda: False))
+        next(EngineBackend().compute(volume, request, lambda: False))
