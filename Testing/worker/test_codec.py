@@ -6,23 +6,53 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from medssl.codec import PackedMask, decode_mask, encode_mask, from_plain, to_plain
+from medssl.cases import Vouched
+from medssl.codec import (
+    PackedLabels,
+    PackedMask,
+    decode_labels,
+    decode_mask,
+    encode_labels,
+    encode_mask,
+    from_plain,
+    to_plain,
+)
 from medssl.errors import InputError, ProtocolError
 from medssl.events import Log, Progress
 from medssl.framing import Frame, read_frame, write_frame
 from medssl.messages import (
     MESSAGES,
+    AddCase,
+    AdoptRun,
     Cancel,
+    DeleteModel,
+    ExportModel,
     Failed,
     Finished,
     Forget,
     Hello,
+    ImportModel,
     Info,
+    ListCases,
+    ListEncoders,
+    ListMethods,
+    ListModels,
+    ListRuns,
     Predict,
+    PredictVolume,
     Propagate,
     PutVolume,
+    ReadRun,
     Refine,
+    RemoveCase,
+    RestoreCase,
+    ResumeRun,
+    SegmentVolume,
     Shutdown,
+    StartRun,
+    StopRun,
+    UpdateCase,
+    UseModel,
     VolumePart,
     Welcome,
     WorkerInfo,
@@ -30,7 +60,8 @@ from medssl.messages import (
     to_frame,
 )
 from medssl.prompts import Reference, SlicePrompt
-from medssl.results import SliceMask
+from medssl.results import SliceMask, UncertaintyMap
+from medssl.segmentation import Segment
 
 MASK = np.zeros((6, 9), bool)
 MASK[2:4, 3:8] = True
@@ -38,6 +69,9 @@ CLICKS = SlicePrompt(
     1, 2, np.array([[1.5, 2.0], [4.0, 5.0]], np.float32), np.array([1, 0], np.int32), mask=MASK
 )
 BOX = SlicePrompt(2, 0, box_xyxy_px=np.array([1, 2, 3, 4], np.float32))
+LABELS = encode_labels(np.pad(np.array([[[1, 0], [2, 1]]], np.uint8), 1))
+LIVER = (Segment("liver", 1, (0.5, 0.25, 0.0)),)
+VOUCHED = (Vouched("liver", 0, (1,)), Vouched("liver", 2, (3, 1), "propagated"))
 EXAMPLES = [
     Hello(),
     Info(),
@@ -48,6 +82,27 @@ EXAMPLES = [
     Predict("abc", "liver", CLICKS, (40.0, 400.0), "nano"),
     Predict("abc", "liver", BOX),
     Refine("abc", "liver", np.stack([MASK, ~MASK])),
+    PredictVolume("abc", "liver:3", "models", 7, "dropout", True, "cpu"),
+    SegmentVolume("abc", "liver", "", {"references": 2}, LABELS, LIVER, "nano", "nano"),
+    SegmentVolume("abc", "liver"),
+    ListCases("store"),
+    AddCase("abc", LABELS, LIVER, VOUCHED, "store", "Case 1", "p1", {"liver": "SCT^10200004^Liver"}),
+    UpdateCase("case-1", LABELS, LIVER, VOUCHED),
+    RemoveCase("case-1"),
+    RestoreCase("case-1-123"),
+    StartRun("finetune", {"segments": ["liver"], "minutes": 2.0, "encoder": None}),
+    ListRuns(),
+    ReadRun("runs/a", 4, 100),
+    StopRun("runs/a"),
+    ResumeRun("runs/a"),
+    AdoptRun("runs/a", "liver"),
+    ListModels(),
+    UseModel("liver:1"),
+    DeleteModel("liver:1"),
+    ExportModel("liver", "liver.safetensors"),
+    ImportModel("liver.safetensors", "liver"),
+    ListEncoders(),
+    ListMethods(),
     Cancel(4),
     Shutdown(),
     Welcome("0.1.0", 99, ("abc",)),
@@ -55,7 +110,8 @@ EXAMPLES = [
     Progress(1, 2, None, "Loading"),
     Progress(1, 2, 3.5),
     Log("Stopped at slice 4."),
-    SliceMask("liver", 0, 5, MASK, 0.75, True),
+    SliceMask("liver", 0, 5, MASK, 0.75, True, "refined"),
+    UncertaintyMap.of(0, 5, np.pad(np.array([[0.5, 0.0], [0.25, 1.0]], np.float32), 2)),
     Finished(1.5, {"dice": [0.5, 1], "note": None, "masks": [{"largest": MASK}], "hist": np.arange(3)}),
     Failed("InputError", "The annotation is empty."),
 ]
@@ -107,6 +163,45 @@ def test_a_slice_mask_costs_the_bits_of_its_box_and_no_more() -> None:
 def test_masks_survive_packing(shape: tuple[int, ...], density: float) -> None:
     mask = np.random.default_rng(1).random(shape) < density
     np.testing.assert_array_equal(decode_mask(encode_mask(mask)), mask)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (4, 5, 6)])
+@pytest.mark.parametrize("density", [0.0, 0.02, 1.0])
+def test_label_maps_survive_packing(shape: tuple[int, ...], density: float) -> None:
+    labels = (np.random.default_rng(1).random(shape) < density).astype(np.uint16) * 300
+    back = decode_labels(encode_labels(labels))
+    assert back.dtype == np.uint16
+    np.testing.assert_array_equal(back, labels)
+
+
+def test_a_label_map_costs_the_box_of_what_is_drawn_and_no_more() -> None:
+    labels = np.zeros((60, 512, 512), np.uint8)
+    labels[30, 100:180, 200:264] = 1
+    assert encode_labels(labels).box.nbytes == 80 * 64
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        PackedLabels((4, 4), (0, 0), np.zeros((5, 4), np.uint8)),
+        PackedLabels((4, 4), (-1, 0), np.zeros((2, 2), np.uint8)),
+        PackedLabels((4, 4), (3, 0), np.zeros((2, 2), np.uint8)),
+        PackedLabels((4, 4), (0,), np.zeros((2, 2), np.uint8)),
+        PackedLabels((10**6, 10**6), (0, 0), np.zeros((0, 0), np.uint8)),
+    ],
+)
+def test_a_label_map_whose_box_does_not_fit_is_refused(packed: PackedLabels) -> None:
+    with pytest.raises(ProtocolError, match="A label map of shape"):
+        decode_labels(packed)
+
+
+def test_an_uncertainty_map_is_its_slice_in_255_steps_and_costs_its_box() -> None:
+    uncertainty = np.zeros((40, 50), np.float32)
+    uncertainty[3:6, 8:10] = 0.5
+    found = UncertaintyMap.of(0, 5, uncertainty)
+    assert found.levels.nbytes == 6
+    np.testing.assert_array_equal(found.whole(), np.rint(255 * uncertainty))
+    assert not UncertaintyMap.of(0, 5, 0 * uncertainty).whole().any()
 
 
 def test_an_empty_mask_is_packed_into_nothing() -> None:
