@@ -33,7 +33,7 @@ QUICK = FinetuneSettings(
 
 
 def scene(seed: int, shape: tuple[int, int, int] = (6, 40, 36)) -> tuple[np.ndarray, np.ndarray]:
-    """A bright ball (1) and a dark one (2) in tissue."""
+    """A bright disc (1) and a dark one (2) in a round body."""
     rng = np.random.default_rng(seed)
     image = rng.normal(40, 20, shape)
     labels = np.zeros(shape, np.uint8)
@@ -41,9 +41,10 @@ def scene(seed: int, shape: tuple[int, int, int] = (6, 40, 36)) -> tuple[np.ndar
     for label, place in ((1, (12, 12)), (2, (26, 24))):
         centre = np.array(place) + rng.integers(-3, 4, 2)
         inside = ((grid - centre[:, None, None]) ** 2).sum(0) < 36
-        labels[1:-1, inside] = label
+        labels[1:, inside] = label
     image[labels == 1] = 300
     image[labels == 2] = -150
+    image[:, ((grid - np.array([19.5, 17.5])[:, None, None]) ** 2).sum(0) > 320] = -1000
     return image.astype(np.int16), labels
 
 
@@ -196,9 +197,9 @@ def test_nothing_annotated_is_refused() -> None:
 
 
 def test_a_network_learns_the_segments() -> None:
-    events = run_fit(network(), replace(QUICK, steps=40, batch=4, learning_rate=1e-2, organ_share=0.8))
+    events = run_fit(network(), replace(QUICK, steps=40, batch=4, learning_rate=1e-2, augmentation=0.2))
     metrics = [event for event in events if isinstance(event, FinetuneMetric)]
-    assert max(metric.mean_dice for metric in metrics) > 0.6
+    assert max(metric.mean_dice for metric in metrics) > 0.5
     assert metrics[-1].loss < 0.7 * metrics[0].loss
 
 
