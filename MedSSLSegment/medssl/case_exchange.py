@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from .cases import Case, CaseStore, vouch_for_all, vouched_voxels
 from .errors import InputError, MedSSLError
 from .events import Eta, Log, Progress
 from .imagefile import write_image
-from .segmentation import read_segmentation
+from .labelled import LabelledCase
 from .storage import atomic_path, make_folder
 from .volume import read_volume, write_volume
 
@@ -32,6 +32,8 @@ class Pair:
     labels: Path
     name: str
     patient: str = ""
+    names: Mapping[int, str] | None = None
+    """Names of the labels, where the file does not say them."""
 
 
 def import_pairs(
@@ -56,8 +58,9 @@ def import_pairs(
         if cancelled():
             return
         try:
-            volume = read_volume(pair.image)
-            segmentation = read_segmentation(pair.labels, like=volume)
+            volume, segmentation = LabelledCase(
+                pair.name, pair.patient, pair.image, pair.labels, pair.names
+            ).read()
             yield store.add(
                 volume,
                 segmentation,

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from .. import __version__
 from ..errors import Cancelled, MedSSLError
 from . import (
+    batch,
+    cases,
     demo,
     evaluate,
     finetune,
@@ -26,7 +28,9 @@ from . import (
     propagate,
     refine,
     runs,
+    segment,
     study,
+    suggest,
     train,
     worker,
 )
@@ -43,8 +47,12 @@ COMMANDS: dict[str, Command] = {
     "models": models.COMMAND,
     "presence": presence.COMMAND,
     "pretrain": pretrain.COMMAND,
+    "cases": cases.COMMAND,
     "finetune": finetune.COMMAND,
     "predict": predict.COMMAND,
+    "segment": segment.COMMAND,
+    "suggest": suggest.COMMAND,
+    "batch": batch.COMMAND,
     "runs": runs.COMMAND,
     "study": study.COMMAND,
     "train": train.COMMAND,

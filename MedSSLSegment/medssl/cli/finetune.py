@@ -46,6 +46,7 @@ COMMAND = Command(
     summary="train a model on your annotated cases, from an encoder or from nothing; the same command goes on",
     configure=_configure,
     run=_run,
-    examples="medssl finetune --data cases --segments liver spleen --out runs/liver --minutes 10\n"
+    examples="medssl finetune --cases ~/.medssl/cases --segments liver --minutes 10 --name liver --out runs/liver\n"
+    "medssl finetune --data cases --segments liver spleen --out runs/liver --minutes 10\n"
     "medssl finetune --data cases --segments mandible --encoder encoder.safetensors --out runs/mandible",
 )

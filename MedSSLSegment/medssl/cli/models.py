@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..terminal import ProgressBar
+from ..errors import InputError
+from ..terminal import ProgressBar, table
 from .command import Command
-from .options import add_json
+from .files import read_pair
+from .options import add_json, add_models, add_series, add_store
 from .printed import print_json
+
+if TYPE_CHECKING:
+    from ..model_store import ModelStore, ModelVersion
 
 __all__ = ["COMMAND"]
 
@@ -16,15 +23,39 @@ __all__ = ["COMMAND"]
 def _configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser(
-        "list", help="every model, its size and licence, and whether it is on this machine"
+        "list",
+        help="your own models and their versions; promptable models, and whether they are on this machine",
     )
     add_json(listing)
-    download = actions.add_parser("download", help="get a model; goes on where an earlier try stopped")
+    use = actions.add_parser("use", help="go back, or forward, to a version of a model of your own")
+    use.add_argument("model", metavar="NAME:VERSION", help="e.g. liver:2")
+    delete = actions.add_parser("delete", help="take out a version, or a whole model; the files are kept")
+    delete.add_argument("model", metavar="NAME[:VERSION]", help="e.g. liver:2, or liver")
+    export = actions.add_parser("export", help="write a version as one file, for another machine")
+    export.add_argument("model", metavar="NAME[:VERSION]")
+    export.add_argument("file", help="to write, ends in .safetensors")
+    download = actions.add_parser(
+        "download", help="get a promptable model; goes on where an earlier try stopped"
+    )
     download.add_argument("model", help="model id, e.g. sam2.1-hiera-tiny")
     importing = actions.add_parser(
-        "import", help="take models from a folder, for a machine without a network"
+        "import", help="take a model of your own from a file, or promptable ones from a folder of weights"
     )
-    importing.add_argument("folder", help="folder that holds the original weight files")
+    importing.add_argument(
+        "source", help="model file (.safetensors), or folder with the original weight files"
+    )
+    importing.add_argument("--name", default="", help="what to call a model of your own [the file's name]")
+    compare = actions.add_parser("compare", help="measure versions on the same case: one line each")
+    compare.add_argument("model", nargs="+", metavar="NAME[:VERSION]", help="models, versions or files")
+    compare.add_argument("--case", metavar="ID", help="case of the store, on the slices that are vouched for")
+    compare.add_argument("--volume", metavar="FILE", help="in place of a case: an image")
+    compare.add_argument("--truth", metavar="FILE", help="and its label map")
+    compare.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [%(default)s]")
+    add_series(compare)
+    add_store(compare)
+    add_json(compare)
+    for action in (listing, use, delete, export, importing, compare):
+        add_models(action)
     for action in (download, importing):
         action.add_argument(
             "--accept-license",
@@ -34,23 +65,96 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    actions = {"list": _list_models, "download": _download_model, "import": _import_models}
-    actions[options.action](options)
-
-
-def _list_models(options: argparse.Namespace) -> None:
-    from ..registry import is_available, load_registry, model_path
-
-    entries = load_registry()
-    if options.json:
-        places = [{"available": is_available(entry), "path": str(model_path(entry))} for entry in entries]
-        print_json([{**vars(entry), **place} for entry, place in zip(entries, places, strict=True)])
+    if options.action == "download":
+        _download_model(options)
         return
-    for entry in entries:
-        here = "here" if is_available(entry) else "not here"
+    from ..model_store import ModelStore
+
+    actions = {
+        "list": _list_models, "use": _use, "delete": _delete, "export": _export, "import": _import, "compare": _compare,
+    }  # fmt: skip
+    actions[options.action](ModelStore(options.models), options)
+
+
+def _list_models(store: ModelStore, options: argparse.Namespace) -> None:
+    from ..facts import entry_facts, model_facts
+    from ..registry import load_registry, model_path
+
+    own = store.models(lambda log: print(f"medssl: note: {log.text}", file=sys.stderr))
+    promptable = [{**entry_facts(entry), "path": str(model_path(entry))} for entry in load_registry()]
+    if options.json:
+        print_json({"own": [model_facts(model) for model in own], "promptable": promptable})
+        return
+    print("Models of your own" + ("" if own else ": none yet; train one with medssl finetune"))
+    rows = [_version_row(version, version == model.in_use) for model in own for version in model.versions]
+    if rows:
+        print(table(["model", "in use", "finds", "Dice", "from", "cases"], rows, left=(0, 1, 2, 4)))
+    print("\nPromptable models")
+    for entry in promptable:
+        here = "here" if entry["available"] else "not here"
         print(
-            f"{entry.id:<24}{entry.size_bytes / 1e6:5.0f} MB  {here:<10}{entry.license}\n    {entry.purpose}"
+            f"{entry['id']:<24}{entry['size_bytes'] / 1e6:5.0f} MB  {here:<10}{entry['license']}\n"
+            f"    {entry['purpose']}"
         )
+
+
+def _version_row(version: ModelVersion, in_use: bool) -> list[str]:
+    info = version.info
+    dice = sum(info.dice.values()) / len(info.dice) if info.dice else None
+    return [
+        version.id,
+        "*" if in_use else "",
+        ", ".join(info.names),
+        "-" if dice is None else f"{dice:.3f}",
+        str(info.encoder.get("method", "random weights")),
+        str(len(info.cases)),
+    ]
+
+
+def _use(store: ModelStore, options: argparse.Namespace) -> None:
+    version = store.use(options.model)
+    print(f"{version.name} now stands for {version.id}.")
+
+
+def _delete(store: ModelStore, options: argparse.Namespace) -> None:
+    store.delete(options.model)
+    print(f"Deleted {options.model}; the files are kept in {store.folder / 'removed'}.")
+
+
+def _export(store: ModelStore, options: argparse.Namespace) -> None:
+    store.export(options.model, options.file)
+    print(f"Written: {options.file}")
+
+
+def _compare(store: ModelStore, options: argparse.Namespace) -> None:
+    """Dice of each version per segment; beyond the vouched slices nothing counts."""
+    from ..cases import CaseStore, vouch_for_all
+    from ..comparing import compare_models
+    from ..trained import model_file
+
+    if (options.case is None) == (options.volume is None) or (options.volume is None) != (
+        options.truth is None
+    ):
+        raise InputError("Give either --case, or --volume with --truth.")
+    if options.case:
+        case = CaseStore(options.store).case(options.case)
+        volume, truth, vouched = case.volume(), case.segmentation(), case.vouched
+    else:
+        volume, truth = read_pair(options.volume, options.truth, options.series)
+        vouched = tuple(vouch_for_all(truth))
+    files = {model: model_file(model, str(store.folder)) for model in options.model}
+    with ProgressBar(sys.stderr, "Comparing") as bar:
+        scores = compare_models(files, volume, truth, vouched, device=options.device, on_progress=bar)
+    if options.json:
+        print_json(scores)
+        return
+    names = list(dict.fromkeys(name for found in scores.values() for name in found))
+    rows = [[model, *(_dice(found.get(name)) for name in names)] for model, found in scores.items()]
+    print(table(["model", *names], rows))
+
+
+def _dice(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _download_model(options: argparse.Namespace) -> None:
@@ -61,17 +165,24 @@ def _download_model(options: argparse.Namespace) -> None:
     print(f"{options.model} is ready: {path}")
 
 
-def _import_models(options: argparse.Namespace) -> None:
+def _import(store: ModelStore, options: argparse.Namespace) -> None:
     from ..registry import import_from_folder
 
+    source = Path(options.source)
+    if source.is_file():
+        version = store.add(source, options.name or source.stem)
+        print(f"Ready: {version.id}, which finds {', '.join(version.info.names)}")
+        return
     with ProgressBar(sys.stderr, "Importing") as bar:
-        entries = import_from_folder(options.folder, bar, acknowledged=options.accept_license)
+        entries = import_from_folder(options.source, bar, acknowledged=options.accept_license)
     print("Ready: " + ", ".join(entry.id for entry in entries))
 
 
 COMMAND = Command(
-    summary="list, download or import models",
+    summary="your own models and their versions, and promptable models: list, use, compare, download, ...",
     configure=_configure,
     run=_run,
-    examples="medssl models list\nmedssl models download sam2.1-hiera-tiny\nmedssl models import weights_folder",
+    examples="medssl models list\nmedssl models use liver:2\nmedssl models compare liver:1 liver:2 --case patient_7-1a2b3c4d\n"
+    "medssl models export liver liver.safetensors\nmedssl models import liver.safetensors --name liver\n"
+    "medssl models download sam2.1-hiera-tiny\nmedssl models import weights_folder",
 )

@@ -5,12 +5,25 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ..home import cases_folder, models_folder
 from ..registry import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from ..volume import Volume, Window
 
-__all__ = ["add_axis", "add_json", "add_model", "add_output", "add_series", "add_window", "chosen_axis"]
+__all__ = [
+    "add_axis",
+    "add_json",
+    "add_model",
+    "add_models",
+    "add_output",
+    "add_promptable",
+    "add_series",
+    "add_store",
+    "add_trained",
+    "add_window",
+    "chosen_axis",
+]
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +31,36 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="ID", default=DEFAULT_MODEL, help="see `medssl models list` [%(default)s]"
     )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [%(default)s]")
+
+
+def add_trained(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Which model of one's own, from which store."""
+    parser.add_argument(
+        "-m", "--model", metavar="MODEL", required=required,
+        help="model of your own: its name, NAME:VERSION, a file, or the run folder of `medssl finetune`",
+    )  # fmt: skip
+    add_models(parser)
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Which model store."""
+    parser.add_argument(
+        "--models", metavar="FOLDER", default=models_folder(), help="model store [%(default)s]"
+    )
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Which case store."""
+    parser.add_argument("--store", metavar="FOLDER", default=cases_folder(), help="case store [%(default)s]")
+
+
+def add_promptable(parser: argparse.ArgumentParser) -> None:
+    """Which promptable models refine and propagate, on which device."""
+    for option, what in (("--refiner", "answers boxes"), ("--tracker", "propagates")):
+        parser.add_argument(
+            option, metavar="ID", default=DEFAULT_MODEL, help=f"promptable model that {what} [%(default)s]"
+        )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [%(default)s]")
 
 

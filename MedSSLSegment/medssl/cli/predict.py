@@ -7,17 +7,17 @@ import sys
 
 from ..terminal import ProgressBar
 from .command import Command
+from .files import check_output
+from .options import add_series, add_trained
 
 __all__ = ["COMMAND"]
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("volume", help="image file, or folder of DICOM files")
-    parser.add_argument(
-        "-m", "--model", metavar="FILE", required=True, help="model that `finetune` has written"
-    )
+    add_trained(parser)
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help=".nii.gz or .seg.nrrd to write")
-    parser.add_argument("--series", metavar="UID", help="DICOM series, where the folder holds several")
+    add_series(parser)
     parser.add_argument(
         "--uncertainty", choices=["off", "flip-average", "dropout"], default="off",
         help="average several answers: with the mirror image (2 x the time) or under dropout (8 x) [%(default)s]",
@@ -32,9 +32,14 @@ def _run(options: argparse.Namespace) -> None:
     from ..inference import predict_volume
     from ..segmentation import write_segmentation
     from ..segmenter import read_model
+    from ..trained import model_file
     from ..volume import Volume, read_volume, write_volume
 
-    model, volume = read_model(options.model), read_volume(options.volume, options.series)
+    check_output(options.output, [options.volume])
+    model, volume = (
+        read_model(model_file(options.model, str(options.models))),
+        read_volume(options.volume, options.series),
+    )
     with ProgressBar(sys.stderr, "Predicting") as bar:
         found = predict_volume(
             model, volume, uncertainty=options.uncertainty, device=options.device, on_progress=bar
@@ -49,5 +54,6 @@ COMMAND = Command(
     summary="segment a volume with a model of your own",
     configure=_configure,
     run=_run,
-    examples="medssl predict ct.nii.gz --model runs/liver/checkpoint.safetensors -o liver.nii.gz",
+    examples="medssl predict ct.nii.gz --model liver -o liver.nii.gz\n"
+    "medssl predict ct.nii.gz --model runs/liver/checkpoint.safetensors -o liver.nii.gz",
 )
