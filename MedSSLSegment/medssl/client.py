@@ -136,6 +136,9 @@ class WorkerClient:
     ) -> Ticket[Finished]:
         """Carry references through a volume; the ticket yields `Progress`, `Log` and `SliceMask`.
 
+        The outcome's "suggestions" are the slices worth annotating next, the best first: {"segment", "axis", "index",
+        "gain", "reason" (a clause for a person)}.
+
         Args:
             volume: sent if the worker does not hold it.
             references: at least one.
@@ -230,6 +233,7 @@ class WorkerClient:
         *,
         annotation_kji: NDArray[Any] | None = None,
         segments: Sequence[Segment] = (),
+        vouched: Mapping[str, Sequence[int]] | None = None,
         refiner: str = DEFAULT_MODEL,
         tracker: str = DEFAULT_MODEL,
         store: str = "",
@@ -241,7 +245,7 @@ class WorkerClient:
         "propagated" or "final"; slices where nothing was found are not sent. The outcome holds "segments" (name,
         label, color_rgb), "prompt", "axis", "references" (per segment, slice indices), and per segment one number a
         slice: "confidence" (the tracker's, NaN where it did not come) and "agreement" (lowest Dice between the
-        stages).
+        stages); and "suggestions" as for `propagate`.
 
         Args:
             volume: sent if the worker does not hold it.
@@ -249,14 +253,16 @@ class WorkerClient:
             options: `SegmentOptions`, or some of its fields by name.
             annotation_kji: (K, J, I) labels of slices somebody has drawn; with the option prompt="annotation" only.
             segments: what those labels mean.
+            vouched: slices a person vouches for already, by segment; they are not suggested.
             refiner: id from the registry, of a model that answers boxes.
             tracker: id from the registry, of a model that follows masks.
             store: model store.
             device: as for `propagate`.
         """
         labels = None if annotation_kji is None else encode_labels(annotation_kji)
+        known = {name: tuple(indices) for name, indices in (vouched or {}).items()}
         request = SegmentVolume(
-            "", model, store, _fields(options), labels, tuple(segments), refiner, tracker, device
+            "", model, store, _fields(options), labels, tuple(segments), known, refiner, tracker, device
         )
         return self._submit(request, volume)
 

@@ -21,6 +21,7 @@ from .messages import Predict, PredictVolume, Propagate, Refine, SegmentVolume, 
 from .prompts import SlicePrompt
 from .registry import find_entry
 from .results import SliceMask
+from .streamed_evidence import StreamedEvidence, suggestions
 from .trained import TrainedModels, predict_volume, segment_volume
 from .volume import Volume, Window, take_slice
 
@@ -149,8 +150,11 @@ class EngineBackend:
         options = _options(PropagateOptions, request.options)
         tracker = self._tracker(self._key(request))
         tracker.working_for = request.volume
-        yield from propagate(volume, request.references, tracker, options, cancelled)
-        return {}
+        seen = StreamedEvidence(volume, options.axis, request.references)
+        for event in propagate(volume, request.references, tracker, options, cancelled):
+            seen.add(event)
+            yield event
+        return {"suggestions": suggestions(seen.evidence())}
 
     def _refine(self, volume: Volume, request: Refine, cancelled: Callable[[], bool]) -> Work:
         """The summary is the report, the refined mask apart, which was streamed."""

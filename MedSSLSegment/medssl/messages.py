@@ -117,7 +117,10 @@ class Forget:
 
 @dataclass(frozen=True, eq=False)
 class Propagate:
-    """Carry the references through the volume. Answered by `SliceMask`s and `Progress`, then `Finished`."""
+    """Carry the references through the volume. Answered by `SliceMask`s and `Progress`, then `Finished`.
+
+    The summary's "suggestions" are the slices worth annotating next.
+    """
 
     volume: str
     """Content hash."""
@@ -197,6 +200,8 @@ class SegmentVolume:
     """(K, J, I) slices somebody has drawn, for the prompt mode annotation."""
     segments: tuple[Segment, ...] = ()
     """What the annotation's labels mean."""
+    vouched: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Slices, across the axis of the options, that a person vouches for, by segment; they are not suggested."""
     refiner: str = ""
     """Model id of the registry that answers boxes."""
     tracker: str = ""

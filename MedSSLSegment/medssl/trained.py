@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from .home import models_folder
 from .messages import PredictVolume, SegmentVolume, Streamed
 from .results import SliceMask, UncertaintyMap
 from .segmentation import Segment, Segmentation
+from .streamed_evidence import suggestions
 from .volume import Volume
 
 if TYPE_CHECKING:
@@ -160,10 +161,13 @@ def segment_volume(
         device=request.device,
         cancelled=cancelled,
     )
-    return _summary(result)
+    return _summary(volume, result, request.vouched)
 
 
-def _summary(result: SegmentResult) -> dict[str, Any]:
+def _summary(volume: Volume, result: SegmentResult, vouched: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    from .evidence import of_segmentation
+
+    drawn = result.references if result.prompt == "annotation" else vouched
     return {
         "segments": [asdict(segment) for segment in result.segmentation.segments],
         "prompt": result.prompt,
@@ -171,6 +175,7 @@ def _summary(result: SegmentResult) -> dict[str, Any]:
         "references": {name: list(indices) for name, indices in result.references.items()},
         "confidence": dict(result.confidence),
         "agreement": dict(result.agreement),
+        "suggestions": suggestions(of_segmentation(volume, result, drawn)),
     }
 
 

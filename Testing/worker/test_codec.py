@@ -83,7 +83,7 @@ EXAMPLES = [
     Predict("abc", "liver", BOX),
     Refine("abc", "liver", np.stack([MASK, ~MASK])),
     PredictVolume("abc", "liver:3", "models", 7, "dropout", True, "cpu"),
-    SegmentVolume("abc", "liver", "", {"references": 2}, LABELS, LIVER, "nano", "nano"),
+    SegmentVolume("abc", "liver", "", {"references": 2}, LABELS, LIVER, {"liver": (1, 2)}, "nano", "nano"),
     SegmentVolume("abc", "liver"),
     ListCases("store"),
     AddCase("abc", LABELS, LIVER, VOUCHED, "store", "Case 1", "p1", {"liver": "SCT^10200004^Liver"}),
