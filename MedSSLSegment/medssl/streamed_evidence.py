@@ -45,8 +45,15 @@ class StreamedEvidence:
     def evidence(self) -> list[Evidence]:
         """Of each segment."""
         return [
-            Evidence(name, self._axis, self._step_mm, area, references, self._confidence[name])
-            for (name, area), references in zip(self._area.items(), self._references.values(), strict=True)
+            Evidence(
+                segment=name,
+                axis=self._axis,
+                step_mm=self._step_mm,
+                area_px=area,
+                references=self._references[name],
+                confidence=self._confidence[name],
+            )
+            for name, area in self._area.items()
         ]
 
 

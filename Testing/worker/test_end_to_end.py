@@ -64,6 +64,9 @@ def test_one_annotated_slice_becomes_the_organ_through_the_worker(
     events = list(ticket.events())
     assert dice(collected(phantom.volume, events), phantom.segmentation.mask(ORGAN)) > 0.5
     assert any(isinstance(event, Progress) and event.seconds_left is not None for event in events)
+    suggested = ticket.result().summary["suggestions"]
+    assert {one["segment"] for one in suggested} == {ORGAN}
+    assert all(one["reason"] and one["gain"] > 0 for one in suggested)
     info = intensity_client.info().result(PATIENCE_S)
     assert info.models == (DEFAULT_MODEL,)
     assert info.device == intensity_client.status.device != ""
