@@ -58,7 +58,7 @@ class FinetuneConfig(FinetuneSettings):
     models: Path | None = None
     """Model store for `name`; automatic: the usual one."""
     encoder: Path | None = None
-    """Pre-trained encoder to start from; random weights if none is given."""
+    """Pre-trained encoder to start from: a file, or a method whose encoder is shipped; random weights without one."""
     backbone: str | None = None
     """Network; automatic: the encoder's, or unet2d_16."""
     slices: Literal["all", "annotated"] = "all"

@@ -1,6 +1,6 @@
 """The models the program knows, where their files are, and how they get here.
 
-``pretrained/registry.json`` lists every model. Shipped weights lie beside it; all others are downloaded on
+``pretrained/registry.json`` lists every model and encoder. Shipped weights lie beside it; all others are downloaded on
 request, or imported from a folder on a machine without a network, and kept in the user's model folder. A file
 is used only when its SHA-256 is the one in the registry.
 """
@@ -16,10 +16,10 @@ import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, TypeVar
 
 from .errors import Cancelled, ModelError, StorageError
 from .events import Eta, Progress
@@ -27,18 +27,22 @@ from .storage import atomic_path
 
 __all__ = [
     "DEFAULT_MODEL",
+    "EncoderEntry",
     "ModelEntry",
     "bundled_folder",
     "download",
     "find_entry",
     "import_from_folder",
     "is_available",
+    "load_encoders",
     "load_registry",
     "model_path",
     "refresh_bundled",
     "sha256_of",
+    "shipped_encoder",
     "user_folder",
     "verified_path",
+    "write_registry",
 ]
 
 DEFAULT_MODEL = "medssl-nano"
@@ -121,6 +125,53 @@ def load_registry(path: str | Path | None = None) -> tuple[ModelEntry, ...]:
                 f"The model list {path} calls {entry.id} a {entry.kind!r}; known are {', '.join(_KINDS)}."
             )
     return entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderEntry:
+    """A pre-trained encoder that is shipped; what it expects of its input is in the file."""
+
+    method: str
+    """What the user types, a key of METHODS."""
+    file: str
+    """Name inside the bundled folder."""
+    size_bytes: int
+    sha256: str
+    """Hex, lower case."""
+    license: str
+
+
+def load_encoders(path: str | Path | None = None) -> tuple[EncoderEntry, ...]:
+    """Read the shipped encoders of a registry file (by default the program's own).
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
+    path = Path(path) if path else bundled_folder() / "registry.json"
+    try:
+        items = json.loads(path.read_text("utf-8")).get("encoders", [])
+        return tuple(EncoderEntry(**item) for item in items)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ModelError(
+            f"The encoder list of {path} cannot be read ({error}); install the program again."
+        ) from error
+
+
+def shipped_encoder(method: str) -> Path:
+    """Path of a shipped encoder after its SHA-256 was checked.
+
+    Raises:
+        ModelError: none is shipped for the method, or the file is not the registry's.
+    """
+    entries = {entry.method: entry for entry in load_encoders()}
+    if method not in entries:
+        raise ModelError(
+            f"There is no file and no shipped encoder '{method}'; shipped are {', '.join(entries) or 'none'}."
+        )
+    path = bundled_folder() / entries[method].file
+    if not path.is_file() or sha256_of(path) != entries[method].sha256:
+        raise ModelError(f"The file {path} is not the shipped encoder {method}; install the program again.")
+    return path
 
 
 def find_entry(model_id: str) -> ModelEntry:
@@ -457,15 +508,30 @@ def refresh_bundled(path: str | Path | None = None) -> tuple[ModelEntry, ...]:
         StorageError: it cannot be written.
     """
     path = Path(path) if path else bundled_folder() / "registry.json"
-    entries = tuple(_measured(entry, path.parent) for entry in load_registry(path))
-    with atomic_path(path) as temporary:
-        text = json.dumps({"models": [asdict(entry) for entry in entries]}, indent=2)
-        temporary.write_text(text + "\n", "utf-8")
+    entries = tuple(
+        _measured(entry, path.parent) if entry.bundled else entry for entry in load_registry(path)
+    )
+    encoders = [_measured(entry, path.parent) for entry in load_encoders(path)]
+    write_registry(path, entries, encoders)
     return entries
 
 
-def _measured(entry: ModelEntry, folder: Path) -> ModelEntry:
+def write_registry(path: Path, models: Sequence[ModelEntry], encoders: Sequence[EncoderEntry]) -> None:
+    """Replace a registry file in one step.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    lists = {"models": [asdict(entry) for entry in models], "encoders": [asdict(entry) for entry in encoders]}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(lists, indent=2) + "\n", "utf-8")
+
+
+_Entry = TypeVar("_Entry", ModelEntry, EncoderEntry)
+
+
+def _measured(entry: _Entry, folder: Path) -> _Entry:
     file = folder / entry.file
-    if not entry.bundled or not file.is_file():
+    if not file.is_file():
         return entry
     return replace(entry, size_bytes=file.stat().st_size, sha256=sha256_of(file))

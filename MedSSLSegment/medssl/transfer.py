@@ -19,6 +19,7 @@ from .backbones import Backbone
 from .checkpoints import TransferReport, load_into, read_checkpoint, write_checkpoint
 from .errors import InputError, ModelError
 from .input_contract import InputContract
+from .registry import shipped_encoder
 
 if TYPE_CHECKING:
     from .methods import Method
@@ -95,6 +96,7 @@ def write_encoder(path: str | Path, method: Method, meta: Mapping[str, Any]) -> 
         "in_channels": encoder.in_channels,
         "stem": [f"encoder.{name}" for name in encoder.stem],
         "divisor": encoder.divisor,
+        "share": _size(method.transferable(), "encoder.") / max(1, _size(encoder.state_dict(), "")),
         "citation": method.info.citation,
         "supervision": method.info.supervision,
         **meta,
@@ -105,9 +107,14 @@ def write_encoder(path: str | Path, method: Method, meta: Mapping[str, Any]) -> 
 def read_encoder(path: str | Path) -> EncoderFile:
     """Read an encoder file to the CPU.
 
+    Args:
+        path: a file, or the name of a method whose encoder is shipped.
+
     Raises:
         ModelError: the file is missing, damaged, of a newer version, or holds no encoder.
     """
+    if not Path(path).exists() and not Path(path).suffix:
+        path = shipped_encoder(str(path))
     tensors, meta = read_checkpoint(path)
     if meta.get("format") != _FORMAT:
         raise ModelError(f"The file {path} is not a pre-trained encoder; make one with 'medssl pretrain'.")
@@ -142,14 +149,15 @@ def load_encoder(backbone: Backbone, file: EncoderFile, min_fraction: float = 0.
     Args:
         backbone: takes the weights; keeps its device and types.
         file: from `read_encoder`.
-        min_fraction: least share of the encoder's numbers that must be covered, 0 .. 1.
+        min_fraction: least share that must be covered, 0 .. 1, of the encoder's numbers that the method trains.
 
     Raises:
         ModelError: less than `min_fraction` would transfer; the message names what did not fit.
     """
     tensors, stem = _fit_stem(backbone, file.tensors)
+    least = min_fraction * float(file.meta.get("share", 1.0))
     try:
-        reports = {"encoder": load_into(backbone.encoder, _part(tensors, "encoder"), min_fraction)}
+        reports = {"encoder": load_into(backbone.encoder, _part(tensors, "encoder"), least)}
     except ModelError as error:
         raise ModelError(
             f"The encoder file belongs to the backbone '{file.backbone}'; build that one. {error}"
@@ -164,6 +172,11 @@ def load_encoder(backbone: Backbone, file: EncoderFile, min_fraction: float = 0.
         fraction=reports["encoder"].fraction,
         stem=stem,
     )
+
+
+def _size(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """Numbers in the tensors whose names begin with `prefix`."""
+    return sum(tensor.numel() for name, tensor in tensors.items() if name.startswith(prefix))
 
 
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
