@@ -28,7 +28,7 @@ __all__ = ["TrainedModels", "model_file", "predict_volume", "segment_volume"]
 
 _KEPT = 2
 _AT_WORK_BYTES = 400 << 20
-"""Allowed for a network's activations beside what grows with the volume; larger than most backbones need."""
+"""An allowance for a network's activations, beside what grows with the volume; not measured per backbone."""
 _SLICES_AT_ONCE = 16
 _LOADING_FACTOR = 2
 
