@@ -29,7 +29,19 @@ QT = {"qt", "ctk", "PySide6"}
 TRAME = {"trame", "trame_slicer", "trame_client", "trame_server", "trame_vuetify"}
 FRONT = {"medssl.scene", "medssl.web", "MedSSLSegment", "MedSSLSegmentLib"}
 APPLICATION = {"slicer.app", "slicer.modules", "slicer.mrmlScene", "slicer.util", "slicer.cli"}
-LIGHT = {"errors", "events", "prompts", "results", "volume", "messages", "client", "registry"}
+LIGHT = {
+    "cases",
+    "client",
+    "errors",
+    "events",
+    "messages",
+    "prompts",
+    "registry",
+    "results",
+    "segmentation",
+    "suggest",
+    "volume",
+}
 """Engine files that the panel's process may import; a further test follows where they lead."""
 
 FORBIDDEN = {
