@@ -64,6 +64,9 @@ def _suggest_slices(options: argparse.Namespace) -> None:
     if options.json:
         print_json([asdict(suggestion) for suggestion in suggestions])
         return
+    if not suggestions:
+        print("Nothing is left to gain: every slice of what was found is vouched for.")
+        return
     rows = [
         [str(n), s.segment, _view(volume, s.axis), str(s.index), s.reason]
         for n, s in enumerate(suggestions, start=1)

@@ -1,0 +1,273 @@
+"""From annotated slices to a model of one's own, and what it is good for, as typed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from medssl.cli import main
+from medssl.metrics import dice
+from medssl.segmentation import read_segmentation
+from medssl.volume import Volume, read_volume, write_volume
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test sees or leaves anything in the user's own folders."""
+    monkeypatch.setenv("MEDSSL_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def trained(small_case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A case store, and a model store with a model of two versions that were fine-tuned on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    common = ["--store", str(folder / "cases")]
+    assert (
+        main(
+            [
+                "cases",
+                "add",
+                small_case.ct,
+                small_case.truth_path,
+                "--slices",
+                "all",
+                "--name",
+                "first",
+                *common,
+            ]
+        )
+        == 0
+    )
+    settings = ["--backbone", "unet2d_4", "--size", "32", "32", "--batch", "6", "--validations", "1"]
+    settings += ["--device", "cpu", "--name", "organs"]
+    for version, steps in enumerate((2, 60), start=1):
+        run = [
+            "--steps",
+            str(steps),
+            "--out",
+            str(folder / f"run{version}"),
+            "--models",
+            str(folder / "models"),
+        ]
+        assert main(["finetune", "--cases", str(folder / "cases"), *settings, *run]) == 0
+    return folder
+
+
+def test_cases_are_added_listed_removed_and_brought_back(medssl, small_case) -> None:
+    added = medssl(
+        "cases", "add", small_case.ct, small_case.annotation_path, "--name", "anna", "--patient", "7"
+    )
+    assert added.code == 0, added.err
+    assert "liver on 1 slices, spleen on 1 slices" in added.out
+    (case,) = json.loads(medssl("cases", "list", "--json").out)
+    assert [(v["segment"], v["axis"], v["indices"]) for v in case["vouched"]] == [
+        ("liver", 0, [10]),
+        ("spleen", 0, [9]),
+    ]
+    assert medssl("cases", "add", small_case.ct, small_case.annotation_path).code == 1
+    removed = medssl("cases", "remove", case["id"]).out.split()[-1]
+    assert "is empty" in medssl("cases", "list").out
+    assert medssl("cases", "restore", removed).code == 0
+    assert case["id"] in medssl("cases", "list").out
+
+
+def test_finished_segmentations_come_in_and_go_out_for_other_programs(
+    medssl, small_case, tmp_path: Path
+) -> None:
+    folder = tmp_path / "theirs" / "p1"
+    folder.mkdir(parents=True)
+    shutil.copy(small_case.ct, folder / "ct.nii.gz")
+    shutil.copy(small_case.truth_path, folder / "label.nii.gz")
+    shutil.copy(Path(small_case.truth_path).parent / "truth.labels.json", folder / "labels.json")
+    imported = medssl("cases", "import", tmp_path / "theirs")
+    assert "Added 1 of 1 cases" in imported.out, imported.err
+    for form, file in (("nnunet", "dataset.json"), ("monai", "datalist.json")):
+        assert medssl("cases", "export", tmp_path / form, "--format", form).code == 0
+        assert "liver" in (tmp_path / form / file).read_text()
+
+
+def test_finetune_keeps_its_model_with_where_it_comes_from(medssl, trained) -> None:
+    stored = medssl("models", "list", "--json", "--models", trained / "models")
+    (own,) = json.loads(stored.out)["own"]
+    cases = json.loads(medssl("cases", "list", "--json", "--store", trained / "cases").out)
+    assert (own["name"], own["in_use"]) == ("organs", 2)
+    newest = own["versions"][1]
+    assert newest["cases"] == [cases[0]["fingerprint"]]
+    assert [s["name"] for s in newest["segments"]] == ["liver", "spleen"]
+    assert newest["segments"][0]["color_rgb"] == cases[0]["segments"][0]["color_rgb"]
+    assert newest["settings"]["steps"] == 60
+    assert set(newest["dice"]) == {"liver", "spleen"}
+    assert "organs:2" in medssl("models", "list", "--models", trained / "models").out
+
+
+def test_versions_are_compared_used_exported_and_deleted(medssl, trained, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(trained / "models", models)
+    (case,) = json.loads(medssl("cases", "list", "--json", "--store", trained / "cases").out)
+    where = ["--models", models]
+    compared = medssl(
+        "models",
+        "compare",
+        "organs:1",
+        "organs:2",
+        "--case",
+        case["id"],
+        "--store",
+        trained / "cases",
+        "--json",
+        *where,
+    )
+    scores = json.loads(compared.out)
+    assert scores["organs:2"]["liver"] > max(0.6, scores["organs:1"]["liver"])
+    assert medssl("models", "use", "organs:1", *where).out == "organs now stands for organs:1.\n"
+    assert medssl("models", "export", "organs", tmp_path / "one.safetensors", *where).code == 0
+    assert "Ready: one:1" in medssl("models", "import", tmp_path / "one.safetensors", *where).out
+    assert medssl("models", "delete", "organs:1", *where).code == 0
+    own = json.loads(medssl("models", "list", "--json", *where).out)["own"]
+    assert [(m["name"], m["in_use"]) for m in own] == [("one", 1), ("organs", 2)]
+
+
+def test_predict_takes_a_models_name(medssl, small_case, trained, tmp_path: Path) -> None:
+    outcome = medssl(
+        "predict", small_case.ct, "--model", "organs", "--models", trained / "models", "-o", tmp_path / "organs.nii.gz",
+        "--uncertainty-map", tmp_path / "unsure.nii.gz",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    found = read_segmentation(tmp_path / "organs.nii.gz", small_case.volume)
+    assert dice(found.mask("liver"), small_case.truth.mask("liver")) > 0.6
+    assert read_volume(tmp_path / "unsure.nii.gz").voxels_kji.min() >= 0
+
+
+def test_segment_writes_and_scores_every_stage(medssl, small_case, trained, tmp_path: Path) -> None:
+    arguments = ["--model", "organs", "--models", trained / "models", "-o", tmp_path / "organs.seg.nrrd"]
+    outcome = medssl(
+        "segment",
+        small_case.ct,
+        *arguments,
+        "--truth",
+        small_case.truth_path,
+        "--stages",
+        tmp_path / "stages",
+        "--json",
+    )
+    assert outcome.code == 0, outcome.err
+    facts = json.loads(outcome.out)
+    assert facts["prompt"] == "prediction"
+    for segment in facts["segments"]:
+        assert list(segment["dice"]) == ["coarse", "largest", "refined", "propagated", "final"]
+        assert 0 < segment["dice"]["final"] <= 1
+        assert 1 <= len(segment["reference_slices"]) <= 3
+    files = {path.name for path in (tmp_path / "stages").iterdir()}
+    assert {"coarse.seg.nrrd", "propagated.seg.nrrd", "uncertainty.nii.gz"} < files
+    assert read_segmentation(tmp_path / "organs.seg.nrrd").names == ("liver", "spleen")
+
+
+def test_segment_starts_from_a_persons_slices_or_from_another_programs_mask(
+    medssl, small_case, trained, tmp_path: Path
+) -> None:
+    output = ["-o", tmp_path / "organs.nii.gz", "--json"]
+    drawn = medssl(
+        "segment", small_case.ct, "--model", "organs", "--models", trained / "models", *output,
+        "--prompt", "annotation", "--annotation", small_case.annotation_path,
+    )  # fmt: skip
+    assert drawn.code == 0, drawn.err
+    assert [s["reference_slices"] for s in json.loads(drawn.out)["segments"]] == [[10], [9]]
+    other = medssl(
+        "segment", small_case.ct, "--coarse", small_case.truth_path, "--segment", "spleen", *output
+    )
+    assert [s["name"] for s in json.loads(other.out)["segments"]] == ["spleen"]
+    assert medssl("segment", small_case.ct, *output).code == 1
+
+
+def test_suggest_ranks_slices_and_volumes_and_says_why(medssl, small_case, trained, tmp_path: Path) -> None:
+    drawn = medssl(
+        "suggest", small_case.ct, "--annotation", small_case.annotation_path, "--count", "2", "--json"
+    )
+    suggestions = json.loads(drawn.out)
+    assert len(suggestions) == 2
+    assert all(
+        s["reason"] and (s["segment"], s["index"]) not in {("liver", 10), ("spleen", 9)} for s in suggestions
+    )
+    model = ["--model", "organs", "--models", trained / "models"]
+    taught = medssl("suggest", small_case.ct, *model, "--store", trained / "cases")
+    assert "Nothing is left to gain" in taught.out, taught.err
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    shutil.copy(small_case.ct, scans / "a.nii.gz")
+    ranked = json.loads(medssl("suggest", scans, *model, "--json").out)
+    assert [volume["name"] for volume in ranked] == ["a.nii.gz"]
+
+
+def test_batch_goes_past_a_bad_file_and_on_where_it_stopped(
+    medssl, small_case, trained, tmp_path: Path
+) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    (scans / "sub").mkdir(parents=True)
+    shutil.copy(small_case.ct, scans / "sub" / "good.nii.gz")
+    (scans / "bad.nii.gz").write_bytes(b"no image")
+    arguments = ["--model", "organs", "--models", trained / "models", "--out", out]
+    first = medssl("batch", scans, *arguments, "--coarse-only")
+    assert first.code == 1
+    assert "1 of 2 volumes failed" in first.err
+    assert read_segmentation(out / "sub" / "good.seg.nrrd", small_case.volume).names == ("liver", "spleen")
+    rows = list(csv.DictReader((out / "summary.csv").open()))
+    assert [(r["volume"], r["state"], r["segment"]) for r in rows] == [
+        ("bad.nii.gz", "failed", ""), ("sub/good.nii.gz", "done", "liver"), ("sub/good.nii.gz", "done", "spleen"),
+    ]  # fmt: skip
+    assert "bad.nii.gz" in rows[0]["problem"]
+    before = (out / "sub" / "good.seg.nrrd").stat().st_mtime_ns
+    write_volume(Volume(small_case.volume.voxels_kji, small_case.volume.ijk_to_ras), scans / "bad.nii.gz")
+    again = medssl("batch", scans, *arguments, "--coarse-only")
+    assert (again.code, again.out.split()[0]) == (0, "2"), again.err
+    assert (out / "sub" / "good.seg.nrrd").stat().st_mtime_ns == before
+    other = medssl("batch", scans, *arguments)
+    assert "another model or other settings" in other.err
+    assert np.array_equal(
+        read_segmentation(out / "bad.seg.nrrd").labels_kji,
+        read_segmentation(out / "sub" / "good.seg.nrrd").labels_kji,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["predict", "CT", "--model", "heart", "-o", "OUT"],
+            "There is no model 'heart'; the store holds organs",
+        ),
+        (["segment", "CT", "--model", "organs:9", "-o", "OUT"], "Model organs has no version 9; it has 1, 2"),
+        (["segment", "CT", "--model", "organs", "-o", "OUT", "-a", "ANNOTATION"], "give both or neither"),
+        (["models", "compare", "organs"], "Give either --case, or --volume with --truth"),
+        (["suggest", "CT"], "Give a model of your own with --model, or slices you have drawn"),
+        (["batch", "EMPTY", "--model", "organs", "--out", "NEW"], "holds no image"),
+        (["finetune", "--cases", "EMPTY", "--out", "NEW"], "The case store is empty"),
+        (
+            ["finetune", "--cases", "STORE", "--segments", "heart", "--out", "NEW"],
+            "No slice of heart is vouched for",
+        ),
+        (
+            ["finetune", "--cases", "STORE", "--data", "EMPTY", "--out", "NEW"],
+            "either a data folder or a case store",
+        ),
+        (["finetune", "--cases", "STORE", "--name", "a b", "--out", "NEW"], "'a b' cannot name a model"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_sentence(
+    medssl, small_case, trained, tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {
+        "CT": small_case.ct, "ANNOTATION": small_case.annotation_path, "OUT": tmp_path / "out.nii.gz",
+        "EMPTY": tmp_path / "empty", "NEW": tmp_path / "new", "STORE": trained / "cases",
+    }  # fmt: skip
+    known = [] if words[0] == "finetune" else ["--models", trained / "models"]
+    outcome = medssl(*(places.get(word, word) for word in words), *known)
+    assert outcome.code == 1
+    assert sentence in outcome.err
+    assert outcome.err.count("medssl: error:") == 1
+    assert not (tmp_path / "out.nii.gz").exists()
