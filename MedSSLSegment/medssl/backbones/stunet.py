@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import Backbone, BackboneSpec, Decoder, Encoder
+from .cpu import channels_last
 from .sparse import Visible, normalise, visible_at
 
 __all__ = ["PATCH", "SPECS", "STUNetDecoder", "STUNetEncoder", "stunet"]
@@ -130,7 +131,7 @@ class STUNetEncoder(Encoder):
 def _laid_out(x: Tensor) -> Tensor:
     """Put channels last where convolutions are faster so: on the CPU (three times, backward) and in half precision."""
     if x.device.type == "cpu" or torch.is_autocast_enabled(x.device.type):
-        return x.contiguous(memory_format=torch.channels_last_3d)
+        return channels_last(x)
     return x
 
 

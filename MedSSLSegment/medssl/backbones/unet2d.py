@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import Backbone, BackboneSpec, Decoder, Encoder
+from .cpu import Dropout, LeakyInstanceNorm, channels_last
 
 __all__ = ["POLYCL", "SPECS", "Style", "UNetDecoder", "UNetEncoder", "double_conv", "norm"]
 
@@ -47,13 +48,13 @@ def double_conv(in_channels: int, width: int, style: Style) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (in_channels, width):
         bias = style.norm != "batch"  # batch norm has one of its own
-        layers += [
-            nn.Conv2d(channels, width, 3, padding=1, bias=bias),
-            norm(width, style),
-            nn.LeakyReLU(style.slope, inplace=True),
-        ]
+        layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=bias))
+        if style.norm == "instance":
+            layers += [LeakyInstanceNorm(style.slope), nn.Identity()]  # weights are named by their place
+        else:
+            layers += [norm(width, style), nn.LeakyReLU(style.slope, inplace=True)]
     if style.dropout:
-        layers.append(nn.Dropout(style.dropout))
+        layers.append(Dropout(style.dropout))
     return nn.Sequential(*layers)
 
 
@@ -73,6 +74,8 @@ class UNetEncoder(Encoder):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) to (B, widths[n], H / 2**n, W / 2**n), finest first."""
+        if x.device.type == "cpu":
+            x = channels_last(x)
         maps = [self.stages[0](x)]
         for stage in self.stages[1:]:
             maps.append(stage(F.max_pool2d(maps[-1], 2)))
