@@ -25,7 +25,7 @@ def start_detached(
     config: Mapping[str, Any],
     *,
     python: str | None = None,
-    wait_s: float = 60.0,
+    wait_s: float = 120.0,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> RunFolder:
     """Start a run in the background and wait until it has taken its folder; it goes on when this process ends.
