@@ -1,15 +1,20 @@
 """Which slice to annotate next, and why.
 
-Annotating slice z mends errors around it, the fewer the farther away. With e(s) the voxels expected to be wrong on
-slice s and k(d) = exp(-d / reach) how much of a slice is put right by a reference slice d millimetres away, annotating
-z gains
+What annotating slice z is worth is the number of voxels that it is expected to put right. Slice s has e(s) wrong ones:
+its area times the chance that a voxel of it is wrong, from its distance to the reference slices, what the model is
+unsure of, what the tracker doubts, where the masks disagree, and how unlike the annotated slices it looks. Errors grow
+with the distance d from the nearest reference slice as drift(d) = 1 - exp(-d / reach), so with z annotated as well a
+share drift(d') / drift(d) of them is left:
 
-    gain(z) = sum over s of e(s) * max(0, k(|s - z|) - k(d(s)))
+    mended(z) = sum over s of e(s) * (1 - drift(min(d(s), |s - z|)) / drift(d(s)))
 
-where d(s) is the distance from s to its nearest reference slice now. e(s) is the slice's area times the chance that a
-voxel of it is wrong: what the model is unsure of, what the tracker doubts, where the masks disagree, and how unlike the
-annotated slices it looks. A greedy choice by this gain spreads out by itself: next to a chosen slice little is left to
-gain.
+Beyond the outermost reference slices nobody has said that the object goes on. It is there on slice z with a chance p(z)
+that falls towards the end that the tracker found. If it is not, everything found from z on is wrong and goes:
+
+    gain(z) = p(z) * mended(z) + (1 - p(z)) * area found from z on
+
+Between reference slices p is 1. A greedy choice by this gain spreads out by itself: next to a chosen slice little is
+left to gain; and it looks for the ends of the object where much would have to go.
 """
 
 from __future__ import annotations
@@ -27,10 +32,14 @@ __all__ = ["Evidence", "Suggestion", "VolumeSuggestion", "embed_slices", "sugges
 
 _Curve = NDArray[np.float64]
 
-REACH_MM = 25.0
-"""Distance at which a reference slice still puts a third of a slice right."""
-_BASE_DOUBT = 0.05
-"""Chance of a wrong voxel where nothing speaks against a slice."""
+REACH_MM = 15.0
+"""Distance from a reference slice at which errors have grown to two thirds of what they come to far away."""
+_FAR_DOUBT = 0.5
+"""Chance of a wrong voxel far from any reference slice, where nothing else speaks against it."""
+_LIKELY_END = 0.6
+"""Share of the way from the outermost reference slice to the found end where the object ends as likely as not."""
+_STEEPNESS = 3.0
+"""How fast the chance that it goes on falls there."""
 _NOVELTY_WEIGHT = 0.25
 _TAIL_SLICES = 3
 """Slices beyond the found object on which it may go on unseen."""
@@ -54,7 +63,9 @@ class Evidence:
     area_px: _Curve
     """(N,) pixels of the segment as found; 0 where it was not found."""
     references: Sequence[int] = ()
-    """Slices that somebody vouches for."""
+    """Slices that somebody vouches for and that show the segment."""
+    absent: Sequence[int] = ()
+    """Slices on which somebody has seen that the segment is not there."""
     confidence: _Curve | None = None
     """(N,) the tracker's, 0 .. 1; NaN where it did not come."""
     uncertainty: _Curve | None = None
@@ -141,7 +152,7 @@ def suggest_volumes(
     ranked = []
     for name, parts in evidence.items():
         area = sum(float(part.area_px.sum()) for part in parts)
-        wrong = sum(float((_doubt(part) * _possible_area(part)).sum()) for part in parts)
+        wrong = sum(float((_doubt(part, REACH_MM) * _possible_area(part)).sum()) for part in parts)
         share = wrong / area if area else 1.0
         novelty = _novelty_of(embeddings[name], known) if embeddings and known else 0.0
         reason = (
@@ -178,17 +189,57 @@ def embed_slices(volume: Volume, axis: int, window: Window | None = None) -> NDA
 
 def _best(evidence: Evidence, reach_mm: float) -> Suggestion:
     """The slice of one segment that gains most."""
-    doubt, area = _doubt(evidence), _possible_area(evidence)
-    places_mm = np.arange(len(area)) * evidence.step_mm
-    helped_now = np.exp(-_distance_mm(evidence) / reach_mm)
-    helped_then = np.exp(-np.abs(places_mm[:, None] - places_mm[None]) / reach_mm)  # (candidate, slice)
-    gain = (doubt * area * np.maximum(helped_then - helped_now, 0.0)).sum(axis=1)
-    gain[np.asarray(evidence.references, int)] = 0.0
-    gain[area == 0] = 0.0  # nothing to paint there
+    gain = _gains(evidence, reach_mm)
     index = int(gain.argmax())
     return Suggestion(
         evidence.segment, evidence.axis, index, float(gain[index]), _reason(evidence, index, reach_mm)
     )
+
+
+def _gains(evidence: Evidence, reach_mm: float) -> _Curve:
+    """(N,) what annotating each slice is worth; see the top of this file."""
+    area, there = _possible_area(evidence), _presence(evidence)
+    places = np.arange(len(area))
+    now_mm = _distance_mm(evidence)
+    then_mm = np.minimum(now_mm, np.abs(places[:, None] - places) * evidence.step_mm)  # (candidate, slice)
+    drift_now = _drift(now_mm, reach_mm)
+    left = np.where(drift_now > 0, _drift(then_mm, reach_mm) / np.maximum(drift_now, 1e-9), 1.0)
+    mended = (area * _doubt(evidence, reach_mm) * (1.0 - left)).sum(axis=1)
+    gain = there * mended + (1.0 - there) * _beyond(evidence, area)
+    gain[[*evidence.references, *evidence.absent]] = 0.0
+    gain[area == 0] = 0.0  # nothing to paint there
+    return gain
+
+
+def _drift(distance_mm: _Curve, reach_mm: float) -> _Curve:
+    """How far errors have grown, 0 .. 1."""
+    grown: _Curve = 1.0 - np.exp(-distance_mm / reach_mm)
+    return grown
+
+
+def _presence(evidence: Evidence) -> _Curve:
+    """(N,) chance that the segment is on a slice: 1 between reference slices, falling beyond the outermost ones."""
+    there = np.ones(len(evidence.area_px))
+    found = np.flatnonzero(evidence.area_px > 0)
+    if not len(evidence.references) or not len(found):
+        return there
+    places = np.arange(len(there))
+    first, last = min(evidence.references), max(evidence.references)
+    for outermost, end, step in ((first, found[0], -1), (last, found[-1], 1)):
+        length = max(1, (end - outermost) * step)
+        way = np.maximum((places - outermost) * step, 0) / length
+        there = np.minimum(there, 1.0 / (1.0 + (way / _LIKELY_END) ** _STEEPNESS))
+    return there
+
+
+def _beyond(evidence: Evidence, area: _Curve) -> _Curve:
+    """(N,) area found on a slice and outwards of it; 0 between the reference slices."""
+    beyond = np.zeros(len(area))
+    if len(evidence.references):
+        first, last = min(evidence.references), max(evidence.references)
+        beyond[:first] = np.cumsum(evidence.area_px[:first])
+        beyond[last + 1 :] = np.cumsum(evidence.area_px[:last:-1])[::-1]
+    return beyond
 
 
 def _distance_mm(evidence: Evidence) -> _Curve:
@@ -202,25 +253,25 @@ def _distance_mm(evidence: Evidence) -> _Curve:
 
 
 def _possible_area(evidence: Evidence) -> _Curve:
-    """Area as found, and beyond either end half of the last one, a quarter, an eighth: it may go on unseen."""
+    """Area as found, and where it may have been lost: half of its neighbours' in a gap, less and less past the ends."""
     area = np.asarray(evidence.area_px, float).copy()
     found = np.flatnonzero(area > 0)
     if not len(found):
         return area
+    gap = np.setdiff1d(np.arange(found[0], found[-1]), [*found, *evidence.absent])
+    area[gap] = 0.5 * np.interp(gap, found, area[found])
     for end, step in ((found[0], -1), (found[-1], 1)):
         for n in range(1, _TAIL_SLICES + 1):
-            if 0 <= end + n * step < len(area):
-                area[end + n * step] = area[end] * 0.5**n
-    inside = np.flatnonzero(area > 0)
-    area[inside[0] : inside[-1] + 1] = np.maximum(
-        area[inside[0] : inside[-1] + 1], 1.0
-    )  # a gap may be a mistake
+            index = end + n * step
+            if not 0 <= index < len(area) or index in evidence.absent:
+                break
+            area[index] = area[end] * 0.5**n
     return area
 
 
-def _doubt(evidence: Evidence) -> _Curve:
+def _doubt(evidence: Evidence, reach_mm: float) -> _Curve:
     """(N,) chance that a voxel of the slice is wrong, from independent signs of trouble."""
-    right = np.full(len(evidence.area_px), 1.0 - _BASE_DOUBT)
+    right = 1.0 - _FAR_DOUBT * _drift(_distance_mm(evidence), reach_mm)
     for sign in _signs(evidence).values():
         right *= 1.0 - sign
     return 1.0 - right
