@@ -182,7 +182,8 @@ COMMAND = Command(
     summary="your own models and their versions, and promptable models: list, use, compare, download, ...",
     configure=_configure,
     run=_run,
-    examples="medssl models list\nmedssl models use liver:2\nmedssl models compare liver:1 liver:2 --case patient_7-1a2b3c4d\n"
+    examples="medssl models list\nmedssl models use liver:2\n"
+    "medssl models compare liver:1 liver:2 --case patient_7-1a2b3c4d\n"
     "medssl models export liver liver.safetensors\nmedssl models import liver.safetensors --name liver\n"
     "medssl models download sam2.1-hiera-tiny\nmedssl models import weights_folder",
 )

@@ -76,7 +76,7 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--least-part", metavar="SHARE", type=float, default=0.1,
-        help="drop parts of the coarse mask smaller than this share of its largest part; 1 keeps that alone [%(default)s]",
+        help="drop parts of the coarse mask smaller than this share of its largest; 1 keeps that alone [%(default)s]",
     )  # fmt: skip
     parser.add_argument(
         "--margin-mm",
@@ -98,7 +98,7 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--uncertainty", choices=["off", "flip-average", "dropout"], default="off",
-        help="average several coarse answers: with the mirror image (2 x the time) or under dropout (8 x) [%(default)s]",
+        help="average coarse answers: with the mirror image (2 x the time) or under dropout (8 x) [%(default)s]",
     )  # fmt: skip
     add_window(parser)
     add_promptable(parser)
