@@ -132,6 +132,11 @@ class FakeClient:
         self.runs.append(FakeRun())
         return self.runs[-1]
 
+    def predict(self, volume: Any, prompt: Any, *, segment: str, model: str, device: str) -> FakeRun:
+        self.asked.append({"volume": volume, "prompt": prompt, "model": model, "device": device})
+        self.runs.append(FakeRun())
+        return self.runs[-1]
+
 
 @pytest.fixture
 def a_client() -> FakeClient:

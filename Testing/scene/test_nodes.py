@@ -9,8 +9,8 @@ slicer = pytest.importorskip("slicer")
 vtk = pytest.importorskip("vtk")
 
 from medssl.errors import InputError  # noqa: E402
-from medssl.scene import nodes  # noqa: E402
-from medssl.scene.nodes import Overlap  # noqa: E402
+from medssl.scene import layers, nodes, tags, writing  # noqa: E402
+from medssl.scene.rules import EditingRules, Overlap  # noqa: E402
 from medssl.volume import as_stack, take_slice  # noqa: E402
 
 BINARY = "Binary labelmap"
@@ -57,14 +57,14 @@ def test_a_linear_transform_moves_the_volume_and_its_segmentation_together(a_sce
 
     node, (segment,) = a_scene.add_segmentation(volume_node, "liver")
     mask = a_blob(3)
-    nodes.write_slices(node, segment, volume, 0, slices_of(mask, 0))
+    writing.write_slices(node, segment, volume, 0, slices_of(mask, 0))
     np.testing.assert_array_equal(nodes.read_segment(node, segment, volume), mask)
 
 
 def test_a_segmentation_left_out_of_the_transform_is_refused(a_scene) -> None:
     volume_node = a_scene.add_volume(a_scene.grids["straight"])
     node, (segment,) = a_scene.add_segmentation(volume_node, "liver")
-    nodes.write_slices(node, segment, nodes.read_volume_node(volume_node), 0, slices_of(a_blob(3), 0))
+    writing.write_slices(node, segment, nodes.read_volume_node(volume_node), 0, slices_of(a_blob(3), 0))
     shift = np.eye(4)
     shift[0, 3] = 2.4
     volume_node.SetAndObserveTransformNodeID(a_scene.add_transform(shift).GetID())
@@ -100,7 +100,7 @@ def test_what_is_written_is_read_back_voxel_for_voxel(a_scene, a_grid, axis: int
     node, (segment,) = a_scene.add_segmentation(volume_node, "liver")
     mask = a_blob(axis)
     for index, slice_mask in slices_of(mask, axis).items():
-        nodes.write_slices(node, segment, volume, axis, {index: slice_mask})
+        writing.write_slices(node, segment, volume, axis, {index: slice_mask})
     np.testing.assert_array_equal(nodes.read_segment(node, segment, volume), mask)
     np.testing.assert_array_equal(nodes.read_slice(node, segment, volume, axis, 3), take_slice(mask, axis, 3))
 
@@ -110,7 +110,7 @@ def test_a_mask_that_fills_the_volume_to_its_border_is_read_back(a_scene) -> Non
     volume = nodes.read_volume_node(volume_node)
     node, (segment,) = a_scene.add_segmentation(volume_node, "body")
     mask = np.ones(SHAPE_KJI, bool)
-    nodes.write_slices(node, segment, volume, 2, slices_of(mask, 2))
+    writing.write_slices(node, segment, volume, 2, slices_of(mask, 2))
     assert nodes.read_segment(node, segment, volume).all()
 
 
@@ -118,10 +118,10 @@ def test_slicers_own_export_agrees_with_what_was_written(a_scene) -> None:
     volume_node = a_scene.add_volume(a_scene.grids["oblique and left-handed"])
     node, (segment,) = a_scene.add_segmentation(volume_node, "liver")
     mask = a_blob(5)
-    nodes.write_slices(node, segment, nodes.read_volume_node(volume_node), 1, slices_of(mask, 1))
+    writing.write_slices(node, segment, nodes.read_volume_node(volume_node), 1, slices_of(mask, 1))
     export = a_scene.scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "export")
     a_scene.logic.ExportSegmentsToLabelmapNode(node, [segment], export, volume_node)
-    np.testing.assert_array_equal(nodes._array_kji(export.GetImageData()) > 0, mask)
+    np.testing.assert_array_equal(layers.array_kji(export.GetImageData()) > 0, mask)
 
 
 def test_writing_a_slice_again_replaces_it_and_leaves_the_others(a_scene) -> None:
@@ -129,8 +129,8 @@ def test_writing_a_slice_again_replaces_it_and_leaves_the_others(a_scene) -> Non
     volume = nodes.read_volume_node(volume_node)
     node, (segment,) = a_scene.add_segmentation(volume_node, "liver")
     mask, other = a_blob(1), a_blob(2)
-    nodes.write_slices(node, segment, volume, 0, slices_of(mask, 0))
-    nodes.write_slices(node, segment, volume, 0, {2: other[2], 5: np.zeros_like(mask[5])})
+    writing.write_slices(node, segment, volume, 0, slices_of(mask, 0))
+    writing.write_slices(node, segment, volume, 0, {2: other[2], 5: np.zeros_like(mask[5])})
     expected = mask.copy()
     expected[2], expected[5] = other[2], False
     np.testing.assert_array_equal(nodes.read_segment(node, segment, volume), expected)
@@ -141,10 +141,10 @@ def test_a_segment_emptied_slice_by_slice_can_be_written_again(a_scene) -> None:
     volume = nodes.read_volume_node(volume_node)
     node, (segment,) = a_scene.add_segmentation(volume_node, "liver")
     mask = a_blob(1)
-    nodes.write_slices(node, segment, volume, 0, slices_of(mask, 0))
-    nodes.write_slices(node, segment, volume, 0, slices_of(np.zeros_like(mask), 0))
+    writing.write_slices(node, segment, volume, 0, slices_of(mask, 0))
+    writing.write_slices(node, segment, volume, 0, slices_of(np.zeros_like(mask), 0))
     assert not nodes.read_segment(node, segment, volume).any()
-    nodes.write_slices(node, segment, volume, 0, slices_of(mask, 0))
+    writing.write_slices(node, segment, volume, 0, slices_of(mask, 0))
     np.testing.assert_array_equal(nodes.read_segment(node, segment, volume), mask)
 
 
@@ -154,14 +154,14 @@ def test_a_labelmap_cropped_and_shifted_by_whole_voxels_is_read_and_written(a_sc
     volume = nodes.read_volume_node(volume_node)
     node, (segment,) = a_scene.add_segmentation(volume_node, "liver")
     mask = a_blob(1)
-    nodes.write_slices(node, segment, volume, 0, slices_of(mask, 0))
+    writing.write_slices(node, segment, volume, 0, slices_of(mask, 0))
     image = labelmap(node, segment)
     i0, _, j0, _, k0, _ = image.GetExtent()
     image.SetOrigin(*(a_scene.grids["oblique"] @ (i0, j0, k0, 1))[:3])
     image.SetExtent(*(v for n in image.GetDimensions() for v in (0, n - 1)))
     np.testing.assert_array_equal(nodes.read_segment(node, segment, volume), mask)
     mask[3] = ~mask[3]
-    nodes.write_slices(node, segment, volume, 0, {3: mask[3]})
+    writing.write_slices(node, segment, volume, 0, {3: mask[3]})
     np.testing.assert_array_equal(nodes.read_segment(node, segment, volume), mask)
 
 
@@ -174,12 +174,12 @@ def test_a_neighbour_loses_voxels_only_when_overwriting_was_chosen(
     volume = nodes.read_volume_node(volume_node)
     node, (liver, spleen) = a_scene.add_segmentation(volume_node, "liver", "spleen")
     spleen_mask, liver_mask = a_blob(1), a_blob(2)
-    nodes.write_slices(node, spleen, volume, 0, slices_of(spleen_mask, 0))
+    writing.write_slices(node, spleen, volume, 0, slices_of(spleen_mask, 0))
     if not shared:
         node.GetSegmentation().SeparateSegmentLabelmap(liver)
     assert (labelmap(node, liver) is labelmap(node, spleen)) == shared
 
-    nodes.write_slices(node, liver, volume, 0, slices_of(liver_mask, 0), overlap)
+    writing.write_slices(node, liver, volume, 0, slices_of(liver_mask, 0), EditingRules.from_overlap(overlap))
 
     expected_liver = liver_mask & ~spleen_mask if overlap is Overlap.KEEP_OTHERS else liver_mask
     expected_spleen = spleen_mask & ~liver_mask if overlap is Overlap.OVERWRITE else spleen_mask
@@ -193,38 +193,28 @@ def test_shrinking_a_segment_on_a_shared_layer_leaves_its_neighbour_there(a_scen
     node, (liver, spleen) = a_scene.add_segmentation(volume_node, "liver", "spleen")
     left, right = np.zeros(SHAPE_KJI, bool), np.zeros(SHAPE_KJI, bool)
     left[1:6, 2:9, 1:7], right[1:6, 2:9, 7:13] = True, True
-    nodes.write_slices(node, liver, volume, 0, slices_of(left, 0))
-    nodes.write_slices(node, spleen, volume, 0, slices_of(right, 0))
+    writing.write_slices(node, liver, volume, 0, slices_of(left, 0))
+    writing.write_slices(node, spleen, volume, 0, slices_of(right, 0))
     left[:, :, 4:] = False
-    nodes.write_slices(node, liver, volume, 0, slices_of(left, 0))
+    writing.write_slices(node, liver, volume, 0, slices_of(left, 0))
     assert labelmap(node, liver) is labelmap(node, spleen)
     np.testing.assert_array_equal(nodes.read_segment(node, liver, volume), left)
     np.testing.assert_array_equal(nodes.read_segment(node, spleen, volume), right)
 
 
-def test_only_the_box_around_what_changes_is_handed_to_slicer(
-    a_scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_what_changes_is_written_and_in_the_memory_the_labelmap_has(a_scene) -> None:
     volume_node = a_scene.add_volume(a_scene.grids["straight"])
     volume = nodes.read_volume_node(volume_node)
     node, (segment,) = a_scene.add_segmentation(volume_node, "liver")
     mask = a_blob(1)
-    nodes.write_slices(node, segment, volume, 0, slices_of(mask, 0))
+    writing.write_slices(node, segment, volume, 0, slices_of(mask, 0))
+    memory = layers.Layer.of(node, segment, volume).voxels_kji
+    before = memory.copy()
     mask[3, 4:6, 7:10] ^= True
-    extents = []
-    merge = nodes._modify
-
-    def note(node, segment, volume, start_kji, box_kji, mode, overwrite):
-        extents.append((tuple(start_kji), box_kji.shape))
-        merge(node, segment, volume, start_kji, box_kji, mode, overwrite)
-
-    monkeypatch.setattr(nodes, "_modify", note)
-    nodes.write_slices(node, segment, volume, 0, slices_of(mask, 0))
-    assert extents
-    for (k, j, i), shape in extents:
-        assert (k, shape[0]) == (3, 1)
-        assert 4 <= j < j + shape[1] <= 6
-        assert 7 <= i < i + shape[2] <= 10
+    writing.write_slices(node, segment, volume, 0, slices_of(mask, 0))
+    again = layers.Layer.of(node, segment, volume).voxels_kji
+    assert np.shares_memory(memory, again)
+    assert (memory != before).sum() == 6
     np.testing.assert_array_equal(nodes.read_segment(node, segment, volume), mask)
 
 
@@ -233,9 +223,9 @@ def test_writing_does_not_touch_other_layers(a_scene) -> None:
     volume = nodes.read_volume_node(volume_node)
     node, (liver, spleen) = a_scene.add_segmentation(volume_node, "liver", "spleen")
     node.GetSegmentation().SeparateSegmentLabelmap(spleen)
-    nodes.write_slices(node, spleen, volume, 0, slices_of(a_blob(1), 0))
+    writing.write_slices(node, spleen, volume, 0, slices_of(a_blob(1), 0))
     before = labelmap(node, spleen), labelmap(node, spleen).GetMTime()
-    nodes.write_slices(node, liver, volume, 0, slices_of(a_blob(2), 0))
+    writing.write_slices(node, liver, volume, 0, slices_of(a_blob(2), 0))
     assert (labelmap(node, spleen), labelmap(node, spleen).GetMTime()) == before
 
 
@@ -244,9 +234,9 @@ def test_writing_what_is_already_there_changes_nothing(a_scene) -> None:
     volume = nodes.read_volume_node(volume_node)
     node, (segment,) = a_scene.add_segmentation(volume_node, "liver")
     mask = a_blob(1)
-    nodes.write_slices(node, segment, volume, 0, slices_of(mask, 0))
+    writing.write_slices(node, segment, volume, 0, slices_of(mask, 0))
     modified = labelmap(node, segment).GetMTime()
-    nodes.write_slices(node, segment, volume, 0, slices_of(mask, 0))
+    writing.write_slices(node, segment, volume, 0, slices_of(mask, 0))
     assert labelmap(node, segment).GetMTime() == modified
 
 
@@ -257,7 +247,7 @@ def test_more_segments_than_a_byte_can_number_share_a_layer(a_scene) -> None:
     for n, segment in enumerate(ids):
         pixel = np.zeros(SHAPE_KJI[1:], bool)
         pixel[divmod(n % 180, 15)] = True
-        nodes.write_slices(node, segment, volume, 0, {n // 180: pixel})
+        writing.write_slices(node, segment, volume, 0, {n // 180: pixel})
     for n in (0, 179, 255, 256, 299):
         assert np.argwhere(nodes.read_segment(node, ids[n], volume)).tolist() == [
             [n // 180, *divmod(n % 180, 15)]
@@ -272,9 +262,9 @@ def test_a_segmentation_on_another_grid_is_refused_and_left_alone(a_scene) -> No
     node, (segment,) = a_scene.add_segmentation(volume_node, "liver")
     volume, other = nodes.read_volume_node(volume_node), nodes.read_volume_node(other_node)
     mask = a_blob(1)
-    nodes.write_slices(node, segment, volume, 0, slices_of(mask, 0))
+    writing.write_slices(node, segment, volume, 0, slices_of(mask, 0))
     with pytest.raises(InputError, match="lies on another voxel grid"):
-        nodes.write_slices(node, segment, other, 0, slices_of(~mask, 0))
+        writing.write_slices(node, segment, other, 0, slices_of(~mask, 0))
     np.testing.assert_array_equal(nodes.read_segment(node, segment, volume), mask)
 
 
@@ -293,7 +283,7 @@ def test_an_unknown_segment_and_a_wrong_slice_shape_are_refused(a_scene) -> None
     with pytest.raises(InputError, match="has no segment 'Segment_9'"):
         nodes.read_segment(node, "Segment_9", volume)
     with pytest.raises(InputError, match=r"has shape \(12, 15\), not \(3, 3\)"):
-        nodes.write_slices(node, segment, volume, 0, {0: np.ones((3, 3), bool)})
+        writing.write_slices(node, segment, volume, 0, {0: np.ones((3, 3), bool)})
 
 
 def test_segments_are_listed_with_name_and_color(a_scene) -> None:
@@ -323,8 +313,8 @@ def test_predicted_slices_are_not_taken_for_drawn_ones_until_the_user_changes_th
     volume = nodes.read_volume_node(volume_node)
     node, (segment,) = a_scene.add_segmentation(volume_node, "liver")
     mask = a_blob(1)
-    nodes.write_slices(node, segment, volume, 0, {3: mask[3]})
-    nodes.write_predicted_slices(node, segment, volume, 0, {1: mask[1], 2: mask[2], 4: mask[4]})
+    writing.write_slices(node, segment, volume, 0, {3: mask[3]})
+    writing.write_predicted_slices(node, segment, volume, 0, {1: mask[1], 2: mask[2], 4: mask[4]})
 
     def drawn() -> list[int]:
         start, box = nodes.read_drawn(node, segment, volume)
@@ -333,7 +323,7 @@ def test_predicted_slices_are_not_taken_for_drawn_ones_until_the_user_changes_th
     assert drawn() == [3]
     corrected = mask[4].copy()
     corrected[2, 2] ^= True
-    nodes.write_slices(node, segment, volume, 0, {4: corrected})
+    writing.write_slices(node, segment, volume, 0, {4: corrected})
     assert drawn() == [3, 4]
 
 
@@ -342,8 +332,8 @@ def test_what_was_predicted_is_remembered_in_a_saved_file(a_scene, tmp_path) -> 
     volume = nodes.read_volume_node(volume_node)
     node, (segment,) = a_scene.add_segmentation(volume_node, "liver")
     mask = a_blob(1)
-    nodes.write_slices(node, segment, volume, 0, {3: mask[3]})
-    nodes.write_predicted_slices(node, segment, volume, 0, {2: mask[2], 4: mask[4]})
+    writing.write_slices(node, segment, volume, 0, {3: mask[3]})
+    writing.write_predicted_slices(node, segment, volume, 0, {2: mask[2], 4: mask[4]})
     storage = a_scene.scene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
     storage.SetFileName(str(tmp_path / "liver.seg.nrrd"))
     assert storage.WriteData(node)
@@ -351,7 +341,7 @@ def test_what_was_predicted_is_remembered_in_a_saved_file(a_scene, tmp_path) -> 
     loaded = a_scene.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "loaded")
     assert storage.ReadData(loaded)
     (again,) = nodes.list_segments(loaded)
-    assert nodes.predicted_slices(loaded, again.id) == nodes.predicted_slices(node, segment)
+    assert tags.predicted_slices(loaded, again.id) == tags.predicted_slices(node, segment)
     np.testing.assert_array_equal(
         nodes.read_segment(loaded, again.id, volume), nodes.read_segment(node, segment, volume)
     )
@@ -362,9 +352,9 @@ def test_a_predicted_slice_that_is_written_empty_no_longer_counts_as_predicted(a
     volume = nodes.read_volume_node(volume_node)
     node, (segment,) = a_scene.add_segmentation(volume_node, "liver")
     mask = a_blob(1)
-    nodes.write_predicted_slices(node, segment, volume, 0, {3: mask[3], 4: mask[4]})
-    nodes.write_predicted_slices(node, segment, volume, 0, {3: np.zeros_like(mask[3])})
-    assert nodes.predicted_slices(node, segment).keys() == {(0, 4)}
+    writing.write_predicted_slices(node, segment, volume, 0, {3: mask[3], 4: mask[4]})
+    writing.write_predicted_slices(node, segment, volume, 0, {3: np.zeros_like(mask[3])})
+    assert tags.predicted_slices(node, segment).keys() == {(0, 4)}
     assert nodes.annotated_slices(nodes.read_segment(node, segment, volume), 0) == [4]
 
 
@@ -372,6 +362,8 @@ def test_overwriting_a_predicted_neighbour_does_not_make_its_slices_drawn(a_scen
     volume_node = a_scene.add_volume(a_scene.grids["straight"])
     volume = nodes.read_volume_node(volume_node)
     node, (liver, spleen) = a_scene.add_segmentation(volume_node, "liver", "spleen")
-    nodes.write_predicted_slices(node, spleen, volume, 0, slices_of(a_blob(1), 0))
-    nodes.write_predicted_slices(node, liver, volume, 0, slices_of(a_blob(2), 0), Overlap.OVERWRITE)
+    writing.write_predicted_slices(node, spleen, volume, 0, slices_of(a_blob(1), 0))
+    writing.write_predicted_slices(
+        node, liver, volume, 0, slices_of(a_blob(2), 0), EditingRules.from_overlap(Overlap.OVERWRITE)
+    )
     assert not nodes.read_drawn(node, spleen, volume)[1].any()

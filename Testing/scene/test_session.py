@@ -10,8 +10,8 @@ slicer = pytest.importorskip("slicer")
 from medssl.errors import Cancelled, InputError, WorkerDied  # noqa: E402
 from medssl.events import Log, Progress  # noqa: E402
 from medssl.results import SliceMask  # noqa: E402
-from medssl.scene import nodes  # noqa: E402
-from medssl.scene.nodes import Overlap  # noqa: E402
+from medssl.scene import nodes, tags, writing  # noqa: E402
+from medssl.scene.rules import Overlap  # noqa: E402
 from medssl.scene.session import PropagateRequest, Session, State  # noqa: E402
 
 SHAPE_KJI = (7, 12, 15)
@@ -47,7 +47,7 @@ class Desk:
         return mask
 
     def draw(self, segment: str, slices: dict[int, np.ndarray]) -> None:
-        nodes.write_slices(self.node, segment, self.volume, 0, slices)
+        writing.write_slices(self.node, segment, self.volume, 0, slices)
 
     def masks(self, segment: str) -> np.ndarray:
         return nodes.read_segment(self.node, segment, self.volume)
@@ -74,7 +74,7 @@ class Desk:
 
     def predicted(self, segment: str) -> list[int]:
         """The slices that count as predicted."""
-        return sorted(index for _, index in nodes.predicted_slices(self.node, segment))
+        return sorted(index for _, index in tags.predicted_slices(self.node, segment))
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_the_drawn_slices_are_sent_with_the_axis_they_were_painted_across(a_desk
 def test_a_slice_painted_in_the_sagittal_view_is_propagated_across_that_axis(a_desk: Desk) -> None:
     stack = np.zeros((*SHAPE_KJI[:2], SHAPE_KJI[2]), bool)
     stack[1:6, 2:9, 7] = True
-    nodes.write_slices(a_desk.node, a_desk.spleen, a_desk.volume, 2, {7: stack[:, :, 7]})
+    writing.write_slices(a_desk.node, a_desk.spleen, a_desk.volume, 2, {7: stack[:, :, 7]})
     plan = a_desk.session.plan(PropagateRequest(segment_ids=(a_desk.spleen,)))
     assert (plan.axis, plan.drawn) == (2, {a_desk.spleen: [7]})
 
@@ -261,9 +261,9 @@ def test_segments_and_axes_that_were_not_propagated_are_not_emptied(a_desk: Desk
     desk = a_desk
     spleen = np.zeros(SHAPE_KJI[:2], bool)
     spleen[1:6, 2:9] = True
-    nodes.write_predicted_slices(desk.node, desk.spleen, desk.volume, 2, {7: spleen})
-    nodes.write_slices(desk.node, desk.spleen, desk.volume, 0, {0: desk.a_mask(9)})
-    nodes.write_predicted_slices(desk.node, desk.spleen, desk.volume, 0, {6: desk.a_mask(10)})
+    writing.write_predicted_slices(desk.node, desk.spleen, desk.volume, 2, {7: spleen})
+    writing.write_slices(desk.node, desk.spleen, desk.volume, 0, {0: desk.a_mask(9)})
+    writing.write_predicted_slices(desk.node, desk.spleen, desk.volume, 0, {6: desk.a_mask(10)})
     before = desk.masks(desk.spleen)
     desk.start(segment_ids=(desk.liver,))
     desk.finish()
@@ -271,7 +271,7 @@ def test_segments_and_axes_that_were_not_propagated_are_not_emptied(a_desk: Desk
     desk.start(segment_ids=(desk.spleen,), axis=0)
     desk.finish()
     assert desk.filled(desk.spleen) == [0, 1, 2, 3, 4, 5]
-    assert nodes.predicted_slices(desk.node, desk.spleen).keys() == {(2, 7)}
+    assert tags.predicted_slices(desk.node, desk.spleen).keys() == {(2, 7)}
 
 
 def test_undo_forgets_what_was_predicted(a_desk: Desk) -> None:
@@ -279,9 +279,9 @@ def test_undo_forgets_what_was_predicted(a_desk: Desk) -> None:
     a_desk.arrive(a_desk.liver, 4)
     a_desk.session.poll()
     a_desk.session.undo()
-    assert nodes.predicted_slices(a_desk.node, a_desk.liver) == {}
+    assert tags.predicted_slices(a_desk.node, a_desk.liver) == {}
     a_desk.session.redo()
-    assert set(nodes.predicted_slices(a_desk.node, a_desk.liver)) == {(0, 4)}
+    assert set(tags.predicted_slices(a_desk.node, a_desk.liver)) == {(0, 4)}
 
 
 def test_propagations_are_undone_one_by_one(a_desk: Desk) -> None:
@@ -301,7 +301,7 @@ def test_a_propagation_that_wrote_nothing_leaves_nothing_to_undo(a_desk: Desk) -
     a_desk.run.finished = True
     assert a_desk.session.poll().state is State.DONE
     assert not a_desk.session.can_undo
-    with pytest.raises(InputError, match="no propagation to undo"):
+    with pytest.raises(InputError, match="nothing to undo"):
         a_desk.session.undo()
 
 
@@ -425,7 +425,7 @@ def test_an_error_in_the_program_ends_the_run_and_is_not_hidden(
 ) -> None:
     a_desk.start()
     a_desk.arrive(a_desk.liver, 4)
-    monkeypatch.setattr(nodes, "write_predicted_slices", lambda *_: 1 / 0)
+    monkeypatch.setattr(writing, "write_predicted_slices", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         a_desk.session.poll()
     assert a_desk.session.poll().state is State.FAILED
@@ -441,7 +441,7 @@ def test_a_poll_stops_writing_when_its_time_is_up_and_gives_the_front_end_as_lon
         writes.append(arguments[1])
         a_desk.clock.now_s += 1.0
 
-    monkeypatch.setattr(nodes, "write_predicted_slices", slow_write)
+    monkeypatch.setattr(writing, "write_predicted_slices", slow_write)
     a_desk.draw(a_desk.spleen, {3: a_desk.a_mask(8)})
     a_desk.start()
     a_desk.arrive(a_desk.liver, 4, 5)
@@ -465,7 +465,7 @@ def test_while_slices_still_come_they_are_gathered_for_four_times_as_long_as_a_w
         writes.append(sorted(masks))
         a_desk.clock.now_s += 0.5
 
-    monkeypatch.setattr(nodes, "write_predicted_slices", slow_write)
+    monkeypatch.setattr(writing, "write_predicted_slices", slow_write)
     a_desk.start()
     for index in (4, 5, 6):
         a_desk.arrive(a_desk.liver, index)

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("slicer")
 
 from medssl.client import LocalCommand, WorkerClient
-from medssl.scene import nodes
+from medssl.scene import nodes, writing
 from medssl.scene.session import PropagateRequest, Session, State, Status
 
 FAKE_WORKER = Path(__file__).resolve().parents[1] / "worker" / "fake_worker.py"
@@ -43,7 +43,7 @@ class Desk:
         self.node, (self.liver,) = a_scene.add_segmentation(volume_node, "liver")
         drawn = np.zeros(SHAPE_KJI[1:], bool)
         drawn[3:8, 4:9] = True
-        nodes.write_slices(self.node, self.liver, self.volume, 0, {3: drawn})
+        writing.write_slices(self.node, self.liver, self.volume, 0, {3: drawn})
         self.drawn = self.mask()
         self.session = Session(a_scene.scene, a_scene.logic, client)
         self.session.choose(volume_node, self.node)

@@ -1,46 +1,53 @@
 """What a person does in a front end, without the front end: choose nodes, propagate, watch, cancel, undo.
 
 A panel or a browser makes one `Session`, calls `start`, then `poll` from a timer until the status is no
-longer running. Nothing here waits: the worker computes, `poll` writes what has arrived for a few milliseconds
-and returns.
+longer running. Nothing here waits: the worker computes, arrays are looked through in another thread, `poll` writes what
+has arrived for a few milliseconds and returns.
 
     session = Session(scene, segmentations_logic, client)
     session.choose(volume_node, segmentation_node)
     session.start(PropagateRequest())
     while session.poll().state is State.RUNNING: ...
     session.undo()
+
+Prompts (`session.prompts`) answer a click with a preview on that slice. Everything a session knows lives in the scene,
+in the segmentation and its segments, so a saved scene goes on where it was left.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import slicer
 from numpy.typing import NDArray
 
+from .. import __version__
 from ..errors import Cancelled, InputError, MedSSLError
 from ..events import Log, Progress
 from ..prompts import Reference, SlicePrompt
-from ..registry import DEFAULT_MODEL
+from ..registry import DEFAULT_MODEL, load_registry
 from ..results import SliceMask
+from ..suggest import Suggestion, suggest_slices
 from ..volume import View, Volume
-from . import nodes
-from .nodes import Overlap, SegmentInfo
+from . import nodes, tags, writing
+from .background import Task
+from .history import History, SegmentationHistories
+from .layers import slice_fingerprint
+from .nodes import SegmentInfo
+from .preview import PromptDesk
+from .rules import EditingRules, Overlap
+from .streaming import Target, Writer
+from .survey import Survey, look
 
 __all__ = ["Plan", "PropagateRequest", "Propagator", "Run", "Session", "State", "Status"]
 
-UNDO_LEVELS = 10
-"""Propagations that can be undone; each keeps a copy of the labelmaps it changed."""
-_SLICES_PER_WRITE = 64
-_PAUSE_WHILE_RUNNING = 4.0
-"""Pause after writing, in times of what it took. 3D Slicer reads a segment's whole layer again at every write, so in a
-large volume a write costs the same for one slice as for many: fewer writes of more slices stall less."""
-_PAUSE_AT_THE_END = 1.0
+_WRITE_S = 0.012
+"""How long `poll` may write before it hands back."""
 
 
 class Run(Protocol):
@@ -74,6 +81,9 @@ class Propagator(Protocol):
     ) -> Run:
         """Start carrying references through a volume; returns at once."""
 
+    def predict(self, volume: Volume, prompt: SlicePrompt, *, segment: str, model: str, device: str) -> Run:
+        """Answer one prompt on one slice, ahead of long requests; returns at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PropagateRequest:
@@ -96,7 +106,9 @@ class PropagateRequest:
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:N" or "mps"."""
     overlap: Overlap = Overlap.ALLOW
-    """What to do where the result meets another segment."""
+    """What to do where the result meets another segment; a session's `editor_node` has its own say instead."""
+    only_changed: bool = False
+    """Track only the stretches again that reach a slice drawn, corrected or removed since the last run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +121,8 @@ class Plan:
     """The anatomical view the slices belong to, e.g. "axial"."""
     drawn: dict[str, list[int]]
     """Segment id -> its drawn slices, ascending."""
+    changed: tuple[int, ...] = ()
+    """Slices whose stretches are tracked again; empty = all."""
 
 
 class State(Enum):
@@ -134,7 +148,13 @@ class Status:
     """One sentence."""
 
 
-_Pending = dict[str, dict[int, NDArray[np.bool_]]]
+@dataclass(eq=False)
+class _Asked:
+    """A request whose slices are still being looked through."""
+
+    request: PropagateRequest
+    started_s: float
+    survey: Task[Survey] | None = None
 
 
 @dataclass(eq=False)
@@ -142,21 +162,16 @@ class _Propagation:
     """The propagation under way."""
 
     run: Run
-    volume: Volume
+    request: PropagateRequest
+    plan: Plan
     volume_node: Any
     segmentation_node: Any
-    axis: int
-    drawn: dict[str, list[int]]
-    covered: dict[str, range]
+    covered: dict[str, tuple[range, ...]]
     """The slices the run decides about, by segment id: its range on the side it goes to."""
-    overlap: Overlap
     started_s: float
+    writer: Writer
     arrived: dict[str, set[int]]
     """Slices that have arrived so far, by segment id."""
-    pending: _Pending = field(default_factory=dict)
-    """Slices that are to be written: {segment id: {index: mask}}."""
-    slices_written: int = 0
-    slices_emptied: int = 0
 
 
 class Session:
@@ -166,6 +181,9 @@ class Session:
         scene: vtkMRMLScene the nodes live in.
         segmentations_logic: vtkSlicerSegmentationsModuleLogic of that scene; segments need one to exist.
         client: computes; `medssl.client.WorkerClient`.
+        history: undo and redo; by default one of its own.
+        wait_s: how long a call may wait for arrays to be looked through; None = to the end, for scripts. A front end
+            says 0 and hears of it from `poll`.
         clock: seconds, for pacing.
     """
 
@@ -175,19 +193,27 @@ class Session:
         segmentations_logic: Any,
         client: Propagator,
         *,
+        history: History | None = None,
+        wait_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.scene = scene
         self.client = client
+        self.history: History = history or SegmentationHistories()
+        self.editor_node: Any = None
+        """vtkMRMLSegmentEditorNode whose masking and overwriting hold for all that is written; None = no rules."""
         self._segmentations_logic = segmentations_logic
+        self._wait_s = wait_s
         self._clock = clock
         self._volume_node: Any = None
-        self._volume: tuple[object, Volume] | None = None
+        self._volume: tuple[object, Task[Volume]] | None = None
         self._segmentation_node: Any = None
-        self._histories: dict[Any, Any] = {}
+        self._asked: _Asked | None = None
         self._propagation: _Propagation | None = None
+        self._surveying: Task[Survey] | None = None
+        self._survey: Survey | None = None
         self._status = Status()
-        self._write_again_s = 0.0
+        self.prompts = PromptDesk(self)
 
     # Choosing
 
@@ -196,16 +222,30 @@ class Session:
         if segmentation_node is not self._segmentation_node:
             self.cancel()
             self._status = Status()
-            self._histories = {n: h for n, h in self._histories.items() if self._is_present(n)}
+        if volume_node is not self._volume_node or segmentation_node is not self._segmentation_node:
+            self.prompts.leave()
+            self._survey = self._surveying = None
         if volume_node is not self._volume_node:
             self._volume = None
         self._volume_node = volume_node
         self._segmentation_node = segmentation_node
+        if self._is_present(volume_node) and volume_node.GetImageData() is not None:
+            self._begin_reading()
 
     @property
     def status(self) -> Status:
         """The state after the last call."""
         return self._status
+
+    @property
+    def volume_node(self) -> Any:
+        """The chosen volume node, or None."""
+        return self._volume_node if self._is_present(self._volume_node) else None
+
+    @property
+    def segmentation_node(self) -> Any:
+        """The chosen segmentation node, or None."""
+        return self._segmentation_node if self._is_present(self._segmentation_node) else None
 
     def segments(self) -> tuple[SegmentInfo, ...]:
         """The segments of the chosen segmentation, in the user's order; none without a segmentation."""
@@ -215,7 +255,67 @@ class Session:
 
     def axis_of(self, view: View) -> int:
         """The chosen volume's slice axis that comes closest to an anatomical view."""
-        return self._read_volume().axis_of(view)
+        return self.volume().axis_of(view)
+
+    def volume(self) -> Volume:
+        """The chosen volume; the same object until its image or position changes, so it is hashed once.
+
+        Raises:
+            InputError: nothing is chosen, the volume cannot be used, or it is still being read.
+        """
+        self._require_nodes()
+        task = self._begin_reading()
+        if not task.wait(self._wait_s):
+            raise InputError(f"{self._volume_node.GetName()} is still being read; try again in a moment.")
+        return task.result()
+
+    def rules(self, overlap: Overlap = Overlap.ALLOW) -> EditingRules:
+        """Where segments may be changed now."""
+        if self.editor_node is None:
+            return EditingRules.from_overlap(overlap)
+        return EditingRules.from_editor(self.editor_node)
+
+    # Looking
+
+    def look(self, axis: int | None = None) -> None:
+        """Begin to look through the segments, in the background; `survey` has the outcome after a `poll`.
+
+        Args:
+            axis: slice axis; None = the one the user painted across.
+        """
+        if not self._is_present(self._volume_node) or not self.segments():
+            self._survey = None
+            return
+        with_ids = [s.id for s in self.segments()]
+        try:
+            self._surveying = Task(look(self._segmentation_node, with_ids, self.volume(), axis))
+        except InputError as error:
+            self._survey = None
+            if self._propagation is None and self._asked is None:
+                self._status = Status(text=str(error))
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether `poll` has to be called for a new `survey`."""
+        return self._surveying is not None
+
+    @property
+    def survey(self) -> Survey | None:
+        """Reference slices, areas and confidence of every segment, when they were last looked at."""
+        return self._survey
+
+    def suggestions(self, count: int = 5) -> list[Suggestion]:
+        """Slices worth annotating next, the best first; their segment is an id.
+
+        Raises:
+            InputError: nothing was found of any segment yet.
+        """
+        survey = self._survey
+        if survey is None:
+            raise InputError("Nothing has been found of any segment yet; annotate one slice of it first.")
+        volume = self.volume()
+        evidence = [segment.evidence(volume, survey.axis) for segment in survey.segments.values()]
+        return suggest_slices(evidence, count)
 
     def plan(self, request: PropagateRequest) -> Plan:
         """Find the slices the user drew, and across which axis.
@@ -225,39 +325,78 @@ class Session:
         Raises:
             InputError: nothing is chosen or drawn, or the nodes do not fit together.
         """
-        return self._plan(request, self._read_volume())
+        survey = self._look_for(request)()
+        return self._plan(request, survey)
 
-    def _plan(self, request: PropagateRequest, volume: Volume) -> Plan:
-        names = {s.id: s.name for s in self.segments()}
-        wanted = tuple(names) if request.segment_ids is None else request.segment_ids
-        drawings = {i: nodes.read_drawn(self._segmentation_node, i, volume) for i in wanted}
-        drawings = {i: drawing for i, drawing in drawings.items() if drawing[1].any()}
-        if not drawings:
-            name = self._segmentation_node.GetName()
-            what = f"segment '{names[wanted[0]]}'" if len(wanted) == 1 else f"'{name}'"
+    def _look_for(self, request: PropagateRequest) -> Callable[[], Survey]:
+        volume = self.volume()
+        wanted = [s.id for s in self.segments()] if request.segment_ids is None else request.segment_ids
+        return look(self._segmentation_node, wanted, volume, request.axis)
+
+    def _plan(self, request: PropagateRequest, survey: Survey) -> Plan:
+        drawn = survey.drawn
+        if not drawn:
+            names = {s.id: s.name for s in self.segments()}
+            ids, node = request.segment_ids, self._segmentation_node
+            what = f"segment '{names[ids[0]]}'" if ids and len(ids) == 1 else f"'{node.GetName()}'"
             raise InputError(f"Nothing is drawn in {what}; paint the object on at least one slice first.")
-        axis = request.axis
-        if axis is None:
-            axis = nodes.guess_axis(mask for _, mask in drawings.values())
-        drawn = {
-            i: [start[axis] + n for n in nodes.annotated_slices(mask, axis)]
-            for i, (start, mask) in drawings.items()
-        }
-        return Plan(axis, volume.view_of(axis), drawn)
+        if not request.only_changed:
+            return Plan(survey.axis, survey.view, drawn)
+        before = {i: self._references_before(i, survey.axis) for i in drawn}
+        changed = {i: set(indices) ^ before[i] for i, indices in drawn.items()}
+        everything = sorted(set().union(*changed.values()))
+        if not everything:
+            raise InputError("No slice was drawn or corrected since the last propagation.")
+        return Plan(survey.axis, survey.view, {i: drawn[i] for i in drawn if changed[i]}, tuple(everything))
+
+    def _references_before(self, segment_id: str, axis: int) -> set[int]:
+        runs = (
+            s
+            for s in tags.steps(self._segmentation_node, segment_id)
+            if s.what == "propagate" and s.axis == axis
+        )
+        return set(max(runs, key=lambda step: step.when, default=tags.Step("", "")).references)
 
     # Propagating
 
-    def start(self, request: PropagateRequest) -> Plan:
+    def start(self, request: PropagateRequest) -> Plan | None:
         """Send the drawn slices to the worker; call `poll` from now on.
+
+        Returns:
+            What is asked of the worker; None while the slices are still being looked through.
 
         Raises:
             InputError: nothing is chosen or drawn, the nodes do not fit together, or a propagation runs.
             WorkerError: the worker cannot be started or reached.
         """
-        if self._propagation is not None:
+        if self._propagation is not None or self._asked is not None:
             raise InputError("A propagation is running; wait for it or cancel it first.")
-        volume = self._read_volume()
-        plan = self._plan(request, volume)
+        self._require_nodes()
+        self._asked = _Asked(request, self._clock())
+        try:
+            plan = self._advance(self._asked)
+        except BaseException:
+            self._asked = None
+            raise
+        if plan is None:
+            self._status = Status(State.RUNNING, text="Looking through the slices.")
+        return plan
+
+    def _advance(self, asked: _Asked) -> Plan | None:
+        """Take a request one step further, as far as that needs no waiting."""
+        if not self._begin_reading().wait(self._wait_s):
+            return None
+        if asked.survey is None:
+            asked.survey = Task(self._look_for(asked.request))
+        if not asked.survey.wait(self._wait_s):
+            return None
+        plan = self._plan(asked.request, asked.survey.result())
+        self._asked = None
+        self._submit(asked, plan)
+        return plan
+
+    def _submit(self, asked: _Asked, plan: Plan) -> None:
+        volume, request = self.volume(), asked.request
         volume.require_stack(plan.axis)
         nodes.set_reference_geometry(self._segmentation_node, self._volume_node)
         references = [
@@ -265,31 +404,31 @@ class Session:
             for i, indices in plan.drawn.items()
             for index in indices
         ]
+        node = self._segmentation_node
         self._propagation = _Propagation(
             run=self.client.propagate(
-                volume, references, _options(request, plan.axis), model=request.model, device=request.device
+                volume, references, _options(request, plan), model=request.model, device=request.device
             ),
-            volume=volume,
+            request=request,
+            plan=plan,
             volume_node=self._volume_node,
-            segmentation_node=self._segmentation_node,
-            axis=plan.axis,
-            drawn=plan.drawn,
+            segmentation_node=node,
             covered={
-                i: _covered(request, volume.shape_kji[plan.axis], drawn) for i, drawn in plan.drawn.items()
+                i: _covered(request, volume.shape_kji[plan.axis], drawn, plan.changed)
+                for i, drawn in plan.drawn.items()
             },
-            overlap=request.overlap,
-            started_s=self._clock(),
+            started_s=asked.started_s,
+            writer=Writer(volume, plan.axis, self.history, self._clock, {node: self.rules(request.overlap)}),
             arrived={i: set() for i in plan.drawn},
         )
         count = "1 drawn slice" if len(references) == 1 else f"{len(references)} drawn slices"
         self._status = Status(State.RUNNING, text=f"Propagating from {count} ({plan.view}).")
-        return plan
 
     def _prompt(self, volume: Volume, segment_id: str, axis: int, index: int) -> SlicePrompt:
         mask = nodes.read_slice(self._segmentation_node, segment_id, volume, axis, index)
         return SlicePrompt(axis, index, mask=mask)
 
-    def poll(self, budget_s: float = 0.05) -> Status:
+    def poll(self, budget_s: float = _WRITE_S) -> Status:
         """Take what the worker has sent and write it into the segmentation, then return.
 
         Args:
@@ -297,19 +436,15 @@ class Session:
                 Writing takes at most a fifth of the time, and half once the worker is done, so that the front end
                 stays usable.
         """
-        propagation = self._propagation
-        if propagation is None:
-            return self._status
+        if self._surveying is not None and self._surveying.done:
+            task, self._surveying = self._surveying, None
+            self._survey = task.result()
+        self.prompts.poll()
         try:
-            lost = self._what_was_removed(propagation)
-            if lost:
-                self._end(State.CANCELLED, f"Propagation was cancelled because {lost} was removed.")
-            else:
-                is_last = propagation.run.done  # asked first: what arrives later waits for the next call
-                self._take_events(propagation)
-                self._write_pending(propagation, budget_s)
-                if is_last and not propagation.pending:
-                    self._finish(propagation)
+            if self._asked is not None:
+                self._advance(self._asked)
+            if self._propagation is not None:
+                self._go_on(self._propagation, budget_s)
         except MedSSLError as error:
             self._end(State.FAILED, str(error))
         except BaseException:
@@ -317,66 +452,39 @@ class Session:
             raise
         return self._status
 
+    def _go_on(self, propagation: _Propagation, budget_s: float) -> None:
+        lost = self._what_was_removed(propagation)
+        if lost:
+            self._end(State.CANCELLED, f"Propagation was cancelled because {lost} was removed.")
+            return
+        is_last = propagation.run.done  # asked first: what arrives later waits for the next call
+        self._take_events(propagation)
+        propagation.writer.write(budget_s, is_last)
+        if is_last and not propagation.writer.pending:
+            self._finish(propagation)
+
     def cancel(self) -> None:
         """Stop the propagation, if one runs; slices written so far stay and can be undone."""
         if self._propagation is not None:
             self._end(State.CANCELLED, f"Propagation was cancelled; {_written(self._propagation)}.")
+        elif self._asked is not None:
+            self._end(State.CANCELLED, "Propagation was cancelled; 0 slices were written.")
 
     def _take_events(self, propagation: _Propagation) -> None:
+        node, plan = propagation.segmentation_node, propagation.plan
         for event in propagation.run.poll():
             if isinstance(event, Progress):
                 self._show_progress(event)
             elif isinstance(event, Log):
                 self._status = replace(self._status, text=event.text)
-            elif isinstance(event, SliceMask) and event.index not in propagation.drawn[event.segment]:
+            elif isinstance(event, SliceMask) and event.index not in plan.drawn[event.segment]:
                 propagation.arrived[event.segment].add(event.index)
-                propagation.pending.setdefault(event.segment, {})[event.index] = event.mask
+                propagation.writer.put(Target(node, event.segment), event.index, event.mask, event.confidence)
 
     def _show_progress(self, progress: Progress) -> None:
         fraction = progress.done / progress.total if progress.total else 0.0
         text = progress.text or f"Slice {progress.done} of {progress.total}."
         self._status = Status(State.RUNNING, fraction, progress.seconds_left, text)
-
-    def _write_pending(self, propagation: _Propagation, budget_s: float) -> None:
-        began_s = self._clock()
-        if began_s < self._write_again_s or not propagation.pending:
-            return
-        self._save_state_once(propagation)
-        while propagation.pending:
-            self._write_some(propagation)
-            if self._clock() - began_s >= budget_s:
-                break
-        now_s = self._clock()
-        pause = _PAUSE_AT_THE_END if propagation.run.done else _PAUSE_WHILE_RUNNING
-        self._write_again_s = now_s + pause * (now_s - began_s)
-
-    def _save_state_once(self, propagation: _Propagation) -> None:
-        if propagation.slices_written or propagation.slices_emptied:
-            return
-        node = propagation.segmentation_node
-        if node not in self._histories:
-            history = slicer.vtkSegmentationHistory()
-            history.SetMaximumNumberOfStates(UNDO_LEVELS)
-            history.SetSegmentation(node.GetSegmentation())
-            self._histories[node] = history
-        self._histories[node].SaveState()
-
-    def _write_some(self, propagation: _Propagation) -> None:
-        segment_id, slices = next(iter(propagation.pending.items()))
-        batch = {index: slices.pop(index) for index in list(slices)[:_SLICES_PER_WRITE]}
-        if not slices:
-            del propagation.pending[segment_id]
-        nodes.write_predicted_slices(
-            propagation.segmentation_node,
-            segment_id,
-            propagation.volume,
-            propagation.axis,
-            batch,
-            propagation.overlap,
-        )
-        emptied = len(batch.keys() - propagation.arrived[segment_id])
-        propagation.slices_emptied += emptied
-        propagation.slices_written += len(batch) - emptied
 
     def _finish(self, propagation: _Propagation) -> None:
         """End the run, unless slices of an earlier one are left: the next calls write those empty first."""
@@ -385,50 +493,95 @@ class Session:
         except Cancelled as error:
             self._end(State.CANCELLED, str(error))
             return
-        propagation.pending = _left_over(propagation)
-        if not propagation.pending:
+        for target, slices in _left_over(propagation).items():
+            for index, mask in slices.items():
+                propagation.writer.put(target, index, mask)
+        if not propagation.writer.pending:
             seconds = self._clock() - propagation.started_s
             self._end(State.DONE, f"{_written(propagation)} in {seconds:.1f} s.")
 
     def _end(self, state: State, text: str) -> None:
-        propagation, self._propagation = self._propagation, None
-        if propagation is not None and not propagation.run.done:
-            propagation.run.cancel()
+        propagation, self._propagation, self._asked = self._propagation, None, None
+        if propagation is not None:
+            if not propagation.run.done:
+                propagation.run.cancel()
+            if propagation.writer.written and not self._what_was_removed(propagation):
+                self._note_steps(propagation)
+                propagation.writer.end()
         fraction = 1.0 if state is State.DONE else self._status.fraction
         self._status = Status(state, fraction, None, text)
+
+    def _note_steps(self, propagation: _Propagation) -> None:
+        request = propagation.request
+        for segment_id, drawn in propagation.plan.drawn.items():
+            count = len(propagation.arrived[segment_id])
+            self.note_step(
+                segment_id,
+                tags.Step(
+                    "propagate",
+                    request.model,
+                    axis=propagation.plan.axis,
+                    references=tuple(drawn),
+                    slices=count,
+                    options=_plain(request),
+                ),
+            )
+
+    # One slice at a time
+
+    def write_slice(
+        self, segment_id: str, axis: int, index: int, mask: NDArray[np.bool_], step: tags.Step
+    ) -> None:
+        """Write one slice that the user vouches for: a step that can be undone, and a reference slice from then on."""
+        node, volume = self._segmentation_node, self.volume()
+        self.history.save(node)
+        nodes.set_reference_geometry(node, self._volume_node)
+        writing.write_slices(node, segment_id, volume, axis, {index: mask}, self.rules())
+        marks = tags.predicted_slices(node, segment_id)
+        if marks.pop((axis, index), None) is not None:
+            tags.note_predicted(node, segment_id, marks)
+        self.note_step(segment_id, step)
+        writing.refresh_surfaces(node, [segment_id])
+
+    def note_step(self, segment_id: str, step: tags.Step) -> None:
+        """Remember in the segment how it came about, with the model's hash, the program's version and the time."""
+        sha256 = {entry.id: entry.sha256 for entry in load_registry()}.get(step.model, "")
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        step = replace(step, sha256=sha256, program=__version__, when=now)
+        tags.add_step(self._segmentation_node, segment_id, step)
 
     # Undoing
 
     @property
     def can_undo(self) -> bool:
-        """Whether there is a propagation to take back."""
-        history = self._history()
-        return history is not None and bool(history.IsRestorePreviousStateAvailable())
+        """Whether there is a step to take back."""
+        node = self.segmentation_node
+        return node is not None and self.history.can_undo(node)
 
     @property
     def can_redo(self) -> bool:
-        """Whether there is a propagation to bring back."""
-        history = self._history()
-        return history is not None and bool(history.IsRestoreNextStateAvailable())
+        """Whether there is a step to bring back."""
+        node = self.segmentation_node
+        return node is not None and self.history.can_redo(node)
 
     def undo(self) -> None:
-        """Put the segmentation back to where it was before the last propagation; cancels one that runs.
+        """Put the segmentation back to where it was before the last step; cancels a propagation that runs.
 
         What was drawn since then goes too; `redo` brings both back.
         """
         self.cancel()
         if not self.can_undo:
-            raise InputError("There is no propagation to undo.")
-        self._history().RestorePreviousState()
-        self._status = Status(text="The last propagation was undone.")
+            raise InputError("There is nothing to undo.")
+        self.history.undo(self._segmentation_node)
+        self._status = Status(text="The last step was undone.")
 
     def redo(self) -> None:
         """Bring back what `undo` took away."""
         self.cancel()
         if not self.can_redo:
-            raise InputError("There is no propagation to redo.")
-        self._history().RestoreNextState()
-        self._status = Status(text="The propagation was brought back.")
+            raise InputError("There is nothing to redo.")
+        self.history.redo(self._segmentation_node)
+        self._status = Status(text="The step was brought back.")
 
     def close(self) -> None:
         """Cancel what runs and let go of the nodes."""
@@ -436,20 +589,15 @@ class Session:
 
     # Nodes that come and go
 
-    def _history(self) -> Any:
-        """vtkSegmentationHistory of the chosen segmentation, or None."""
-        node = self._segmentation_node
-        return self._histories.get(node) if self._is_present(node) else None
-
     def _is_present(self, node: Any) -> bool:
         return node is not None and bool(self.scene.IsNodePresent(node))
 
-    def _read_volume(self) -> Volume:
-        """The chosen volume; the same object until its image or position changes, so it is hashed once."""
-        self._require_nodes()
+    def _begin_reading(self) -> Task[Volume]:
+        """Check and hash the chosen volume in the background, once for each state of its image."""
         stamp = nodes.volume_stamp(self._volume_node)
         if self._volume is None or self._volume[0] != stamp:
-            self._volume = stamp, nodes.read_volume_node(self._volume_node)
+            read = nodes.volume_reader(self._volume_node)
+            self._volume = stamp, Task(lambda: _hashed(read()))
         return self._volume[1]
 
     def _require_nodes(self) -> None:
@@ -465,11 +613,19 @@ class Session:
         if not self._is_present(propagation.volume_node):
             return "the volume"
         segmentation = propagation.segmentation_node.GetSegmentation()
-        missing = [i for i in propagation.drawn if segmentation.GetSegment(i) is None]
+        missing = [i for i in propagation.plan.drawn if segmentation.GetSegment(i) is None]
         return "a segment" if missing else ""
 
 
-def _covered(request: PropagateRequest, count: int, drawn: Sequence[int]) -> range:
+def _hashed(volume: Volume) -> Volume:
+    """The volume, with its name for the worker known already."""
+    assert volume.content_hash
+    return volume
+
+
+def _covered(
+    request: PropagateRequest, count: int, drawn: Sequence[int], changed: Sequence[int]
+) -> tuple[range, ...]:
     """The slices of `count` that a run from the drawn ones (ascending) fills or finds without the object."""
     first = 0 if request.first is None else request.first
     last = count - 1 if request.last is None else request.last
@@ -477,39 +633,58 @@ def _covered(request: PropagateRequest, count: int, drawn: Sequence[int]) -> ran
         first = max(first, drawn[0] + 1)
     elif request.direction == "lower":
         last = min(last, drawn[-1] - 1)
-    return range(first, last + 1)
+    if not changed:
+        return (range(first, last + 1),)
+    stretches = []
+    for index in changed:
+        low = max([n + 1 for n in drawn if n < index], default=first)
+        high = min([n - 1 for n in drawn if n > index], default=last)
+        stretches.append(range(max(low, first), min(high, last) + 1))
+    return tuple(stretches)
 
 
-def _left_over(propagation: _Propagation) -> _Pending:
+def _left_over(propagation: _Propagation) -> dict[Target, dict[int, NDArray[np.bool_]]]:
     """Empty masks for the slices that an earlier run filled and this one found without the object.
 
     Drawn slices, and those the user has changed since they were predicted, are not among them.
     """
-    node, axis = propagation.segmentation_node, propagation.axis
-    pending: _Pending = {}
-    for segment_id, drawn in propagation.drawn.items():
+    node, axis = propagation.segmentation_node, propagation.plan.axis
+    pending: dict[Target, dict[int, NDArray[np.bool_]]] = {}
+    for segment_id, drawn in propagation.plan.drawn.items():
         settled = propagation.arrived[segment_id].union(drawn)
-        for (marked_axis, index), mark in nodes.predicted_slices(node, segment_id).items():
-            if marked_axis != axis or index not in propagation.covered[segment_id] or index in settled:
+        for (marked_axis, index), mark in tags.predicted_slices(node, segment_id).items():
+            is_covered = any(index in stretch for stretch in propagation.covered[segment_id])
+            if marked_axis != axis or not is_covered or index in settled:
                 continue
-            mask = nodes.read_slice(node, segment_id, propagation.volume, axis, index)
-            if nodes.slice_fingerprint(mask) == mark:
-                pending.setdefault(segment_id, {})[index] = np.zeros_like(mask)
+            mask = nodes.read_slice(node, segment_id, propagation.writer.volume, axis, index)
+            if slice_fingerprint(mask) == mark:
+                pending.setdefault(Target(node, segment_id), {})[index] = np.zeros_like(mask)
     return pending
 
 
 def _written(propagation: _Propagation) -> str:
-    count, emptied = propagation.slices_written, propagation.slices_emptied
+    arrived = propagation.arrived
+    count = emptied = 0
+    for target, indices in propagation.writer.written.items():
+        count += len(indices & arrived[target.segment])
+        emptied += len(indices - arrived[target.segment])
     text = "1 slice was written" if count == 1 else f"{count} slices were written"
     return f"{text} and {emptied} of an earlier run emptied" if emptied else text
 
 
-def _options(request: PropagateRequest, axis: int) -> dict[str, Any]:
+def _plain(request: PropagateRequest) -> dict[str, Any]:
+    """What was asked for, for the record."""
+    left_out = ("segment_ids", "model", "axis", "overlap")
+    return {name: value for name, value in asdict(request).items() if name not in left_out}
+
+
+def _options(request: PropagateRequest, plan: Plan) -> dict[str, Any]:
     """Fields of `medssl.propagate.PropagateOptions`."""
-    return {
-        "axis": axis,
+    options = {
+        "axis": plan.axis,
         "first": request.first,
         "last": request.last,
         "direction": request.direction,
         "stop": request.stop,
     }
+    return {**options, "changed": plan.changed} if plan.changed else options

@@ -1,0 +1,238 @@
+"""A trained model's answer, streamed into the scene: coarse, refined, propagated and final, side by side.
+
+The final masks go into the chosen segmentation, one step of undo; each stage on the way has a segmentation of its own
+beside it, so that one key can show one after the other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import vtk
+from vtk.util import numpy_support
+
+from ..errors import Cancelled, InputError, MedSSLError
+from ..events import Log, Progress
+from ..registry import DEFAULT_MODEL
+from ..results import SliceMask, UncertaintyMap
+from . import nodes, tags
+from .layers import array_kji
+from .streaming import Target, Writer
+
+if TYPE_CHECKING:
+    from .session import Run, Session
+
+__all__ = ["PredictDesk"]
+
+_STAGE = "MedSSLSegment.Stage"
+_WRITE_S = 0.012
+
+
+class PredictDesk:
+    """Predicting a volume, or segmenting it in all stages.
+
+    Args:
+        session: its client does the work; its nodes take the result.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._run: Run | None = None
+        self._writer: Writer | None = None
+        self._model = ""
+        self.fraction = 0.0
+        """0 .. 1 of the running or last prediction."""
+        self.seconds_left: float | None = None
+        self.message = ""
+        """One sentence."""
+        self.uncertainty_node: Any = None
+        """vtkMRMLScalarVolumeNode, 0 (sure) .. 255 (no idea), where maps were asked for."""
+        self.shown = "final"
+        """The stage that is visible."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether `poll` has to be called."""
+        return self._run is not None
+
+    def predict(self, model: str, *, start: int | None = None, maps: bool = False) -> None:
+        """Find a trained model's segments in the chosen volume.
+
+        Args:
+            model: "liver", "liver:3", a model file or a run folder.
+            start: axial slice to begin with; None = the middle.
+            maps: also make an overlay of how unsure the model is.
+        """
+        volume = self._require()
+        uncertainty = "flip-average" if maps else "off"
+        client: Any = self._session.client
+        self._begin(
+            model, client.predict_volume(volume, model, start=start, uncertainty=uncertainty, maps=maps)
+        )
+
+    def segment_everything(
+        self,
+        model: str,
+        options: Mapping[str, Any] | None = None,
+        *,
+        refiner: str = DEFAULT_MODEL,
+        tracker: str = DEFAULT_MODEL,
+    ) -> None:
+        """Coarse, refined, reference slices, propagated, in one go; fields of `SegmentOptions`."""
+        volume = self._require()
+        client: Any = self._session.client
+        self._begin(
+            model,
+            client.segment_volume(volume, model, dict(options or {}), refiner=refiner, tracker=tracker),
+        )
+
+    def _require(self) -> Any:
+        if self._run is not None:
+            raise InputError("A prediction is running; wait for it or cancel it first.")
+        return self._session.volume()
+
+    def _begin(self, model: str, run: Run) -> None:
+        session = self._session
+        volume, node = session.volume(), session.segmentation_node
+        nodes.set_reference_geometry(node, session.volume_node)
+        self._run, self._model = run, model
+        rules = {node: session.rules()}
+        # Everything a model sends lies across one axis, known from the first mask.
+        self._writer = Writer(volume, 0, session.history, time.monotonic, rules)
+        self.fraction, self.seconds_left, self.message = 0.0, None, "Predicting."
+
+    def poll(self, budget_s: float = _WRITE_S) -> None:
+        """Write what has arrived, then return."""
+        if self._run is None or self._writer is None:
+            return
+        run, writer = self._run, self._writer
+        if self._session.segmentation_node is None or self._session.volume_node is None:
+            self.cancel()
+            self.message = "The prediction was cancelled because its volume or segmentation was removed."
+            return
+        is_last = run.done
+        try:
+            for event in run.poll():
+                self._take(event, writer)
+            writer.write(budget_s, is_last)
+            if is_last and not writer.pending:
+                self._run = None
+                run.result()
+                self._finish(writer)
+        except Cancelled:
+            self._run, self.message = None, "The prediction was cancelled."
+        except MedSSLError as error:
+            self._run, self.message = None, str(error)
+
+    def cancel(self) -> None:
+        """Stop; what was written stays and can be undone."""
+        if self._run is not None:
+            self._run.cancel()
+            self._run, self.message = None, "The prediction was cancelled."
+
+    def _take(self, event: object, writer: Writer) -> None:
+        if isinstance(event, Progress):
+            self.fraction = event.done / event.total if event.total else 0.0
+            self.seconds_left = event.seconds_left
+            self.message = event.text or self.message
+        elif isinstance(event, Log):
+            self.message = event.text
+        elif isinstance(event, UncertaintyMap):
+            self._put_map(event)
+        elif isinstance(event, SliceMask):
+            writer.axis = event.axis
+            is_final = event.stage in ("", "final")
+            node = self._session.segmentation_node if is_final else self._stage_node(event.stage)
+            writer.put(Target(node, _segment(node, event.segment)), event.index, event.mask, event.confidence)
+
+    def _finish(self, writer: Writer) -> None:
+        session = self._session
+        for target, indices in writer.written.items():
+            if target.node is session.segmentation_node:
+                step = tags.Step("segment", self._model, axis=writer.axis, slices=len(indices))
+                session.note_step(target.segment, step)
+        writer.end()
+        self.fraction, self.seconds_left = 1.0, None
+        self.message = f"Found {len(writer.written)} segments." if writer.written else "Nothing was found."
+        self.show("final")
+
+    # Comparing
+
+    def stages(self) -> list[str]:
+        """The stages there are to compare, in the order they were made, "final" last."""
+        found = [stage for stage in ("coarse", "largest", "refined", "propagated") if self._find_stage(stage)]
+        return [*found, "final"] if found else []
+
+    def show(self, stage: str) -> None:
+        """Make one stage visible and hide the others."""
+        for name in self.stages():
+            node = self._session.segmentation_node if name == "final" else self._find_stage(name)
+            node.GetDisplayNode().SetVisibility(name == stage)
+        self.shown = stage
+
+    def show_next(self) -> str:
+        """The stage after the one that is visible, round and round; returns its name."""
+        stages = self.stages() or ["final"]
+        at = stages.index(self.shown) if self.shown in stages else -1
+        self.show(stages[(at + 1) % len(stages)])
+        return self.shown
+
+    def _find_stage(self, stage: str) -> Any:
+        scene, owner = self._session.scene, self._session.segmentation_node
+        if owner is None:
+            return None
+        reference = owner.GetNodeReference(f"{_STAGE}.{stage}")
+        return reference if reference is not None and scene.IsNodePresent(reference) else None
+
+    def _stage_node(self, stage: str) -> Any:
+        node = self._find_stage(stage)
+        if node is None:
+            session = self._session
+            owner = session.segmentation_node
+            name = f"{owner.GetName()} ({stage})"
+            node = nodes.create_segmentation_node(session.scene, session.volume_node, name)
+            node.GetDisplayNode().SetVisibility(False)
+            owner.SetNodeReferenceID(f"{_STAGE}.{stage}", node.GetID())
+        return node
+
+    def _put_map(self, event: UncertaintyMap) -> None:
+        node = self._map_node()
+        image = node.GetImageData()
+        (top, left), (height, width) = event.start_hw, event.levels.shape
+        part = np.moveaxis(array_kji(image), event.axis, 0)[event.index]
+        part[...] = 0
+        part[top : top + height, left : left + width] = event.levels
+        image.GetPointData().GetScalars().Modified()
+        image.Modified()
+
+    def _map_node(self) -> Any:
+        """A volume on the chosen one's grid, whose zeros cost nothing until they are touched."""
+        session = self._session
+        if self.uncertainty_node is not None and session.scene.IsNodePresent(self.uncertainty_node):
+            return self.uncertainty_node
+        volume, source = session.volume(), session.volume_node
+        image = vtk.vtkImageData()
+        image.SetDimensions(*volume.shape_kji[::-1])
+        zeros = np.zeros(int(np.prod(volume.shape_kji)), np.uint8)
+        image.GetPointData().SetScalars(numpy_support.numpy_to_vtk(zeros, deep=False))
+        node = session.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", f"{source.GetName()} uncertainty")
+        matrix = vtk.vtkMatrix4x4()
+        source.GetIJKToRASMatrix(matrix)
+        node.SetIJKToRASMatrix(matrix)
+        node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
+        node.SetAndObserveImageData(image)
+        node.CreateDefaultDisplayNodes()
+        self.uncertainty_node = node
+        return node
+
+
+def _segment(segmentation_node: Any, name: str) -> str:
+    """Id of the segment of that name; a new one where there is none."""
+    for segment in nodes.list_segments(segmentation_node):
+        if segment.name == name:
+            return segment.id
+    segment_id: str = segmentation_node.GetSegmentation().AddEmptySegment("", name)
+    return segment_id

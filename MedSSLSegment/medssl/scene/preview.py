@@ -1,0 +1,230 @@
+"""A prompt answered on the spot: the mask appears on the slice, and becomes the segment's when it is accepted.
+
+The preview is a segmentation node of its own that no list shows and no file keeps, so that every view, in a panel or a
+browser, draws it as it draws any segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import Cancelled, InputError, MedSSLError
+from ..registry import DEFAULT_MODEL
+from ..results import SliceMask
+from . import nodes, tags, writing
+from .prompting import Mark, Place, PromptBook, as_prompt, place_of
+
+if TYPE_CHECKING:
+    from .session import Run, Session
+
+__all__ = ["PromptDesk"]
+
+_PREVIEW_COLOR = (1.0, 0.85, 0.2)
+
+
+class PromptDesk:
+    """Prompts on the chosen segmentation, and previews of what they come to.
+
+    Args:
+        session: knows the chosen nodes, writes what is accepted.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._run: tuple[Place, Run] | None = None
+        self._masks: dict[Place, tuple[NDArray[np.bool_], float]] = {}
+        self._node: Any = None
+        self.place: Place | None = None
+        """The slice prompted last."""
+        self.message = ""
+        """One sentence: what to do next, or what went wrong."""
+        self.model = DEFAULT_MODEL
+        """Model id of the registry that answers."""
+        self.device = "auto"
+
+    # Placing
+
+    def add_point(self, segment: str, position_ras_mm: Sequence[float], axis: int, positive: bool) -> Place:
+        """Place a point; the preview of its slice follows.
+
+        Args:
+            segment: id of the segment.
+            position_ras_mm: (3,) in the world.
+            axis: slice axis of the view it was placed in; see `axis_of_normal` for oblique ones.
+            positive: on the object, or off it.
+
+        Raises:
+            InputError: outside of the volume, or the volume is still being read.
+        """
+        return self._add("point", segment, [position_ras_mm], axis, positive)
+
+    def add_box(
+        self,
+        segment: str,
+        corner_ras_mm: Sequence[float],
+        opposite_ras_mm: Sequence[float],
+        axis: int,
+    ) -> Place:
+        """Place a box by two opposite corners; of several on a slice the last one counts."""
+        return self._add("box", segment, [corner_ras_mm, opposite_ras_mm], axis, True)
+
+    def add_scribble(
+        self, segment: str, way_ras_mm: Sequence[Sequence[float]], axis: int, positive: bool
+    ) -> Place:
+        """Place a scribble, given by the positions it went through."""
+        return self._add("scribble", segment, way_ras_mm, axis, positive)
+
+    def _add(
+        self, kind: Any, segment: str, positions: Sequence[Sequence[float]], axis: int, positive: bool
+    ) -> Place:
+        volume = self._session.volume()
+        # All of a prompt belongs to the slice through its middle: on an oblique view it may cross several.
+        place, _ = place_of(volume, segment, positions[len(positions) // 2], axis)
+        points = tuple(place_of(volume, segment, position, axis)[1] for position in positions)
+        if kind == "box":
+            place, _ = place_of(volume, segment, np.mean(np.asarray(positions, float), axis=0).tolist(), axis)
+            (x0, y0), (x1, y1) = points
+            if x0 == x1 or y0 == y1:
+                raise InputError("The box is empty; draw it from one corner to the opposite one.")
+        self._book().add(place, Mark(kind, points, positive))
+        self.ask(place)
+        return place
+
+    def marks(self, place: Place) -> tuple[Mark, ...]:
+        """What was placed on a slice."""
+        return self._book().marks(place) if self._session.segmentation_node else ()
+
+    def places(self) -> tuple[Place, ...]:
+        """Every slice with prompts on it, accepted or not."""
+        return self._book().places() if self._session.segmentation_node else ()
+
+    # Asking and deciding
+
+    def ask(self, place: Place) -> None:
+        """Have the prompts of a slice answered again, e.g. when it is looked at after a scene was opened."""
+        self._stop()
+        self.place = place
+        prompt = as_prompt(place, self._book().marks(place))
+        if prompt is None:
+            self._masks.pop(place, None)
+            self._show(place, None)
+            self.message = "Put a point or a box on the object."
+            return
+        self.message = "Looking at the slice..."
+        volume = self._session.volume()
+        run = self._session.client.predict(
+            volume, prompt, segment=place.segment, model=self.model, device=self.device
+        )
+        self._run = place, run
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether an answer is under way."""
+        return self._run is not None
+
+    @property
+    def previews(self) -> dict[Place, float]:
+        """Slices whose preview waits to be accepted, with how sure the model is."""
+        return {place: confidence for place, (_, confidence) in self._masks.items()}
+
+    def poll(self) -> None:
+        """Take an answer that has arrived."""
+        if self._run is None:
+            return
+        place, run = self._run
+        is_done = run.done
+        try:
+            for event in run.poll():
+                if isinstance(event, SliceMask) and self._session.segmentation_node:
+                    self._masks[place] = event.mask, event.confidence
+                    self._show(place, event.mask)
+                    self.message = f"{event.confidence:.0%} sure. Enter accepts, Esc drops."
+            if is_done:
+                self._run = None
+                run.result()
+        except Cancelled:
+            self._run = None
+        except MedSSLError as error:
+            self._run = None
+            self.message = str(error)
+
+    def accept(self) -> Place:
+        """Make the preview of the slice prompted last the segment's: one step of undo, and a reference slice.
+
+        Raises:
+            InputError: there is no preview yet, or its segment was removed.
+        """
+        place = self.place
+        if place is None or place not in self._masks:
+            raise InputError("There is nothing to accept yet; put a point or a box on the object first.")
+        if place.segment not in {s.id for s in self._session.segments()}:
+            self.drop()
+            raise InputError("The segment was removed; choose another one.")
+        mask, confidence = self._masks.pop(place)
+        step = tags.Step("prompt", self.model, axis=place.axis, references=(place.index,), slices=1)
+        self._session.write_slice(place.segment, place.axis, place.index, mask, step)
+        node = self._session.segmentation_node
+        tags.note_confidences(node, place.segment, {(place.axis, place.index): confidence})
+        self._show(place, None)
+        waiting = len(self._masks)
+        self.message = f"Accepted. {waiting} more wait on other slices." if waiting else "Accepted."
+        return place
+
+    def drop(self) -> None:
+        """Forget the prompts and the preview of the slice prompted last."""
+        self._stop()
+        if self.place is not None and self._session.segmentation_node:
+            self._book().replace(self.place, ())
+            self._masks.pop(self.place, None)
+            self._show(self.place, None)
+        self.message = ""
+
+    def take_back(self) -> None:
+        """Take back the last prompt of the slice prompted last; the preview follows."""
+        if self.place is None or not self._book().take_back(self.place):
+            raise InputError("There is no prompt on this slice to take back.")
+        self.ask(self.place)
+
+    def leave(self) -> None:
+        """Stop and show nothing; the prompts stay with their segmentation."""
+        self._stop()
+        self._masks.clear()
+        self.place, self.message = None, ""
+        if self._node is not None and self._session.scene.IsNodePresent(self._node):
+            self._session.scene.RemoveNode(self._node)
+        self._node = None
+
+    def _book(self) -> PromptBook:
+        node = self._session.segmentation_node
+        if node is None:
+            raise InputError("No segmentation is chosen; choose one, or make one, and add a segment.")
+        return PromptBook(node)
+
+    def _stop(self) -> None:
+        if self._run is not None:
+            self._run[1].cancel()
+            self._run = None
+
+    # Showing
+
+    def _show(self, place: Place, mask: NDArray[np.bool_] | None) -> None:
+        node, volume = self._preview_node(), self._session.volume()
+        empty = np.zeros([n for a, n in enumerate(volume.shape_kji) if a != place.axis], bool)
+        slices = {place.index: empty if mask is None else mask}
+        writing.write_slices(node, "preview", volume, place.axis, slices)
+
+    def _preview_node(self) -> Any:
+        scene = self._session.scene
+        if self._node is None or not scene.IsNodePresent(self._node):
+            self._node = nodes.create_segmentation_node(
+                scene, self._session.volume_node, "MedSSLSegment preview"
+            )
+            self._node.SetSaveWithScene(False)
+            self._node.SetHideFromEditors(True)
+            segmentation = self._node.GetSegmentation()
+            segmentation.AddEmptySegment("preview", "preview", _PREVIEW_COLOR)
+        return self._node

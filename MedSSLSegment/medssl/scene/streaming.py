@@ -1,0 +1,110 @@
+"""Slices that arrive from the worker, written into segments a few at a time so that the front end stays usable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..volume import Volume
+from . import tags, writing
+from .history import History
+from .rules import EditingRules
+
+__all__ = ["Target", "Writer"]
+
+_SLICES_PER_WRITE = 4
+_PAUSE_WHILE_RUNNING = 4.0
+"""Pause after writing, in times of what it took."""
+_PAUSE_AT_THE_END = 1.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A segment that is written to."""
+
+    node: Any
+    """vtkMRMLSegmentationNode."""
+    segment: str
+    """Id of the segment."""
+
+
+@dataclass(eq=False)
+class Writer:
+    """Writes what has arrived; the first write of each segmentation is one step of its history.
+
+    Args:
+        volume: the grid the masks are on.
+        axis: their slice axis.
+        history: where the state before the first write goes; only for nodes in `undoable`.
+        clock: seconds, for pacing.
+    """
+
+    volume: Volume
+    axis: int
+    history: History
+    clock: Callable[[], float]
+    rules: Mapping[Any, EditingRules]
+    """By segmentation node; a node that is not here has none. Undo covers the nodes that are."""
+    pending: dict[Target, dict[int, NDArray[np.bool_]]] = field(default_factory=dict)
+    confidence: dict[Target, dict[int, float]] = field(default_factory=dict)
+    written: dict[Target, set[int]] = field(default_factory=dict)
+    _saved: set[Any] = field(default_factory=set)
+    _write_again_s: float = 0.0
+
+    def put(
+        self, target: Target, index: int, mask: NDArray[np.bool_], confidence: float | None = None
+    ) -> None:
+        """Have a slice written before long."""
+        self.pending.setdefault(target, {})[index] = mask
+        if confidence is not None:
+            self.confidence.setdefault(target, {})[index] = confidence
+
+    def write(self, budget_s: float, at_the_end: bool) -> None:
+        """Write what waits, for at most about so long; nothing while it pauses.
+
+        Args:
+            budget_s: begin no further write after this many seconds.
+            at_the_end: nothing more arrives, so hurry.
+        """
+        began_s = self.clock()
+        if began_s < self._write_again_s or not self.pending:
+            return
+        while self.pending and not self._save_first(began_s, budget_s):
+            self._write_some()
+            if self.clock() - began_s >= budget_s:
+                break
+        now_s = self.clock()
+        pause = _PAUSE_AT_THE_END if at_the_end else _PAUSE_WHILE_RUNNING
+        self._write_again_s = now_s + pause * (now_s - began_s)
+
+    def _save_first(self, began_s: float, budget_s: float) -> bool:
+        """Remember the state before the first write; True when that has used up the time."""
+        node = next(iter(self.pending)).node
+        if node in self._saved or node not in self.rules:
+            return False
+        self.history.save(node)
+        self._saved.add(node)
+        return self.clock() - began_s >= budget_s
+
+    def _write_some(self) -> None:
+        target, slices = next(iter(self.pending.items()))
+        batch = {index: slices.pop(index) for index in list(slices)[:_SLICES_PER_WRITE]}
+        if not slices:
+            del self.pending[target]
+        rules = self.rules.get(target.node, EditingRules())
+        writing.write_predicted_slices(target.node, target.segment, self.volume, self.axis, batch, rules)
+        known = self.confidence.get(target, {})
+        sure = {(self.axis, index): known.pop(index) for index in batch if index in known}
+        if sure:
+            tags.note_confidences(target.node, target.segment, sure)
+        self.written.setdefault(target, set()).update(batch)
+
+    def end(self) -> None:
+        """Bring the surfaces, where there are any, up to date with what was written."""
+        for target in self.written:
+            if target.node.GetScene() is not None:
+                writing.refresh_surfaces(target.node, [target.segment])

@@ -1,0 +1,117 @@
+"""What there is of each segment, slice by slice: which slices a person drew, how much was found, how surely.
+
+`look` reads the nodes, which is quick; what it returns does the counting, which is not, and may run in another thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..suggest import Evidence
+from ..volume import Volume, as_stack
+from .layers import Layer
+from .nodes import annotated_slices, guess_axis
+from .tags import confidences, predicted_slices
+
+__all__ = ["SegmentSurvey", "Survey", "look"]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentSurvey:
+    """One segment across one axis of N slices."""
+
+    id: str
+    drawn: tuple[int, ...]
+    """Reference slices: what a person drew, corrected or accepted; rising."""
+    area_px: NDArray[np.float64]
+    """(N,) pixels of the segment."""
+    confidence: NDArray[np.float64]
+    """(N,) of the program, 0 .. 1; NaN where it wrote nothing."""
+
+    def evidence(self, volume: Volume, axis: int) -> Evidence:
+        """For `medssl.suggest`."""
+        return Evidence(
+            self.id, axis, volume.step_mm(axis), self.area_px, self.drawn, confidence=self._confidence()
+        )
+
+    def _confidence(self) -> NDArray[np.float64] | None:
+        """Slices drawn or without the segment are nothing to doubt; without a run there is no confidence at all."""
+        if np.isnan(self.confidence).all():
+            return None
+        known = self.confidence.copy()
+        known[list(self.drawn)] = 1.0
+        known[np.isnan(known) & (self.area_px == 0)] = 1.0
+        return known
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """The chosen segments, looked at across one axis."""
+
+    axis: int
+    """Slice axis, 0 = K, 1 = J, 2 = I: the one asked for, or the one the person painted across."""
+    view: str
+    """The anatomical view the slices belong to, e.g. "axial"."""
+    segments: dict[str, SegmentSurvey]
+    """By segment id."""
+
+    @property
+    def drawn(self) -> dict[str, list[int]]:
+        """Segment id -> its reference slices, for those that have any."""
+        return {i: list(segment.drawn) for i, segment in self.segments.items() if segment.drawn}
+
+
+def look(
+    segmentation_node: Any, segment_ids: Sequence[str], volume: Volume, axis: int | None = None
+) -> Callable[[], Survey]:
+    """Read some segments' labelmaps and tags.
+
+    Args:
+        segmentation_node: vtkMRMLSegmentationNode.
+        segment_ids: which segments.
+        volume: the volume they were drawn on.
+        axis: slice axis; None = the one the person painted across.
+
+    Raises:
+        InputError: a segment is missing, stored as a surface, or on another grid.
+    """
+    parts = [
+        (
+            i,
+            Layer.of(segmentation_node, i, volume),
+            predicted_slices(segmentation_node, i),
+            confidences(segmentation_node, i),
+        )
+        for i in segment_ids
+    ]
+    return lambda: _count(parts, volume, axis)
+
+
+def _count(parts: Sequence[tuple[str, Layer, Any, Any]], volume: Volume, axis: int | None) -> Survey:
+    drawings = {i: layer.drawn(volume.shape_kji, marks) for i, layer, marks, _ in parts}
+    if axis is None:
+        axis = guess_axis(mask for _, mask in drawings.values() if mask.any())
+    segments = {}
+    for i, layer, _, sure in parts:
+        start, mask = drawings[i]
+        drawn = tuple(start[axis] + n for n in annotated_slices(mask, axis))
+        curve = np.full(volume.shape_kji[axis], np.nan)
+        for (marked_axis, index), value in sure.items():
+            if marked_axis == axis and index < len(curve):
+                curve[index] = value
+        segments[i] = SegmentSurvey(i, drawn, _areas(layer, volume, axis), curve)
+    return Survey(axis, volume.view_of(axis), segments)
+
+
+def _areas(layer: Layer, volume: Volume, axis: int) -> NDArray[np.float64]:
+    areas = np.zeros(volume.shape_kji[axis])
+    start, shape = layer.box(volume.shape_kji)
+    if layer.voxels_kji is not None and min(shape) > 0:
+        for n, labels in enumerate(as_stack(layer.mask_in(start, shape), axis)):
+            areas[start[axis] + n] = np.count_nonzero(labels)
+    return areas

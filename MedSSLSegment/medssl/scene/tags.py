@@ -1,0 +1,104 @@
+"""What the program remembers of a segment, in tags of the segment itself.
+
+Tags are saved with the segmentation, are copied with a segment, and follow undo and redo. 3D Slicer's storage separates
+them by "|", so no tag holds one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import vtk
+
+__all__ = [
+    "Step",
+    "add_step",
+    "confidences",
+    "note_confidences",
+    "note_predicted",
+    "predicted_slices",
+    "steps",
+]
+
+_PREDICTED = "MedSSLSegment.Predicted"
+_CONFIDENCE = "MedSSLSegment.Confidence"
+_STEPS = "MedSSLSegment.Provenance"
+_STEPS_KEPT = 50
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing the program did to a segment: enough to say in a report how it came about."""
+
+    what: str
+    """"prompt", "propagate", "refine", "predict" or "segment"."""
+    model: str
+    """Id of the model."""
+    sha256: str = ""
+    """Of the model's weights; empty where it is not known."""
+    axis: int = 0
+    """Slice axis of the indices."""
+    references: tuple[int, ...] = ()
+    """Slices it started from."""
+    slices: int = 0
+    """How many slices it wrote."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What was asked for."""
+    program: str = ""
+    """Version of medssl."""
+    when: str = ""
+    """UTC, ISO 8601."""
+
+
+def predicted_slices(segmentation_node: Any, segment_id: str) -> dict[tuple[int, int], int]:
+    """Slices that were filled by the program: {(axis, index): fingerprint of the mask as written}."""
+    entries = (entry.split("/") for entry in _read(segmentation_node, segment_id, _PREDICTED).split())
+    return {(int(axis), int(index)): int(mark, 16) for axis, index, mark in entries}
+
+
+def note_predicted(segmentation_node: Any, segment_id: str, slices: Mapping[tuple[int, int], int]) -> None:
+    """Replace what `predicted_slices` says."""
+    entries = (f"{axis}/{index}/{mark:08x}" for (axis, index), mark in sorted(slices.items()))
+    _write(segmentation_node, segment_id, _PREDICTED, " ".join(entries))
+
+
+def confidences(segmentation_node: Any, segment_id: str) -> dict[tuple[int, int], float]:
+    """How sure the program was of each slice it wrote: {(axis, index): 0 .. 1}."""
+    entries = (entry.split("/") for entry in _read(segmentation_node, segment_id, _CONFIDENCE).split())
+    return {(int(axis), int(index)): int(percent) / 100 for axis, index, percent in entries}
+
+
+def note_confidences(segmentation_node: Any, segment_id: str, new: Mapping[tuple[int, int], float]) -> None:
+    """Remember the confidence of some slices, to a hundredth; the others keep theirs."""
+    known = confidences(segmentation_node, segment_id) | dict(new)
+    entries = (f"{axis}/{index}/{round(100 * value)}" for (axis, index), value in sorted(known.items()))
+    _write(segmentation_node, segment_id, _CONFIDENCE, " ".join(entries))
+
+
+def steps(segmentation_node: Any, segment_id: str) -> tuple[Step, ...]:
+    """What the program did to a segment, oldest first."""
+    text = _read(segmentation_node, segment_id, _STEPS)
+    return tuple(
+        Step(**{**step, "references": tuple(step["references"])}) for step in json.loads(text or "[]")
+    )
+
+
+def add_step(segmentation_node: Any, segment_id: str, step: Step) -> None:
+    """Remember one more step; the oldest go when there are many."""
+    kept = [*steps(segmentation_node, segment_id), step][-_STEPS_KEPT:]
+    text = json.dumps([asdict(each) for each in kept], separators=(",", ":"))
+    _write(segmentation_node, segment_id, _STEPS, text.replace("|", "\\u007c"))
+
+
+def _read(segmentation_node: Any, segment_id: str, tag: str) -> str:
+    segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
+    value = vtk.reference("")
+    return str(value) if segment is not None and segment.GetTag(tag, value) else ""
+
+
+def _write(segmentation_node: Any, segment_id: str, tag: str, text: str) -> None:
+    if text != _read(segmentation_node, segment_id, tag):
+        segmentation_node.GetSegmentation().GetSegment(segment_id).SetTag(tag, text)

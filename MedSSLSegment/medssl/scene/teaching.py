@@ -1,0 +1,267 @@
+"""Cases, training runs and models, as a front end shows them: ask, poll, look at the fields.
+
+    desk = TeachDesk(session)
+    desk.refresh()
+    while desk.is_waiting: desk.poll()
+    desk.cases, desk.models, desk.runs
+
+Everything happens in the worker (`medssl.client`); nothing here waits. A run goes on when the front end closes, and is
+in `runs` when it comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..cases import Vouched
+from ..errors import InputError, MedSSLError
+from ..segmentation import Segment
+from .background import Task
+from .layers import Layer
+
+if TYPE_CHECKING:
+    from .session import Session
+
+__all__ = ["Curve", "Proposal", "TeachDesk"]
+
+_Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What would be vouched for if the chosen volume became a case."""
+
+    segments: tuple[Segment, ...]
+    vouched: tuple[Vouched, ...]
+    ids: tuple[str, ...]
+    """Ids of the segments, in the same order."""
+
+    def text(self) -> str:
+        """For a person, e.g. "liver: slices 12, 40"."""
+        lines = [f"{v.segment}: slices {', '.join(str(n) for n in v.indices)}" for v in self.vouched]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A number over the steps of a run, for a plot."""
+
+    name: str
+    steps: tuple[float, ...]
+    values: tuple[float, ...]
+
+
+class TeachDesk:
+    """What the worker keeps, and what it trains.
+
+    Args:
+        session: its client does the work; its nodes become cases.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._waiting: list[tuple[Any, Callable[[_Facts], None]]] = []
+        self._packing: Task[Callable[[], None]] | None = None
+        self.cases: list[_Facts] = []
+        self.models: list[_Facts] = []
+        self.promptable: list[_Facts] = []
+        self.runs: list[_Facts] = []
+        self.encoders: list[_Facts] = []
+        self.methods: list[_Facts] = []
+        self.run: _Facts | None = None
+        """The run being followed."""
+        self.events: list[_Facts] = []
+        """What it has said so far."""
+        self.picture: Any = None
+        """(H, W, 3) uint8, the newest it has made; None before the first."""
+        self._picture_step = -1
+        self.message = ""
+        """One sentence: what was done last, or why not."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether `poll` has something to take."""
+        return bool(self._waiting) or self._packing is not None
+
+    def poll(self) -> None:
+        """Take the answers that have arrived; an error becomes the message."""
+        try:
+            if self._packing is not None and self._packing.done:
+                task, self._packing = self._packing, None
+                task.result()()
+        except MedSSLError as error:
+            self.message = str(error)
+        for ticket, take in [each for each in self._waiting if each[0].done]:
+            self._waiting.remove((ticket, take))
+            try:
+                take(ticket.result().summary)
+            except MedSSLError as error:
+                self.message = str(error)
+
+    def _ask(self, ticket: Any, take: Callable[[_Facts], None]) -> None:
+        self._waiting.append((ticket, take))
+
+    @property
+    def _client(self) -> Any:
+        return self._session.client
+
+    # What there is
+
+    def refresh(self) -> None:
+        """Ask for cases, models, runs, encoders and methods."""
+        self._ask(self._client.list_cases(), lambda facts: self._take("cases", facts))
+        self._ask(self._client.list_models(), self._take_models)
+        self._ask(self._client.list_runs(), lambda facts: self._take("runs", facts))
+        self._ask(self._client.list_encoders(), lambda facts: self._take("encoders", facts))
+        self._ask(self._client.list_methods(), lambda facts: self._take("methods", facts))
+
+    def _take(self, name: str, facts: _Facts) -> None:
+        setattr(self, name, list(facts[name]))
+        if facts.get("problems"):
+            self.message = facts["problems"][0]
+
+    def _take_models(self, facts: _Facts) -> None:
+        self._take("models", facts)
+        self.promptable = list(facts["promptable"])
+
+    # Cases
+
+    def propose(self) -> Proposal:
+        """The slices of the chosen segmentation that were drawn, corrected or accepted.
+
+        Raises:
+            InputError: there are none.
+        """
+        survey = self._session.survey
+        if survey is None or not survey.drawn:
+            raise InputError("No slice is drawn yet; paint or accept at least one before you teach with it.")
+        known = {s.id: s for s in self._session.segments()}
+        ids = tuple(i for i in survey.drawn if i in known)
+        segments = tuple(
+            Segment(known[i].name, label, known[i].color_rgb) for label, i in enumerate(ids, start=1)
+        )
+        if len({s.name for s in segments}) < len(segments):
+            raise InputError("Two segments have the same name; rename one before you teach with them.")
+        vouched = tuple(
+            Vouched(known[i].name, survey.axis, tuple(survey.drawn[i]), origin="drawn") for i in ids
+        )
+        return Proposal(segments, vouched, ids)
+
+    def add_case(self, proposal: Proposal) -> None:
+        """Put the chosen volume and what was proposed into the case store, or update the case it is already."""
+        session = self._session
+        volume, node = session.volume(), session.segmentation_node
+        layers = [Layer.of(node, i, volume) for i in proposal.ids]
+
+        def pack() -> Callable[[], None]:
+            labels = np.zeros(volume.shape_kji, np.uint8)
+            for segment, layer in zip(proposal.segments, layers, strict=True):
+                start, shape = layer.box(volume.shape_kji)
+                part = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
+                labels[part][layer.mask_in(start, shape)] = segment.label
+            known = next((c for c in self.cases if c["volume_hash"] == volume.content_hash), None)
+            return lambda: self._send_case(volume, labels, proposal, known)
+
+        self.message = "Putting the case together."
+        self._packing = Task(pack)
+
+    def _send_case(self, volume: Any, labels: Any, proposal: Proposal, known: _Facts | None) -> None:
+        if known is None:
+            ticket = self._client.add_case(volume, labels, proposal.segments, proposal.vouched)
+        else:
+            ticket = self._client.update_case(known["id"], labels, proposal.segments, proposal.vouched)
+        self._ask(ticket, self._case_kept)
+
+    def _case_kept(self, facts: _Facts) -> None:
+        self.message = f"Kept: {facts['case']['summary']}"
+        self._ask(self._client.list_cases(), lambda listed: self._take("cases", listed))
+
+    def remove_case(self, case_id: str) -> None:
+        """Take a case out of the store; the store keeps it aside."""
+        self._ask(self._client.remove_case(case_id), self._case_removed)
+
+    def _case_removed(self, facts: _Facts) -> None:
+        self.message = f"Removed; it is kept aside as {facts['removed']}."
+        self._ask(self._client.list_cases(), lambda listed: self._take("cases", listed))
+
+    # Runs
+
+    def finetune(self, settings: Mapping[str, Any]) -> None:
+        """Begin to fine-tune on the case store; fields of `FinetuneConfig`, e.g. {"minutes": 10.0}."""
+        self.message = "Starting to fine-tune."
+        self._ask(self._client.start_finetune(dict(settings)), self._run_began)
+
+    def pretrain(self, settings: Mapping[str, Any]) -> None:
+        """Begin to pre-train; fields of `PretrainConfig`, at least method and data."""
+        self.message = "Starting to pre-train."
+        self._ask(self._client.start_pretrain(dict(settings)), self._run_began)
+
+    def _run_began(self, facts: _Facts) -> None:
+        self.follow(facts["run"]["path"])
+        self._ask(self._client.list_runs(), lambda listed: self._take("runs", listed))
+
+    def follow(self, path: str) -> None:
+        """Follow a run from its beginning; call `look` every second or so."""
+        self.run, self.events, self.picture, self._picture_step = None, [], None, -1
+        self._read(path)
+
+    def look(self) -> None:
+        """Ask what is new in the run being followed; nothing while an answer is under way."""
+        if self.run is not None and not self._waiting:
+            self._read(self.run["path"])
+
+    def _read(self, path: str) -> None:
+        ticket = self._client.read_run(path, after_event=len(self.events), after_picture=self._picture_step)
+        self._ask(ticket, self._take_run)
+
+    def _take_run(self, facts: _Facts) -> None:
+        self.run = facts["run"]
+        self.events[facts["first_event"] :] = facts["events"]
+        if facts["picture"] is not None:
+            self.picture, self._picture_step = facts["picture"], facts["picture_step"]
+        if self.run is not None and self.run["message"]:
+            self.message = self.run["message"]
+
+    def curve(self, name: str) -> Curve:
+        """A metric of the run being followed, e.g. "dice"; without a point before the first measurement."""
+        points = [
+            (float(event["step"]), float(event["values"][name]))
+            for event in self.events
+            if event["type"] == "metric" and name in event.get("values", {})
+        ]
+        return Curve(name, tuple(x for x, _ in points), tuple(y for _, y in points))
+
+    def stop(self) -> None:
+        """Have the run being followed save and stop after its step."""
+        self._ask(self._client.stop_run(self._followed()), self._run_changed)
+
+    def resume(self) -> None:
+        """Go on with the run being followed."""
+        self._ask(self._client.resume_run(self._followed()), self._run_changed)
+
+    def adopt(self, name: str) -> None:
+        """Keep what the run being followed has made as the next version of a model."""
+        self._ask(self._client.adopt_run(self._followed(), name), self._version_changed)
+
+    def _followed(self) -> str:
+        if self.run is None:
+            raise InputError("No run is being followed; choose one from the list.")
+        return str(self.run["path"])
+
+    def _run_changed(self, facts: _Facts) -> None:
+        self.run = facts["run"]
+        self._ask(self._client.list_runs(), lambda listed: self._take("runs", listed))
+
+    # Models
+
+    def use(self, version: str) -> None:
+        """Go back, or forward, to a version, e.g. "liver:2"."""
+        self._ask(self._client.use_model(version), self._version_changed)
+
+    def _version_changed(self, facts: _Facts) -> None:
+        self.message = f"{facts['version']['id']} is in use."
+        self._ask(self._client.list_models(), self._take_models)

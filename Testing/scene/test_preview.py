@@ -1,0 +1,165 @@
+"""Prompts: they stay with their slice and in the scene, are answered on the spot, and become reference slices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+slicer = pytest.importorskip("slicer")
+
+from medssl.errors import InputError, WorkerDied  # noqa: E402
+from medssl.results import SliceMask  # noqa: E402
+from medssl.scene import nodes, tags  # noqa: E402
+from medssl.scene.prompting import Place, PromptBook, axis_of_normal, place_of, position_ras_mm  # noqa: E402
+from medssl.scene.session import Session  # noqa: E402
+
+
+class Desk:
+    def __init__(self, a_scene: Any, client: Any, grid: np.ndarray) -> None:
+        self.scene, self.client = a_scene, client
+        self.volume_node = a_scene.add_volume(grid)
+        self.node, (self.liver,) = a_scene.add_segmentation(self.volume_node, "liver")
+        self.session = Session(a_scene.scene, a_scene.logic, client)
+        self.session.choose(self.volume_node, self.node)
+        self.volume = self.session.volume()
+        self.prompts = self.session.prompts
+
+    def at(self, index: int, column: float, row: float, axis: int = 0) -> list[float]:
+        return position_ras_mm(self.volume, Place(self.liver, axis, index), (column, row)).tolist()
+
+    def click(self, index: int, column: float, row: float, positive: bool = True, axis: int = 0) -> Place:
+        return self.prompts.add_point(self.liver, self.at(index, column, row, axis), axis, positive)
+
+    def answer(self, confidence: float = 0.8) -> np.ndarray:
+        prompt = self.client.asked[-1]["prompt"]
+        shape = [n for a, n in enumerate(self.volume.shape_kji) if a != prompt.axis]
+        mask = np.zeros(shape, bool)
+        mask[2:6, 3:8] = True
+        run = self.client.runs[-1]
+        run.events.append(SliceMask(self.liver, prompt.axis, prompt.index, mask, confidence))
+        run.finished = True
+        self.session.poll()
+        return mask
+
+    def masks(self) -> np.ndarray:
+        return nodes.read_segment(self.node, self.liver, self.volume)
+
+
+@pytest.fixture
+def a_desk(a_scene: Any, a_client: Any) -> Desk:
+    return Desk(a_scene, a_client, a_scene.grids["oblique"])
+
+
+def test_a_click_lands_on_the_slice_and_pixel_under_it_on_every_grid(
+    a_scene: Any, a_client: Any, a_grid: np.ndarray
+) -> None:
+    desk = Desk(a_scene, a_client, a_grid)
+    for axis, index, column, row in ((0, 3, 4.0, 7.0), (1, 5, 11.0, 2.0), (2, 9, 6.0, 4.0)):
+        assert desk.click(index, column, row, axis=axis) == Place(desk.liver, axis, index)
+        prompt = a_client.asked[-1]["prompt"]
+        np.testing.assert_allclose(prompt.points_xy_px, [[column, row]], atol=1e-4)
+
+
+def test_a_click_beside_the_volume_is_refused(a_desk: Desk) -> None:
+    with pytest.raises(InputError, match="outside the volume"):
+        place_of(a_desk.volume, a_desk.liver, [1e4, 0, 0], 0)
+
+
+def test_an_oblique_view_prompts_the_slices_it_is_closest_to(a_desk: Desk) -> None:
+    steps = a_desk.volume.ijk_to_ras[:3, :3] / np.linalg.norm(a_desk.volume.ijk_to_ras[:3, :3], axis=0)
+    for axis in (0, 1, 2):
+        tilted = steps[:, 2 - axis] + 0.3 * steps[:, (3 - axis) % 3]
+        assert axis_of_normal(a_desk.volume, tilted) == axis
+
+
+def test_the_preview_is_shown_and_only_accepting_changes_the_segment(a_desk: Desk) -> None:
+    a_desk.click(3, 5, 4)
+    mask = a_desk.answer()
+    preview = a_desk.scene.scene.GetFirstNodeByName("MedSSLSegment preview")
+    assert not preview.GetSaveWithScene()
+    shown = nodes.read_segment(preview, "preview", a_desk.volume)
+    np.testing.assert_array_equal(shown[3], mask)
+    assert not a_desk.masks().any()
+    a_desk.prompts.accept()
+    np.testing.assert_array_equal(a_desk.masks()[3], mask)
+    assert not nodes.read_segment(preview, "preview", a_desk.volume).any()
+    assert nodes.annotated_slices(nodes.read_drawn(a_desk.node, a_desk.liver, a_desk.volume)[1], 0)
+    (step,) = tags.steps(a_desk.node, a_desk.liver)
+    assert (step.what, step.references) == ("prompt", (3,))
+    a_desk.session.undo()
+    assert not a_desk.masks().any()
+
+
+def test_prompts_stay_with_their_slice_and_can_be_taken_back_one_by_one(a_desk: Desk) -> None:
+    first = a_desk.click(3, 5, 4)
+    a_desk.click(3, 9, 9, positive=False)
+    second = a_desk.click(5, 6, 6)
+    assert [len(a_desk.prompts.marks(place)) for place in (first, second)] == [2, 1]
+    a_desk.prompts.ask(first)
+    a_desk.prompts.take_back()
+    assert a_desk.client.asked[-1]["prompt"].point_labels.tolist() == [1]
+    a_desk.prompts.drop()
+    assert a_desk.prompts.places() == (second,)
+
+
+def test_a_new_click_cancels_the_answer_to_the_one_before(a_desk: Desk) -> None:
+    a_desk.click(3, 5, 4)
+    a_desk.click(3, 6, 4)
+    assert a_desk.client.runs[0].was_cancelled
+    assert len(a_desk.client.asked[-1]["prompt"].points_xy_px) == 2
+
+
+def test_a_box_and_a_scribble_are_prompts_too(a_desk: Desk) -> None:
+    a_desk.prompts.add_box(a_desk.liver, a_desk.at(4, 10, 8), a_desk.at(4, 3, 2), 0)
+    np.testing.assert_allclose(a_desk.client.asked[-1]["prompt"].box_xyxy_px, [3, 2, 10, 8], atol=1e-3)
+    way = [a_desk.at(4, 5, 5), a_desk.at(4, 9, 5)]
+    a_desk.prompts.add_scribble(a_desk.liver, way, 0, False)
+    prompt = a_desk.client.asked[-1]["prompt"]
+    np.testing.assert_allclose(prompt.points_xy_px[:, 0], [5, 6, 7, 8, 9], atol=1e-3)
+    assert prompt.point_labels.tolist() == [0] * 5
+
+
+def test_negative_points_alone_ask_nothing(a_desk: Desk) -> None:
+    a_desk.click(3, 5, 4, positive=False)
+    assert a_desk.client.asked == []
+    assert a_desk.prompts.message == "Put a point or a box on the object."
+
+
+def test_a_worker_that_dies_leaves_the_prompts_and_says_so(a_desk: Desk) -> None:
+    place = a_desk.click(3, 5, 4)
+    run = a_desk.client.runs[-1]
+    run.error, run.finished = WorkerDied("The worker stopped."), True
+    a_desk.session.poll()
+    assert a_desk.prompts.message == "The worker stopped."
+    assert len(a_desk.prompts.marks(place)) == 1
+
+
+def test_prompts_and_provenance_survive_saving_and_opening_the_scene(a_desk: Desk, tmp_path: Any) -> None:
+    place = a_desk.click(3, 5, 4)
+    a_desk.answer(0.75)
+    a_desk.prompts.accept()
+    a_desk.scene.scene.SetURL(str(tmp_path / "scene.mrml"))
+    segmentation_file = str(tmp_path / "liver.seg.nrrd")
+    storage = a_desk.scene.scene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
+    storage.SetFileName(segmentation_file)
+    a_desk.node.SetAndObserveStorageNodeID(storage.GetID())
+    assert storage.WriteData(a_desk.node)
+    a_desk.scene.scene.Commit()
+
+    opened = type(a_desk.scene)()
+    opened.scene.SetURL(str(tmp_path / "scene.mrml"))
+    opened.scene.Connect()
+    again = opened.scene.GetFirstNodeByName(a_desk.node.GetName())
+    assert len(PromptBook(again).marks(place)) == 1
+    assert [step.what for step in tags.steps(again, a_desk.liver)] == ["prompt"]
+    assert tags.confidences(again, a_desk.liver) == {(0, 3): 0.75}
+
+
+def test_removing_the_segmentation_under_an_answer_is_no_error(a_desk: Desk) -> None:
+    a_desk.click(3, 5, 4)
+    a_desk.scene.scene.RemoveNode(a_desk.node)
+    a_desk.answer()
+    a_desk.session.choose(a_desk.volume_node, None)
+    assert a_desk.prompts.previews == {}
