@@ -9,7 +9,7 @@ import slicer
 import vtk
 from medssl.client import WorkerClient
 from medssl.results import SliceMask
-from medssl.scene import nodes
+from medssl.scene import nodes, writing
 from medssl.scene.session import PropagateRequest, Session, State, Status
 from MedSSLSegmentLib import WorkerPython
 from MedSSLSegmentLib.Panel import Panel
@@ -64,6 +64,8 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         uiWidget.setMRMLScene(slicer.mrmlScene)
         self.logic = MedSSLSegmentLogic()
+        self.selectSegmentEditorNode()
+        self.ui.segmentEditor.setMRMLScene(slicer.mrmlScene)
         self.panel = Panel(self.ui, self.logic.session, self.logic.requireWorker, self.logic.restartWorker)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
@@ -79,10 +81,16 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def enter(self) -> None:
         """Follow the scene again, when the user comes to the module."""
+        self.selectSegmentEditorNode()
         self.initializeParameterNode()
+        self.panel.enter(slicer.util.mainWindow())
 
     def exit(self) -> None:
-        """Stop following the parameter node, when the user goes to another module; what runs goes on."""
+        """Give back keys, mouse and parameter node, when the user goes to another module; what runs goes on."""
+        self.panel.exit()
+        self._stopFollowing()
+
+    def _stopFollowing(self) -> None:
         if self._parameterNode and self._parameterNodeGuiTag is not None:
             self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
             self._parameterNodeGuiTag = None
@@ -104,7 +112,18 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneEndClose(self, caller, event) -> None:
         """Start with the empty scene."""
         if self.parent.isEntered:
+            self.selectSegmentEditorNode()
             self.initializeParameterNode()
+
+    def selectSegmentEditorNode(self) -> None:
+        """Let the embedded Segment Editor share the settings of the Segment Editor module, masking too."""
+        node = slicer.mrmlScene.GetSingletonNode("SegmentEditor", "vtkMRMLSegmentEditorNode")
+        if node is None:
+            node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
+            node.UnRegister(None)
+            node.SetSingletonTag("SegmentEditor")
+            node = slicer.mrmlScene.AddNode(node)
+        self.ui.segmentEditor.setMRMLSegmentEditorNode(node)
 
     def initializeParameterNode(self) -> None:
         """Follow the scene's parameter node; choose the first volume when none was chosen."""
@@ -114,7 +133,7 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def setParameterNode(self, parameterNode) -> None:
         """Follow another parameter node, or none."""
-        self.exit()
+        self._stopFollowing()
         self._parameterNode = parameterNode
         if parameterNode:
             self._parameterNodeGuiTag = parameterNode.connectGui(self.ui)
@@ -142,7 +161,16 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 self.removeObserver(self._observedSegmentation, event, self.onSegmentsModified)
             if segmentation:
                 self.addObserver(segmentation, event, self.onSegmentsModified)
+        painted = slicer.vtkSegmentation.SourceRepresentationModified
+        if self._observedSegmentation:
+            self.removeObserver(self._observedSegmentation, painted, self.onSegmentPainted)
+        if segmentation:
+            self.addObserver(segmentation, painted, self.onSegmentPainted)
         self._observedSegmentation = segmentation
+
+    def onSegmentPainted(self, caller, event) -> None:
+        """Look for reference slices again, once painting pauses."""
+        self.panel.lookTimer.start()
 
     def onSegmentsModified(self, caller, event) -> None:
         """Show added, removed and renamed segments."""
@@ -161,7 +189,10 @@ class MedSSLSegmentLogic(ScriptedLoadableModuleLogic):
         self._ownsClient = client is None
         self._isWorkerChecked = False
         self.session = Session(
-            slicer.mrmlScene, slicer.modules.segmentations.logic(), client or self._newClient()
+            slicer.mrmlScene,
+            slicer.modules.segmentations.logic(),
+            client or self._newClient(),
+            wait_s=None if client else 0.0,
         )
 
     def getParameterNode(self) -> MedSSLSegmentParameterNode:
@@ -254,7 +285,7 @@ class MedSSLSegmentTest(ScriptedLoadableModuleTest):
         volume = nodes.read_volume_node(volumeNode)
         painted = np.zeros((8, 10), bool)
         painted[2:5, 3:8] = True
-        nodes.write_slices(segmentationNode, segmentId, volume, 0, {2: painted})
+        writing.write_slices(segmentationNode, segmentId, volume, 0, {2: painted})
 
         logic = MedSSLSegmentLogic(_CopyingClient())
         status = logic.process(volumeNode, segmentationNode)

@@ -10,7 +10,7 @@ from medssl.events import Progress
 from medssl.registry import ModelEntry, download, find_entry, is_available, user_folder
 from slicer.i18n import tr as _
 
-__all__ = ["ensureModel", "sizeText"]
+__all__ = ["ensureModel", "modelTitle", "sizeText"]
 
 PROGRESS_STEPS = 1000
 
@@ -36,6 +36,15 @@ def ensureModel(modelId: str) -> bool:
 def sizeText(entry: ModelEntry) -> str:
     """Size of a model's file for a person, e.g. "156 MB"."""
     return _("{count} MB").format(count=round(entry.size_bytes / 1e6))
+
+
+def modelTitle(entry: ModelEntry) -> str:
+    """Title of a model in a list, and whether it is still to be downloaded."""
+    if is_available(entry):
+        return entry.title
+    if entry.bundled:
+        return _("{title} (missing: install the program again)").format(title=entry.title)
+    return _("{title} (Propagate offers to download {size})").format(title=entry.title, size=sizeText(entry))
 
 
 def _question(entry: ModelEntry) -> str:

@@ -1,25 +1,33 @@
-"""The module's panel: shows a session and hands it what the user wants."""
+"""The module's panel: five steps and a status line over one session."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import qt
 import slicer.util
-from medssl.errors import MedSSLError
-from medssl.registry import DEFAULT_MODEL, ModelEntry, find_entry, is_available, load_registry
-from medssl.scene.session import PropagateRequest, Session, State, Status
+from medssl.scene.predicting import PredictDesk
+from medssl.scene.session import Session, State, Status
+from medssl.scene.teaching import TeachDesk
 from slicer.i18n import tr as _
 
-from . import WorkerPython
-from .ModelDownload import ensureModel, sizeText
+from .AnnotateSection import AnnotateSection
+from .EditorHistory import EditorHistory
+from .Errors import errorsShown
 from .ParameterNode import MedSSLSegmentParameterNode
+from .PredictSection import PredictSection
+from .PropagateSection import PropagateSection
+from .SettingsSection import SettingsSection
+from .Shortcuts import Shortcuts
+from .TeachSection import TeachSection
 
 __all__ = ["Panel", "timeLeftText"]
 
-POLL_MS = 100
+BUSY_MS = 30
+"""Between two looks at what has arrived, while something is under way."""
+IDLE_MS = 500
+RUN_MS = 2000
 PROGRESS_STEPS = 1000
 
 
@@ -32,58 +40,90 @@ def timeLeftText(seconds: float | None) -> str:
     return _("about {count} min left").format(count=round(seconds / 60))
 
 
-@contextmanager
-def errorsShown(waitCursor: bool = False) -> Iterator[None]:
-    """Show what the user can do something about as one sentence; anything else as an error of the program."""
-    message = None
-    with slicer.util.tryWithErrorDisplay(_("MedSSLSegment failed unexpectedly."), waitCursor=waitCursor):
-        try:
-            yield
-        except MedSSLError as error:
-            message = str(error)
-    if message is not None:
-        slicer.util.errorDisplay(message)
-
-
 class Panel:
     """Connects the widgets of MedSSLSegment.ui with a session.
 
     Args:
         ui: the named child widgets.
         session: does the work.
-        requireWorker: raises an error of medssl when the worker cannot run here.
-        restartWorker: called after another Python was chosen for the worker.
+        requireWorker: raises WorkerError when the worker cannot run here.
+        restartWorker: uses what is chosen in the settings now.
     """
 
-    def __init__(self, ui: Any, session: Session, requireWorker: Any, restartWorker: Any) -> None:
+    def __init__(
+        self,
+        ui: Any,
+        session: Session,
+        requireWorker: Callable[[], None],
+        restartWorker: Callable[[], None],
+    ) -> None:
         self.ui = ui
         self.session = session
-        self.requireWorker = requireWorker
-        self.restartWorker = restartWorker
+        self._restart = restartWorker
         self.parameterNode: MedSSLSegmentParameterNode | None = None
-        self.uncheckedSegments: set[str] = set()
-        self.timer = qt.QTimer()
-        self.timer.interval = POLL_MS
-        self._fillModels()
-        ui.workerPythonEdit.text = WorkerPython.chosenPython()
-        self._connect()
-        self.showStatus(session.status)
+        session.history = EditorHistory(ui.segmentEditor)
+        self.predictDesk, self.teachDesk = PredictDesk(session), TeachDesk(session)
+        self.annotate = AnnotateSection(ui, session, session.scene)
+        self.propagate = PropagateSection(
+            ui, session, self.annotate.views.jumpTo, lambda: self.requireWorker(), self.onChanged
+        )
+        self.requireWorker = requireWorker
+        self.predict = PredictSection(ui, self.predictDesk, self.teachDesk)
+        self.teach = TeachSection(ui, self.teachDesk)
+        self.shortcuts = Shortcuts(self._actions())
+        self.settings = SettingsSection(ui, self.restartWorker, self.shortcuts.text())
+        self.lookTimer = _timer(300, self.onLook, isSingle=True)
+        self.runTimer = _timer(RUN_MS, self.teachDesk.look)
+        self.timer = _timer(IDLE_MS, self.onTimer)
+        self.timer.start()
+        self.teach.show()
+        self.predict.show()
+        ui.cancelButton.clicked.connect(self.onCancel)
+        ui.undoButton.clicked.connect(self.onUndo)
+        ui.redoButton.clicked.connect(self.onRedo)
+        ui.teachCollapsibleButton.contentsCollapsed.connect(self.onTeachOpened)
+        ui.predictCollapsibleButton.contentsCollapsed.connect(self.onTeachOpened)
 
-    def _connect(self) -> None:
-        self.timer.timeout.connect(self.onTimer)
-        self.ui.propagateButton.clicked.connect(self.onPropagate)
-        self.ui.cancelButton.clicked.connect(self.onCancel)
-        self.ui.undoButton.clicked.connect(self.onUndo)
-        self.ui.redoButton.clicked.connect(self.onRedo)
-        self.ui.segmentList.itemChanged.connect(self.onSegmentChecked)
-        self.ui.modelComboBox.currentIndexChanged.connect(self.onModelChosen)
-        self.ui.workerPythonEdit.editingFinished.connect(self.onWorkerPythonEdited)
-        self.ui.checkPythonButton.clicked.connect(self.onCheckPython)
+    def _actions(self) -> dict[str, tuple[str, Callable[[], None]]]:
+        annotate = self.annotate
+        return {
+            "P": (_("positive point"), lambda: annotate.pick("positive")),
+            "N": (_("negative point"), lambda: annotate.pick("negative")),
+            "B": (_("box"), lambda: annotate.pick("box")),
+            "S": (_("scribble"), lambda: annotate.pick("scribble")),
+            "Return": (_("accept the preview"), annotate.onAccept),
+            "Esc": (_("drop the preview"), annotate.onDrop),
+            "Backspace": (_("take the last prompt back"), annotate.onTakeBack),
+            "C": (_("compare stages"), self.predict.onCompare),
+        }
+
+    def enter(self, window: Any) -> None:
+        """The module was opened: listen to keys, let the Segment Editor work in the views."""
+        self.shortcuts.activate(window)
+        self.ui.segmentEditor.setupViewObservations()
+        self.timer.start()
+
+    def exit(self) -> None:
+        """The module was left: give keys and mouse back; what runs goes on."""
+        self.shortcuts.deactivate()
+        self.annotate.close()
+        self.ui.segmentEditor.setActiveEffect(None)
+        self.ui.segmentEditor.removeViewObservations()
 
     def close(self) -> None:
         """Stop what runs and let go of the scene."""
-        self.timer.stop()
+        for timer in (self.timer, self.runTimer, self.lookTimer):
+            timer.stop()
+        self.exit()
+        self.predictDesk.cancel()
         self.session.close()
+
+    def restartWorker(self) -> None:
+        """Stop what runs, and use what is chosen in the settings now."""
+        self.session.cancel()
+        self.predictDesk.cancel()
+        self._restart()
+        self.showStatus(self.session.status)
 
     # From the scene to the widgets
 
@@ -97,118 +137,106 @@ class Panel:
         volume = self.parameterNode.inputVolume if self.parameterNode else None
         segmentation = self.parameterNode.segmentation if self.parameterNode else None
         self.session.choose(volume, segmentation)
-        if self.parameterNode:
-            self._chooseModel(self.parameterNode.model)
+        self.session.editor_node = self.ui.segmentEditor.mrmlSegmentEditorNode()
+        self.ui.segmentEditor.setSegmentationNode(segmentation)
+        self.ui.segmentEditor.setSourceVolumeNode(volume)
+        self.propagate.setParameterNode(self.parameterNode)
         self.updateSegments()
 
     def updateSegments(self) -> None:
-        """Show the segments of the segmentation; a segment is checked until the user unchecks it."""
-        listWidget = self.ui.segmentList
-        wasBlocked = listWidget.blockSignals(True)
-        listWidget.clear()
-        for segment in self.session.segments():
-            item = qt.QListWidgetItem(_colorIcon(segment.color_rgb), segment.name)
-            item.setData(qt.Qt.UserRole, segment.id)
-            item.setFlags(qt.Qt.ItemIsUserCheckable | qt.Qt.ItemIsEnabled)
-            isChecked = segment.id not in self.uncheckedSegments
-            item.setCheckState(qt.Qt.Checked if isChecked else qt.Qt.Unchecked)
-            listWidget.addItem(item)
-        listWidget.blockSignals(wasBlocked)
+        """Segments were added, removed, renamed or painted."""
+        self.propagate.showSegments()
         self.showStatus(self.session.status)
+        self.lookTimer.start()
+
+    def onLook(self) -> None:
+        """Look through the segments again, now that painting has paused."""
+        if self.session.status.state is not State.RUNNING:
+            self.session.look()
+            self._pace()
 
     def showStatus(self, status: Status) -> None:
         """Show where the session stands, and enable what can be done now."""
-        isRunning = status.state is State.RUNNING
-        self.ui.progressBar.value = round(status.fraction * PROGRESS_STEPS)
-        self.ui.progressBar.format = timeLeftText(status.seconds_left)
-        self.ui.statusLabel.text = status.text or self._hint()
-        self.ui.propagateButton.enabled = not isRunning and not self._hint()
-        self.ui.cancelButton.enabled = isRunning
+        desk, isPredicting = self.predictDesk, self.predictDesk.is_running
+        fraction, left = (
+            (desk.fraction, desk.seconds_left) if isPredicting else (status.fraction, status.seconds_left)
+        )
+        self.ui.progressBar.value = round(fraction * PROGRESS_STEPS)
+        self.ui.progressBar.format = timeLeftText(left)
+        self.ui.statusLabel.text = desk.message if isPredicting else status.text or self.propagate.hint()
+        self.ui.workerLabel.text = self._workerText()
+        self.ui.cancelButton.enabled = isPredicting or status.state is State.RUNNING
         self.ui.undoButton.enabled = self.session.can_undo
         self.ui.redoButton.enabled = self.session.can_redo
-        for widget in (self.ui.volumeSelector, self.ui.segmentationSelector, self.ui.segmentList):
-            widget.enabled = not isRunning
+        self.propagate.showEnabled()
 
-    def _hint(self) -> str:
-        """What the user has to do before propagating; empty when nothing is missing."""
-        if not self.parameterNode or not self.parameterNode.inputVolume:
-            return _("Choose a volume.")
-        if not self.parameterNode.segmentation:
-            return _("Choose a segmentation, or create one and paint a slice in it.")
-        if not self.session.segments():
-            return _("Add a segment in the Segment Editor and paint it on one slice.")
-        if not self._checkedSegments():
-            return _("Check at least one segment.")
-        return ""
-
-    def _fillModels(self) -> None:
-        """Offer the models that can propagate."""
-        for row, entry in enumerate(e for e in load_registry() if e.kind != "sam"):
-            self.ui.modelComboBox.addItem("", entry.id)
-            self.ui.modelComboBox.setItemData(row, entry.purpose, qt.Qt.ToolTipRole)
-        self._titleModels()
-
-    def _titleModels(self) -> None:
-        """Show which models are on this computer and which are still to be downloaded."""
-        for row in range(self.ui.modelComboBox.count):
-            entry = find_entry(self.ui.modelComboBox.itemData(row))
-            self.ui.modelComboBox.setItemText(row, _modelTitle(entry))
-
-    def _chooseModel(self, modelId: str) -> None:
-        """Show a model as chosen; the default one when a scene asks for one that is not offered."""
-        row = self.ui.modelComboBox.findData(modelId)
-        default = self.ui.modelComboBox.findData(DEFAULT_MODEL)
-        self.ui.modelComboBox.currentIndex = default if row < 0 else row
-        self.onModelChosen()
-
-    # From the widgets to the session
-
-    def request(self) -> PropagateRequest:
-        """What the user asks for."""
-        view = self.parameterNode.view.value
-        return PropagateRequest(
-            segment_ids=tuple(self._checkedSegments()),
-            axis=None if view is None else self.session.axis_of(view),
-            model=self.parameterNode.model,
-            overlap=self.parameterNode.overlap.value,
+    def _workerText(self) -> str:
+        """What the worker is doing, in words."""
+        status = getattr(self.session.client, "status", None)
+        if status is None or status.state == "stopped":
+            return _("The worker starts with the first request.")
+        memory = "" if status.memory_used_bytes is None else f", {status.memory_used_bytes / 1e9:.1f} GB"
+        where = self.ui.hostEdit.text.strip() or _("this computer")
+        return _("Worker on {where}: {state}{device}{memory}").format(
+            where=where,
+            state=status.state,
+            device=f", {status.device}" if status.device else "",
+            memory=memory,
         )
 
-    def _items(self) -> list[Any]:
-        return [self.ui.segmentList.item(row) for row in range(self.ui.segmentList.count)]
-
-    def _checkedSegments(self) -> list[str]:
-        return [item.data(qt.Qt.UserRole) for item in self._items() if item.checkState() == qt.Qt.Checked]
-
-    def onPropagate(self) -> None:
-        if self._hasModel():
-            with errorsShown(waitCursor=True):
-                self.requireWorker()
-                self.session.start(self.request())
-                self.timer.start()
-        self.showStatus(self.session.status)
-
-    def _hasModel(self) -> bool:
-        """Whether the chosen model is on this computer, once the user was offered to download it."""
-        isHere = False
-        with errorsShown():
-            isHere = ensureModel(self.parameterNode.model)
-        self._titleModels()
-        return isHere
-
     def onTimer(self) -> None:
+        """Take what has arrived."""
+        wasRunning, wasLooking = self.session.status.state is State.RUNNING, self.session.is_looking
         with errorsShown():
             self.session.poll()
-        self.showStatus(self.session.status)
-        if self.session.status.state is not State.RUNNING:
-            self.timer.stop()
-            self._sayWhyItFailed(self.session.status)
+            self.predictDesk.poll()
+            self.teachDesk.poll()
+        self.settings.poll()
+        self.annotate.show()
+        if wasLooking and not self.session.is_looking:
+            self.propagate.showSurvey()
+        if not self.ui.teachCollapsibleButton.collapsed or not self.ui.predictCollapsibleButton.collapsed:
+            self.teach.show()
+            self.predict.show()
+        status = self.session.status
+        self.showStatus(status)
+        if wasRunning and status.state is not State.RUNNING:
+            self.lookTimer.start()
+            if status.state is State.FAILED:
+                slicer.util.errorDisplay(status.text)
+        self._pace()
 
-    def _sayWhyItFailed(self, status: Status) -> None:
-        if status.state is State.FAILED:
-            slicer.util.errorDisplay(status.text)
+    def _pace(self) -> None:
+        """Look often while something is under way, seldom else."""
+        isBusy = (
+            self.session.status.state is State.RUNNING
+            or self.session.is_looking
+            or self.session.prompts.is_waiting
+            or self.predictDesk.is_running
+            or self.teachDesk.is_waiting
+        )
+        interval = BUSY_MS if isBusy else IDLE_MS
+        if self.timer.interval != interval:
+            self.timer.interval = interval
+
+    def onChanged(self) -> None:
+        """Something began or was chosen: show it, and look for answers as often as it needs."""
+        self.showStatus(self.session.status)
+        self._pace()
+
+    def onTeachOpened(self, collapsed: bool) -> None:
+        """Ask the worker what there is, when steps 4 or 5 are opened."""
+        if collapsed:
+            return
+        with errorsShown():
+            self.requireWorker()
+            self.teachDesk.refresh()
+            self.runTimer.start()
+            self._pace()
 
     def onCancel(self) -> None:
         self.session.cancel()
+        self.predictDesk.cancel()
         self.showStatus(self.session.status)
 
     def onUndo(self) -> None:
@@ -221,41 +249,10 @@ class Panel:
             self.session.redo()
         self.updateSegments()
 
-    def onSegmentChecked(self, item: Any) -> None:
-        change = (
-            self.uncheckedSegments.discard
-            if item.checkState() == qt.Qt.Checked
-            else self.uncheckedSegments.add
-        )
-        change(item.data(qt.Qt.UserRole))
-        self.showStatus(self.session.status)
 
-    def onModelChosen(self) -> None:
-        if self.parameterNode:
-            self.parameterNode.model = self.ui.modelComboBox.itemData(self.ui.modelComboBox.currentIndex)
-
-    def onWorkerPythonEdited(self) -> None:
-        if self.ui.workerPythonEdit.text.strip() != WorkerPython.chosenPython():
-            WorkerPython.setChosenPython(self.ui.workerPythonEdit.text)
-            self.session.cancel()
-            self.restartWorker()
-            self.showStatus(self.session.status)
-
-    def onCheckPython(self) -> None:
-        with errorsShown(waitCursor=True):
-            WorkerPython.requirePackages(WorkerPython.workerCommand())
-            self.ui.statusLabel.text = _("The worker's Python has everything it needs.")
-
-
-def _modelTitle(entry: ModelEntry) -> str:
-    if is_available(entry):
-        return entry.title
-    if entry.bundled:
-        return _("{title} (missing: install the program again)").format(title=entry.title)
-    return _("{title} (Propagate offers to download {size})").format(title=entry.title, size=sizeText(entry))
-
-
-def _colorIcon(rgb: tuple[float, float, float]) -> Any:
-    pixmap = qt.QPixmap(12, 12)
-    pixmap.fill(qt.QColor.fromRgbF(*rgb))
-    return qt.QIcon(pixmap)
+def _timer(milliseconds: int, act: Callable[[], None], isSingle: bool = False) -> Any:
+    timer = qt.QTimer()
+    timer.interval = milliseconds
+    timer.singleShot = isSingle
+    timer.timeout.connect(act)
+    return timer

@@ -3,7 +3,6 @@
 import enum
 
 from medssl.registry import DEFAULT_MODEL
-from medssl.scene.nodes import Overlap
 from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import parameterNodeWrapper
@@ -27,19 +26,19 @@ class SliceView(enum.Enum):
         }[self]
 
 
-class OtherSegments(enum.Enum):
-    """What happens to other segments. Saved by name: renaming one breaks saved scenes."""
+class Direction(enum.Enum):
+    """Which way to go from the reference slices. Saved by name: renaming one breaks saved scenes."""
 
-    OVERLAP = Overlap.ALLOW
-    KEEP = Overlap.KEEP_OTHERS
-    OVERWRITE = Overlap.OVERWRITE
+    BOTH = "both"
+    HIGHER = "higher"
+    LOWER = "lower"
 
     def label(self) -> str:
         """Text in the panel."""
         return {
-            OtherSegments.OVERLAP: _("May overlap"),
-            OtherSegments.KEEP: _("Keep their voxels"),
-            OtherSegments.OVERWRITE: _("Are overwritten"),
+            Direction.BOTH: _("Both ways"),
+            Direction.HIGHER: _("To higher slices"),
+            Direction.LOWER: _("To lower slices"),
         }[self]
 
 
@@ -50,12 +49,12 @@ class MedSSLSegmentParameterNode:
     inputVolume - The volume to segment.
     segmentation - The segmentation with the painted slices; results are written into it.
     view - Which way the painted slices lie.
-    overlap - What happens where a result meets another segment.
+    direction - Which way to go from the reference slices.
     model - Id of the model, from the registry.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
     segmentation: vtkMRMLSegmentationNode
     view: SliceView = SliceView.AS_PAINTED
-    overlap: OtherSegments = OtherSegments.OVERLAP
+    direction: Direction = Direction.BOTH
     model: str = DEFAULT_MODEL

@@ -10,12 +10,23 @@ from pathlib import Path
 
 import qt
 import slicer.util
-from medssl.client import LocalCommand
+from medssl.client import LocalCommand, SshCommand, WorkerCommand
 from medssl.errors import WorkerError
 
-__all__ = ["chosenPython", "missingPackages", "requirePackages", "setChosenPython", "workerCommand"]
+from . import Environment
+
+__all__ = [
+    "chosenHost",
+    "chosenPython",
+    "missingPackages",
+    "requirePackages",
+    "setChosenHost",
+    "setChosenPython",
+    "workerCommand",
+]
 
 SETTING = "MedSSLSegment/WorkerPython"
+HOST_SETTING = "MedSSLSegment/WorkerHost"
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
 TIMEOUT_S = 60
 
@@ -39,20 +50,38 @@ def setChosenPython(path: str) -> None:
     qt.QSettings().setValue(SETTING, path.strip())
 
 
-def workerCommand() -> LocalCommand:
-    """How to start the worker in the chosen Python."""
-    path = chosenPython()
+def chosenHost() -> str:
+    """The machine to compute on, as user@host; empty for this one."""
+    return str(slicer.util.settingsValue(HOST_SETTING, ""))
+
+
+def setChosenHost(host: str) -> None:
+    """Remember a machine to compute on; empty for this one."""
+    qt.QSettings().setValue(HOST_SETTING, host.strip())
+
+
+def workerCommand() -> WorkerCommand:
+    """How to start the worker: on the chosen host, in the chosen Python, in its own, or in 3D Slicer's.
+
+    Raises:
+        InputError: the host's name is not one.
+    """
+    if chosenHost():
+        return SshCommand(host=chosenHost())
+    path = chosenPython() or (str(Environment.environmentPython()) if Environment.isReady() else "")
     if not path:
         return LocalCommand(python=shutil.which("PythonSlicer") or sys.executable)
     return LocalCommand(python=path, base_environment=slicer.util.startupEnvironment())
 
 
-def missingPackages(command: LocalCommand) -> list[str]:
+def missingPackages(command: WorkerCommand) -> list[str]:
     """Names of the packages the worker needs and its Python does not have.
 
     Raises:
         WorkerError: the program cannot be run, or is not a Python.
     """
+    if not isinstance(command, LocalCommand):
+        return []  # the other machine says so itself when its worker starts
     try:
         listed = subprocess.run(
             [command.python, "-c", _LIST_MISSING, *_requiredNames()],
@@ -64,17 +93,17 @@ def missingPackages(command: LocalCommand) -> list[str]:
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise WorkerError(
-            f"{command.python} cannot be run as the worker's Python ({error}); choose another under Advanced."
+            f"{command.python} cannot be run as the worker's Python ({error}); choose another in the settings."
         ) from error
     return listed.stdout.split()
 
 
-def requirePackages(command: LocalCommand) -> None:
+def requirePackages(command: WorkerCommand) -> None:
     """Raise WorkerError, with the command that installs them, when packages are missing."""
     missing = missingPackages(command)
     if missing:
         raise WorkerError(
-            f"The worker's Python lacks {', '.join(missing)}; choose another one under Advanced, or install them with: "
+            f"The worker's Python lacks {', '.join(missing)}; press Set up in the settings, or run: "
             f'"{command.python}" -m pip install -r "{REQUIREMENTS}"'
         )
 

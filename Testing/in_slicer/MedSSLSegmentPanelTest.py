@@ -25,6 +25,15 @@ class MedSSLSegmentPanelTest(unittest.TestCase):
         self.widget.ui.segmentationSelector.setCurrentNode(segmentationNode)
         assert self.widget.ui.segmentList.count == 1
 
+    def test_undo_is_the_segment_editors_own(self) -> None:
+        assert self.widget.panel.session.history.editor is self.widget.ui.segmentEditor
+        assert self.widget.ui.segmentEditor.mrmlSegmentEditorNode() is not None
+
+    def test_keys_work_only_while_the_module_is_open(self) -> None:
+        assert self.widget.panel.shortcuts._shortcuts
+        slicer.util.selectModule("Welcome")
+        assert not self.widget.panel.shortcuts._shortcuts
+
     def test_closing_the_scene_empties_the_panel(self) -> None:
         self.test_the_list_shows_the_segments_of_the_chosen_segmentation()
         slicer.mrmlScene.Clear()

@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+from medssl.results import SliceMask
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 slicer_core = pytest.importorskip("slicer")
@@ -31,9 +32,10 @@ PROPERTIES_AS_ATTRIBUTES = 2
 
 PYTHONQT_MODULES = (
     "MedSSLSegment",
-    "MedSSLSegmentLib.ModelDownload",
-    "MedSSLSegmentLib.Panel",
-    "MedSSLSegmentLib.WorkerPython",
+    *(
+        f"MedSSLSegmentLib.{path.stem}"
+        for path in sorted((MODULE_FOLDER / "MedSSLSegmentLib").glob("[A-Z]*.py"))
+    ),
 )
 # The feature looks into every loaded module; torch's registry of custom classes answers that with an error.
 _torch_classes = sys.modules.pop("torch.classes", None)
@@ -75,19 +77,94 @@ class qMRMLWidget(QtWidgets.QWidget):
             child.setMRMLScene(scene)
 
 
+class qMRMLSegmentEditorWidget(QtWidgets.QFrame):
+    """What the panel asks of it (Slicer 583e9b3, qMRMLSegmentEditorWidget.h); undo is Slicer's own history."""
+
+    segmentationNodeSelectorVisible = QtCore.Property(bool, lambda self: False, lambda self, on: None)
+    sourceVolumeNodeSelectorVisible = QtCore.Property(bool, lambda self: False, lambda self, on: None)
+    maximumNumberOfUndoStates = QtCore.Property(int, lambda self: 30, lambda self, count: None)
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self.scene = self.editor_node = self.node = self.volume = self.effect = None
+        self.segment = ""
+        self.observes_views = False
+        self.history = slicer_core.vtkSegmentationHistory()
+        self.history.SetMaximumNumberOfStates(30)
+        self.minimumHeight = 60
+        layout = QtWidgets.QVBoxLayout(self)
+        layout.addWidget(QtWidgets.QLabel("(3D Slicer's Segment Editor is embedded here)"))
+
+    def setMRMLScene(self, scene: Any) -> None:
+        self.scene = scene
+
+    def setMRMLSegmentEditorNode(self, node: Any) -> None:
+        self.editor_node = node
+
+    def mrmlSegmentEditorNode(self) -> Any:
+        return self.editor_node
+
+    def setSegmentationNode(self, node: Any) -> None:
+        if node is not self.node:
+            self.node = node
+            self.history.RemoveAllStates()
+            self.history.SetSegmentation(node.GetSegmentation() if node else None)
+            self.editor_node.SetAndObserveSegmentationNode(node)
+
+    def segmentationNode(self) -> Any:
+        return self.node
+
+    def setSourceVolumeNode(self, node: Any) -> None:
+        self.volume = node
+
+    def currentSegmentID(self) -> str:
+        return self.segment
+
+    def setActiveEffect(self, effect: Any) -> None:
+        self.effect = effect
+
+    def setupViewObservations(self) -> None:
+        self.observes_views = True
+
+    def removeViewObservations(self) -> None:
+        self.observes_views = False
+
+    def saveStateForUndo(self) -> None:
+        self.history.SaveState()
+
+    def undo(self) -> None:
+        self.history.RestorePreviousState()
+
+    def redo(self) -> None:
+        self.history.RestoreNextState()
+
+
 class ctkCollapsibleButton(QtWidgets.QGroupBox):
     """A titled section."""
+
+    contentsCollapsed = QtCore.Signal(bool)
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._collapsed = False
 
     def _set_title(self, title: str) -> None:
         self.title = title
 
+    def _set_collapsed(self, on: bool) -> None:
+        if on != self._collapsed:
+            self._collapsed = on
+            for child in self.findChildren(QtWidgets.QWidget, options=QtCore.Qt.FindDirectChildrenOnly):
+                child.visible = not on
+            self.contentsCollapsed.emit(on)
+
     text = QtCore.Property(str, lambda self: self.title, _set_title)
-    collapsed = QtCore.Property(bool, lambda self: False, lambda self, on: None)
+    collapsed = QtCore.Property(bool, lambda self: self._collapsed, _set_collapsed)
 
 
 def _load_ui(path: str) -> Any:
     loader = QtUiTools.QUiLoader()
-    for stand_in in (qMRMLWidget, qMRMLNodeComboBox, ctkCollapsibleButton):
+    for stand_in in (qMRMLWidget, qMRMLNodeComboBox, qMRMLSegmentEditorWidget, ctkCollapsibleButton):
         loader.registerCustomWidget(stand_in)
     return loader.load(str(path))
 
@@ -217,6 +294,11 @@ class Application:
         self.scene = slicer_core.vtkMRMLScene()
         self.segmentations_logic = slicer_core.vtkSlicerSegmentationsModuleLogic()
         self.segmentations_logic.SetMRMLScene(self.scene)
+        for name in ("Selection", "Interaction"):
+            node = getattr(slicer_core, f"vtkMRML{name}Node")()
+            node.SetSingletonTag("Singleton")
+            self.scene.AddNode(node)
+        self.window = QtWidgets.QMainWindow()
         self.settings: dict[str, str] = {}
         self.errors_shown: list[str] = []
         self.questions_asked: list[str] = []
@@ -269,6 +351,7 @@ class Application:
             loadUI=_load_ui,
             childWidgetVariables=_child_widgets,
             tryWithErrorDisplay=self.try_with_error_display,
+            mainWindow=lambda: self.window,
             errorDisplay=self.errors_shown.append,
             confirmOkCancelDisplay=self.confirm,
             createProgressDialog=self.create_progress_dialog,
@@ -338,3 +421,94 @@ def the_module(an_application: Application) -> Any:
     for name in PYTHONQT_MODULES:
         feature.set_selection(PROPERTIES_AS_ATTRIBUTES, name)
     return module
+
+
+class FakeRun:
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self.done = self.was_cancelled = False
+        self.error: Exception | None = None
+
+    def poll(self) -> list[Any]:
+        events, self.events = self.events, []
+        return events
+
+    def cancel(self) -> None:
+        self.was_cancelled = True
+
+    def result(self) -> None:
+        if self.error:
+            raise self.error
+
+
+class FakeClient:
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.was_closed = False
+
+    def propagate(self, volume: Any, references: Any, options: Any, *, model: str, device: str) -> FakeRun:
+        self.asked.append({"references": references, "options": options, "model": model})
+        self.run = FakeRun()
+        return self.run
+
+    def close(self) -> None:
+        self.was_closed = True
+
+
+class Desk:
+    """The module's panel on a scene with a CT whose liver is painted on slice 2."""
+
+    def __init__(self, application: Any, module: Any) -> None:
+        self.application = application
+        self.module = module
+        self.nodes = sys.modules["medssl.scene.nodes"]
+        self.writing = sys.modules["medssl.scene.writing"]
+        self.volume_node = application.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT chest")
+        sys.modules["slicer"].util.updateVolumeFromArray(
+            self.volume_node, np.arange(480, dtype=np.int16).reshape(6, 8, 10)
+        )
+        self.segmentation_node = self.nodes.create_segmentation_node(application.scene, self.volume_node)
+        self.segmentation = self.segmentation_node.GetSegmentation()
+        self.liver = self.segmentation.AddEmptySegment("", "liver")
+        self.volume = self.nodes.read_volume_node(self.volume_node)
+        self.painted = np.zeros((8, 10), bool)
+        self.painted[2:5, 3:8] = True
+        self.writing.write_slices(self.segmentation_node, self.liver, self.volume, 0, {2: self.painted})
+
+        parent = QtWidgets.QWidget()
+        QtWidgets.QVBoxLayout(parent)
+        parent.isEntered = True
+        self.widget = module.MedSSLSegmentWidget(parent)
+        self.widget.setup()
+        self.parent, self.ui, self.panel = parent, self.widget.ui, self.widget.panel
+        self.client = FakeClient()
+        self.panel.session.client = self.client
+        self.panel.session.wait_s = None
+        self.panel.requireWorker = lambda: None
+
+    def choose_nodes(self) -> None:
+        self.ui.volumeSelector.setCurrentNode(self.volume_node)
+        self.ui.segmentationSelector.setCurrentNode(self.segmentation_node)
+
+    def is_running(self) -> bool:
+        return self.panel.session.status.state.value == "running"
+
+    def masks(self) -> np.ndarray:
+        return self.nodes.read_segment(self.segmentation_node, self.liver, self.volume)
+
+    def choose_model(self, model_id: str) -> None:
+        self.ui.modelComboBox.currentIndex = self.ui.modelComboBox.findData(model_id)
+
+    def model_title(self, model_id: str) -> str:
+        return self.ui.modelComboBox.itemText(self.ui.modelComboBox.findData(model_id))
+
+    def arrive(self, *indices: int) -> None:
+        self.client.run.events += [SliceMask(self.liver, 0, n, self.painted, 0.9) for n in indices]
+
+
+@pytest.fixture
+def a_desk(an_application: Application, the_module: Any) -> Iterator[Desk]:
+    """The panel, open, with a CT and a painted slice in the scene."""
+    desk = Desk(an_application, the_module)
+    yield desk
+    desk.widget.cleanup()

@@ -15,97 +15,10 @@ pytest.importorskip("PySide6.QtUiTools")
 from medssl.errors import Cancelled, ModelError, WorkerDied, WorkerError
 from medssl.events import Progress
 from medssl.registry import DEFAULT_MODEL, ModelEntry, find_entry, model_path
-from medssl.results import SliceMask
-from PySide6 import QtWidgets
 from shibokensupport import feature
 
 feature.set_selection(2, __name__)
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-class FakeRun:
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-        self.done = self.was_cancelled = False
-        self.error: Exception | None = None
-
-    def poll(self) -> list[Any]:
-        events, self.events = self.events, []
-        return events
-
-    def cancel(self) -> None:
-        self.was_cancelled = True
-
-    def result(self) -> None:
-        if self.error:
-            raise self.error
-
-
-class FakeClient:
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.was_closed = False
-
-    def propagate(self, volume: Any, references: Any, options: Any, *, model: str, device: str) -> FakeRun:
-        self.asked.append({"references": references, "options": options, "model": model})
-        self.run = FakeRun()
-        return self.run
-
-    def close(self) -> None:
-        self.was_closed = True
-
-
-class Desk:
-    """The module's panel on a scene with a CT whose liver is painted on slice 2."""
-
-    def __init__(self, application: Any, module: Any) -> None:
-        self.application = application
-        self.module = module
-        self.nodes = sys.modules["medssl.scene.nodes"]
-        self.volume_node = application.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT chest")
-        sys.modules["slicer"].util.updateVolumeFromArray(
-            self.volume_node, np.arange(480, dtype=np.int16).reshape(6, 8, 10)
-        )
-        self.segmentation_node = self.nodes.create_segmentation_node(application.scene, self.volume_node)
-        self.segmentation = self.segmentation_node.GetSegmentation()
-        self.liver = self.segmentation.AddEmptySegment("", "liver")
-        self.volume = self.nodes.read_volume_node(self.volume_node)
-        self.painted = np.zeros((8, 10), bool)
-        self.painted[2:5, 3:8] = True
-        self.nodes.write_slices(self.segmentation_node, self.liver, self.volume, 0, {2: self.painted})
-
-        parent = QtWidgets.QWidget()
-        QtWidgets.QVBoxLayout(parent)
-        parent.isEntered = True
-        self.widget = module.MedSSLSegmentWidget(parent)
-        self.widget.setup()
-        self.parent, self.ui, self.panel = parent, self.widget.ui, self.widget.panel
-        self.client = FakeClient()
-        self.panel.session.client = self.client
-        self.panel.requireWorker = lambda: None
-
-    def choose_nodes(self) -> None:
-        self.ui.volumeSelector.setCurrentNode(self.volume_node)
-        self.ui.segmentationSelector.setCurrentNode(self.segmentation_node)
-
-    def masks(self) -> np.ndarray:
-        return self.nodes.read_segment(self.segmentation_node, self.liver, self.volume)
-
-    def choose_model(self, model_id: str) -> None:
-        self.ui.modelComboBox.currentIndex = self.ui.modelComboBox.findData(model_id)
-
-    def model_title(self, model_id: str) -> str:
-        return self.ui.modelComboBox.itemText(self.ui.modelComboBox.findData(model_id))
-
-    def arrive(self, *indices: int) -> None:
-        self.client.run.events += [SliceMask(self.liver, 0, n, self.painted, 0.9) for n in indices]
-
-
-@pytest.fixture
-def a_desk(an_application: Any, the_module: Any) -> Any:
-    desk = Desk(an_application, the_module)
-    yield desk
-    desk.widget.cleanup()
 
 
 def put_on_this_computer(entry: ModelEntry) -> None:
@@ -130,7 +43,7 @@ def test_the_self_test_passes(the_module: Any) -> None:
     test.runTest()
 
 
-def test_the_panel_says_what_is_missing_before_it_can_propagate(a_desk: Desk) -> None:
+def test_the_panel_says_what_is_missing_before_it_can_propagate(a_desk: Any) -> None:
     assert a_desk.ui.volumeSelector.currentNode() is a_desk.volume_node
     assert a_desk.ui.statusLabel.text == "Choose a segmentation, or create one and paint a slice in it."
     assert not a_desk.ui.propagateButton.enabled
@@ -142,7 +55,7 @@ def test_the_panel_says_what_is_missing_before_it_can_propagate(a_desk: Desk) ->
     assert not a_desk.ui.propagateButton.enabled
 
 
-def test_the_list_follows_added_and_renamed_segments(a_desk: Desk) -> None:
+def test_the_list_follows_added_and_renamed_segments(a_desk: Any) -> None:
     a_desk.choose_nodes()
     spleen = a_desk.segmentation.AddEmptySegment("", "spleen")
     a_desk.segmentation.GetSegment(spleen).SetName("spleen and hilum")
@@ -150,11 +63,11 @@ def test_the_list_follows_added_and_renamed_segments(a_desk: Desk) -> None:
     assert names == ["liver", "spleen and hilum"]
 
 
-def test_a_propagation_from_click_to_undo(a_desk: Desk) -> None:
+def test_a_propagation_from_click_to_undo(a_desk: Any) -> None:
     a_desk.choose_nodes()
     before = a_desk.masks()
     a_desk.ui.propagateButton.click()
-    assert a_desk.panel.timer.active
+    assert a_desk.is_running()
     assert not a_desk.ui.propagateButton.enabled
     assert a_desk.ui.cancelButton.enabled
 
@@ -167,7 +80,7 @@ def test_a_propagation_from_click_to_undo(a_desk: Desk) -> None:
 
     a_desk.arrive(0, 1, 5)
     a_desk.client.run.done = True
-    while a_desk.panel.timer.active:
+    while a_desk.is_running():
         a_desk.panel.onTimer()
     assert a_desk.ui.statusLabel.text.startswith("5 slices were written in")
     assert a_desk.masks().any(axis=(1, 2)).all()
@@ -179,37 +92,37 @@ def test_a_propagation_from_click_to_undo(a_desk: Desk) -> None:
     assert a_desk.application.errors_shown == []
 
 
-def test_cancel_stops_the_worker_and_frees_the_panel(a_desk: Desk) -> None:
+def test_cancel_stops_the_worker_and_frees_the_panel(a_desk: Any) -> None:
     a_desk.choose_nodes()
     a_desk.ui.propagateButton.click()
     a_desk.ui.cancelButton.click()
     assert a_desk.client.run.was_cancelled
     assert a_desk.ui.propagateButton.enabled
     a_desk.panel.onTimer()
-    assert not a_desk.panel.timer.active
+    assert not a_desk.is_running()
     assert a_desk.application.errors_shown == []
 
 
-def test_a_dead_worker_is_reported_once(a_desk: Desk) -> None:
+def test_a_dead_worker_is_reported_once(a_desk: Any) -> None:
     a_desk.choose_nodes()
     a_desk.ui.propagateButton.click()
     a_desk.client.run.done, a_desk.client.run.error = True, WorkerDied("The worker was killed; start again.")
     a_desk.panel.onTimer()
-    assert not a_desk.panel.timer.active
+    assert not a_desk.is_running()
     assert a_desk.application.errors_shown == ["The worker was killed; start again."]
     assert a_desk.ui.propagateButton.enabled
 
 
-def test_what_the_user_can_mend_is_shown_as_one_sentence(a_desk: Desk) -> None:
+def test_what_the_user_can_mend_is_shown_as_one_sentence(a_desk: Any) -> None:
     a_desk.choose_nodes()
     a_desk.segmentation.GetSegment(a_desk.liver).GetRepresentation("Binary labelmap").Initialize()
     a_desk.ui.propagateButton.click()
     (shown,) = a_desk.application.errors_shown
     assert shown == "Nothing is drawn in segment 'liver'; paint the object on at least one slice first."
-    assert not a_desk.panel.timer.active
+    assert not a_desk.is_running()
 
 
-def test_the_users_choices_reach_the_worker(a_desk: Desk) -> None:
+def test_the_users_choices_reach_the_worker(a_desk: Any) -> None:
     a_desk.choose_nodes()
     a_desk.ui.viewComboBox.currentIndex = 1 + ["Axial", "Coronal", "Sagittal"].index("Coronal")
     put_on_this_computer(find_entry("medsam2"))
@@ -221,7 +134,7 @@ def test_the_users_choices_reach_the_worker(a_desk: Desk) -> None:
     assert [r.prompt.index for r in asked["references"]] == [2, 3, 4]
 
 
-def test_the_shipped_model_is_chosen_and_ready(a_desk: Desk) -> None:
+def test_the_shipped_model_is_chosen_and_ready(a_desk: Any) -> None:
     assert a_desk.ui.modelComboBox.currentText == find_entry(DEFAULT_MODEL).title
     a_desk.choose_nodes()
     a_desk.ui.propagateButton.click()
@@ -229,20 +142,20 @@ def test_the_shipped_model_is_chosen_and_ready(a_desk: Desk) -> None:
     assert a_desk.application.questions_asked == []
 
 
-def test_only_models_that_can_propagate_are_offered_and_say_how_to_get_them(a_desk: Desk) -> None:
+def test_only_models_that_can_propagate_are_offered_and_say_how_to_get_them(a_desk: Any) -> None:
     offered = [a_desk.ui.modelComboBox.itemData(row) for row in range(a_desk.ui.modelComboBox.count)]
     assert {"medssl-nano", "sam2.1-hiera-tiny", "medsam2"} <= set(offered)
     assert all(find_entry(model).kind != "sam" for model in offered)
     assert a_desk.model_title("medsam2") == "MedSAM2 (Propagate offers to download 156 MB)"
 
 
-def test_a_scene_that_asks_for_a_model_that_is_not_offered_gets_the_shipped_one(a_desk: Desk) -> None:
+def test_a_scene_that_asks_for_a_model_that_is_not_offered_gets_the_shipped_one(a_desk: Any) -> None:
     a_desk.panel.parameterNode.model = "sam-vit-b"
     assert a_desk.panel.parameterNode.model == DEFAULT_MODEL
     assert a_desk.ui.modelComboBox.currentText == find_entry(DEFAULT_MODEL).title
 
 
-def test_a_model_is_not_downloaded_unless_the_user_agrees(a_desk: Desk) -> None:
+def test_a_model_is_not_downloaded_unless_the_user_agrees(a_desk: Any) -> None:
     a_desk.choose_nodes()
     a_desk.choose_model("medsam2")
     a_desk.ui.propagateButton.click()
@@ -256,7 +169,7 @@ def test_a_model_is_not_downloaded_unless_the_user_agrees(a_desk: Desk) -> None:
 
 
 @pytest.fixture
-def a_download(a_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Any:
+def a_download(a_desk: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Stands in for the network: gives the file, or does what the test puts in its place."""
 
     class Download:
@@ -279,14 +192,14 @@ def a_download(a_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Any:
     return download
 
 
-def test_a_model_is_downloaded_when_the_user_agrees_and_used_at_once(a_desk: Desk, a_download: Any) -> None:
+def test_a_model_is_downloaded_when_the_user_agrees_and_used_at_once(a_desk: Any, a_download: Any) -> None:
     a_desk.ui.propagateButton.click()
     assert a_desk.client.asked[0]["model"] == "medsam2"
     assert a_desk.model_title("medsam2") == "MedSAM2"
     assert not a_desk.application.progress_dialogs[0].visible
 
 
-def test_a_download_can_be_cancelled(a_desk: Desk, a_download: Any) -> None:
+def test_a_download_can_be_cancelled(a_desk: Any, a_download: Any) -> None:
     def cancel(entry: ModelEntry, dialog: Any, cancelled: Any) -> None:
         dialog.cancel()
         assert cancelled()
@@ -298,7 +211,7 @@ def test_a_download_can_be_cancelled(a_desk: Desk, a_download: Any) -> None:
     assert a_desk.application.errors_shown == []
 
 
-def test_a_download_that_fails_says_why(a_desk: Desk, a_download: Any) -> None:
+def test_a_download_that_fails_says_why(a_desk: Any, a_download: Any) -> None:
     def fail(entry: ModelEntry, dialog: Any, cancelled: Any) -> None:
         raise ModelError("The download of medsam2 stopped; check the network.")
 
@@ -309,16 +222,16 @@ def test_a_download_that_fails_says_why(a_desk: Desk, a_download: Any) -> None:
     assert a_desk.ui.propagateButton.enabled
 
 
-def test_choices_are_kept_in_the_scene_when_the_module_is_left_and_entered(a_desk: Desk) -> None:
+def test_choices_are_kept_in_the_scene_when_the_module_is_left_and_entered(a_desk: Any) -> None:
     a_desk.choose_nodes()
-    a_desk.ui.overlapComboBox.currentIndex = 2
+    a_desk.ui.directionComboBox.currentIndex = 2
     a_desk.widget.exit()
     a_desk.widget.enter()
     assert a_desk.ui.segmentationSelector.currentNode() is a_desk.segmentation_node
-    assert a_desk.ui.overlapComboBox.currentText == "Are overwritten"
+    assert a_desk.ui.directionComboBox.currentText == "To lower slices"
 
 
-def test_closing_the_scene_while_running_cancels_and_leaves_an_empty_panel(a_desk: Desk) -> None:
+def test_closing_the_scene_while_running_cancels_and_leaves_an_empty_panel(a_desk: Any) -> None:
     a_desk.choose_nodes()
     a_desk.ui.propagateButton.click()
     a_desk.widget.onSceneStartClose(None, None)
@@ -326,12 +239,12 @@ def test_closing_the_scene_while_running_cancels_and_leaves_an_empty_panel(a_des
     a_desk.widget.onSceneEndClose(None, None)
     a_desk.panel.onTimer()
     assert a_desk.client.run.was_cancelled
-    assert not a_desk.panel.timer.active
+    assert not a_desk.is_running()
     assert a_desk.ui.segmentList.count == 0
     assert a_desk.ui.statusLabel.text == "Choose a volume."
 
 
-def test_deleting_the_segmentation_while_running_cancels(a_desk: Desk) -> None:
+def test_deleting_the_segmentation_while_running_cancels(a_desk: Any) -> None:
     a_desk.choose_nodes()
     a_desk.ui.propagateButton.click()
     a_desk.application.scene.RemoveNode(a_desk.segmentation_node)
@@ -341,7 +254,7 @@ def test_deleting_the_segmentation_while_running_cancels(a_desk: Desk) -> None:
 
 
 def test_a_python_without_the_packages_is_named_with_the_command_that_installs_them(
-    a_desk: Desk, tmp_path: Path
+    a_desk: Any, tmp_path: Path
 ) -> None:
     bare = tmp_path / "python"
     bare.write_text("#!/bin/sh\necho torch\necho sam2\n")
@@ -350,22 +263,20 @@ def test_a_python_without_the_packages_is_named_with_the_command_that_installs_t
     a_desk.ui.workerPythonEdit.editingFinished.emit()
     a_desk.ui.checkPythonButton.click()
     (shown,) = a_desk.application.errors_shown
-    assert shown.startswith(
-        "The worker's Python lacks torch, sam2; choose another one under Advanced, or install"
-    )
+    assert shown.startswith("The worker's Python lacks torch, sam2; press Set up in the settings, or run")
     assert f'"{bare}" -m pip install -r' in shown
     assert a_desk.application.settings == {"MedSSLSegment/WorkerPython": str(bare)}
     assert a_desk.client.was_closed
 
 
-def test_a_program_that_is_not_there_is_named(a_desk: Desk) -> None:
+def test_a_program_that_is_not_there_is_named(a_desk: Any) -> None:
     python = sys.modules["MedSSLSegmentLib.WorkerPython"]
     python.setChosenPython("/nowhere/python3")
     with pytest.raises(WorkerError, match="/nowhere/python3 cannot be run as the worker's Python"):
         python.requirePackages(python.workerCommand())
 
 
-def test_this_python_has_what_the_worker_needs_or_says_what_it_lacks(a_desk: Desk) -> None:
+def test_this_python_has_what_the_worker_needs_or_says_what_it_lacks(a_desk: Any) -> None:
     python = sys.modules["MedSSLSegmentLib.WorkerPython"]
     python.setChosenPython(sys.executable)
     assert set(python.missingPackages(python.workerCommand())) <= set(python._requiredNames())

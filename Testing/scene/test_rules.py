@@ -1,4 +1,4 @@
-"""Masking, editable area and overwriting: what the program writes is what the Segment Editor's own logic would make of it."""
+"""Masking, editable area and overwriting: what is written is what the Segment Editor's own logic would make of it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def written_by_slicer(a_scene: Any, editor: Any, node: Any, segment: str, volume
 
 
 @pytest.mark.parametrize(
-    ("area", "overwrite", "intensities"), itertools.product(AREAS, OVERWRITES, (None, (-400.0, 600.0)))
+    ("area", "overwrite", "intensities"), list(itertools.product(AREAS, OVERWRITES, (None, (-400.0, 600.0))))
 )
 def test_every_choice_of_the_segment_editor_is_respected_as_its_own_effects_do(
     a_scene: Any, area: int, overwrite: int, intensities: tuple[float, float] | None

@@ -203,7 +203,8 @@ class Session:
         self.editor_node: Any = None
         """vtkMRMLSegmentEditorNode whose masking and overwriting hold for all that is written; None = no rules."""
         self._segmentations_logic = segmentations_logic
-        self._wait_s = wait_s
+        self.wait_s = wait_s
+        """How long a call may wait for arrays to be looked through; None = to the end."""
         self._clock = clock
         self._volume_node: Any = None
         self._volume: tuple[object, Task[Volume]] | None = None
@@ -230,7 +231,10 @@ class Session:
         self._volume_node = volume_node
         self._segmentation_node = segmentation_node
         if self._is_present(volume_node) and volume_node.GetImageData() is not None:
-            self._begin_reading()
+            try:
+                self._begin_reading()
+            except InputError as error:
+                self._status = Status(text=str(error))
 
     @property
     def status(self) -> Status:
@@ -265,7 +269,7 @@ class Session:
         """
         self._require_nodes()
         task = self._begin_reading()
-        if not task.wait(self._wait_s):
+        if not task.wait(self.wait_s):
             raise InputError(f"{self._volume_node.GetName()} is still being read; try again in a moment.")
         return task.result()
 
@@ -384,11 +388,11 @@ class Session:
 
     def _advance(self, asked: _Asked) -> Plan | None:
         """Take a request one step further, as far as that needs no waiting."""
-        if not self._begin_reading().wait(self._wait_s):
+        if not self._begin_reading().wait(self.wait_s):
             return None
         if asked.survey is None:
             asked.survey = Task(self._look_for(asked.request))
-        if not asked.survey.wait(self._wait_s):
+        if not asked.survey.wait(self.wait_s):
             return None
         plan = self._plan(asked.request, asked.survey.result())
         self._asked = None

@@ -1,0 +1,128 @@
+"""Step 2: smart prompts in the slice views, with a preview that Enter accepts and Esc drops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medssl.errors import InputError
+from medssl.scene.prompting import axis_of_normal
+from medssl.scene.session import Session
+from slicer.i18n import tr as _
+
+from .Errors import errorsShown
+from .SliceViews import SliceViews
+
+__all__ = ["AnnotateSection"]
+
+
+class AnnotateSection:
+    """Connects the prompt tools with the session's prompts.
+
+    Args:
+        ui: the named child widgets.
+        session: answers prompts.
+        scene: whose slice views are clicked in.
+    """
+
+    def __init__(self, ui: Any, session: Session, scene: Any) -> None:
+        self.ui = ui
+        self.session = session
+        self.views = SliceViews(scene, self.onPlaced)
+        self._way: list[list[float]] = []
+        self.tools = {
+            "positive": ui.positiveButton,
+            "negative": ui.negativeButton,
+            "box": ui.boxButton,
+            "scribble": ui.scribbleButton,
+        }
+        for name, button in self.tools.items():
+            button.toggled.connect(lambda on, name=name: self.onTool(name, on))
+        ui.acceptButton.clicked.connect(self.onAccept)
+        ui.dropButton.clicked.connect(self.onDrop)
+        ui.takeBackButton.clicked.connect(self.onTakeBack)
+
+    @property
+    def tool(self) -> str:
+        """The tool in hand; empty for none."""
+        return next((name for name, button in self.tools.items() if button.checked), "")
+
+    def pick(self, name: str) -> None:
+        """Take a tool, or lay it down if it is in hand."""
+        self.tools[name].checked = not self.tools[name].checked
+
+    def onTool(self, name: str, on: bool) -> None:
+        self._way.clear()
+        if on:
+            for other, button in self.tools.items():
+                if other != name:
+                    button.checked = False
+            self.ui.segmentEditor.setActiveEffect(None)
+            self.views.startPlacing()
+        elif not self.tool:
+            self.views.stopPlacing()
+
+    def onPlaced(self, positionRas: list[float], normalRas: list[float]) -> None:
+        """A click in a slice view."""
+        with errorsShown():
+            segment = self._segment()
+            axis = axis_of_normal(self.session.volume(), normalRas)
+            if self.tool in ("positive", "negative"):
+                self.session.prompts.add_point(segment, positionRas, axis, self.tool == "positive")
+                return
+            self._way.append(positionRas)
+            if self.tool == "box" and len(self._way) == 2:
+                way, self._way = self._way, []
+                self.session.prompts.add_box(segment, *way, axis)
+            elif self.tool == "scribble" and len(self._way) >= 2:
+                self._replaceScribble(segment, axis)
+        self.show()
+
+    def _replaceScribble(self, segment: str, axis: int) -> None:
+        """A scribble grows with every click: the shorter one makes way."""
+        prompts = self.session.prompts
+        if len(self._way) > 2 and prompts.place is not None:
+            prompts.take_back()
+        prompts.add_scribble(segment, self._way, axis, True)
+
+    def onAccept(self) -> None:
+        self._way.clear()
+        with errorsShown():
+            self.session.prompts.accept()
+            self.session.look()
+        self.show()
+
+    def onDrop(self) -> None:
+        self._way.clear()
+        with errorsShown():
+            self.session.prompts.drop()
+        self.show()
+
+    def onTakeBack(self) -> None:
+        self._way.clear()
+        with errorsShown():
+            self.session.prompts.take_back()
+        self.show()
+
+    def show(self) -> None:
+        """Show what there is to accept."""
+        prompts = self.session.prompts
+        hasPrompts = prompts.place is not None and bool(prompts.marks(prompts.place))
+        self.ui.acceptButton.enabled = prompts.place in prompts.previews
+        self.ui.takeBackButton.enabled = self.ui.dropButton.enabled = hasPrompts
+        hint = _("Paint with the Segment Editor below, or prompt in a slice view.")
+        self.ui.promptLabel.text = prompts.message or hint
+
+    def close(self) -> None:
+        """Lay the tool down."""
+        for button in self.tools.values():
+            button.checked = False
+        self.views.close()
+
+    def _segment(self) -> str:
+        chosen = self.ui.segmentEditor.currentSegmentID()
+        ids = [segment.id for segment in self.session.segments()]
+        if chosen in ids:
+            return str(chosen)
+        if ids:
+            return ids[0]
+        raise InputError(_("Add a segment first; the + button of the Segment Editor makes one."))

@@ -1,0 +1,251 @@
+"""The worker's own Python environment: what it will hold, and making, checking and removing it.
+
+Nothing is ever installed into 3D Slicer's own Python. An environment is made in a folder of the user's, by uv where
+there is one, else by Python's own venv and pip; the work is done by processes in a thread, can be cancelled, and goes
+on where it stopped when it is started again (both installers keep what they have downloaded).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medssl.errors import Cancelled, StorageError, WorkerError
+from medssl.registry import user_folder
+
+__all__ = [
+    "EnvironmentPlan",
+    "SetUp",
+    "environmentFolder",
+    "environmentPython",
+    "isReady",
+    "removeEnvironment",
+]
+
+REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+MARKER = "medssl-environment.json"
+CPU_GB, CUDA_GB = 2.5, 8.0
+VOLUME_GB = 3.0
+"""Memory a worker needs for a CT of 512 x 512 x 500 with the shipped model."""
+
+
+def environmentFolder() -> Path:
+    """Where Set up puts the environment."""
+    return user_folder().parent / "environment"
+
+
+def environmentPython(folder: Path | None = None) -> Path:
+    """The Python of an environment, whether it is there or not."""
+    folder = folder or environmentFolder()
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def isReady(folder: Path | None = None) -> bool:
+    """Whether an environment was made to the end."""
+    folder = folder or environmentFolder()
+    return (folder / MARKER).is_file() and environmentPython(folder).exists()
+
+
+def removeEnvironment(folder: Path | None = None) -> None:
+    """Delete an environment that Set up began or made; refuses any other folder.
+
+    Raises:
+        StorageError: the folder is not such an environment, or cannot be deleted.
+    """
+    folder = folder or environmentFolder()
+    if not folder.exists():
+        return
+    if not (folder / "pyvenv.cfg").is_file() and not (folder / MARKER).is_file() and any(folder.iterdir()):
+        raise StorageError(f"{folder} was not made by Set up, so it is not deleted.")
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be deleted ({error}); close what uses it and try again."
+        ) from error
+
+
+@dataclass(frozen=True)
+class EnvironmentPlan:
+    """What Set up would do, to be read before it does anything."""
+
+    folder: Path
+    """Where."""
+    python: str
+    """The Python it starts from."""
+    hasCuda: bool
+    """Whether to install the build of torch for NVIDIA GPUs."""
+    wheels: Path | None = None
+    """Folder of packages to install from, for a computer without a network."""
+    requirements: Path = REQUIREMENTS
+
+    @classmethod
+    def forThisComputer(cls, wheels: Path | None = None) -> EnvironmentPlan:
+        """The plan for the usual folder; a GPU counts when its driver's nvidia-smi is there."""
+        python = shutil.which("PythonSlicer") or sys.executable
+        return cls(environmentFolder(), python, shutil.which("nvidia-smi") is not None, wheels)
+
+    @property
+    def packages(self) -> list[str]:
+        """The requirements, one each."""
+        lines = self.requirements.read_text("utf-8").splitlines()
+        return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+    @property
+    def diskGb(self) -> float:
+        """Disk space it will take, about."""
+        return CUDA_GB if self.hasCuda else CPU_GB
+
+    def text(self) -> str:
+        """All of it, for a person."""
+        build = "for NVIDIA GPUs (CUDA)" if self.hasCuda else "for processors (no NVIDIA GPU was found)"
+        where = f"the folder {self.wheels}" if self.wheels else "the Python Package Index"
+        free = shutil.disk_usage(_nearest(self.folder)).free / 1e9
+        return (
+            f"Where: {self.folder} (nothing else is changed, 3D Slicer's own Python neither)\n"
+            f"How large: about {self.diskGb:.1f} GB; {free:.0f} GB are free there\n"
+            f"From: {where}, with {'uv' if shutil.which('uv') else 'venv and pip'}\n"
+            f"torch: the build {build}\n"
+            f"Memory while it works: about {VOLUME_GB:.0f} GB for a CT of 512 x 512 x 500\n"
+            f"Packages: {', '.join(self.packages)}"
+        )
+
+    def commands(self) -> list[list[str]]:
+        """The processes to run, one after the other; running them again does no harm."""
+        python = str(environmentPython(self.folder))
+        source = ["--no-index", "--find-links", str(self.wheels)] if self.wheels else []
+        torch = [p for p in self.packages if p.split(">")[0].strip() in ("torch", "torchvision")]
+        index = [] if self.hasCuda or self.wheels else ["--index-url", CPU_INDEX]
+        uv = shutil.which("uv")
+        if uv:
+            make = [uv, "venv", "--allow-existing", "--python", self.python, str(self.folder)]
+            install = [uv, "pip", "install", "--python", python]
+        else:
+            make = [self.python, "-m", "venv", str(self.folder)]
+            install = [python, "-m", "pip", "install", "--disable-pip-version-check"]
+        first = [[*install, *source, *index, *torch]] if torch else []
+        return [make, *first, [*install, *source, "-r", str(self.requirements)]]
+
+
+class SetUp:
+    """Makes an environment in the background.
+
+    Args:
+        plan: what to make.
+        run: runs a process; by default a real one, and tells it to stop when cancelled.
+    """
+
+    def __init__(
+        self,
+        plan: EnvironmentPlan,
+        run: Callable[[Sequence[str], Callable[[str], None], threading.Event], int] | None = None,
+    ) -> None:
+        self.plan = plan
+        self._run = run or _runProcess
+        self._cancelled = threading.Event()
+        self._ended = threading.Event()
+        self.error: Exception | None = None
+        self.line = ""
+        """What the installer said last."""
+        self.step = 0
+        """How many of the plan's commands have run."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self._ended.is_set()
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        threading.Thread(target=self._work, name="medssl set up", daemon=True).start()
+
+    def cancel(self) -> None:
+        """Stop soon; what was downloaded stays for the next time."""
+        self._cancelled.set()
+
+    def result(self) -> Path:
+        """The environment's Python; waits for the end.
+
+        Raises:
+            WorkerError: an installer failed.
+            StorageError: there is not enough space.
+            Cancelled: as asked.
+        """
+        self._ended.wait()
+        if self.error is not None:
+            raise self.error
+        return environmentPython(self.plan.folder)
+
+    def _work(self) -> None:
+        try:
+            self._make()
+        except Exception as error:
+            self.error = error
+        finally:
+            self._ended.set()
+
+    def _make(self) -> None:
+        plan = self.plan
+        free = shutil.disk_usage(_nearest(plan.folder)).free / 1e9
+        if free < plan.diskGb:
+            raise StorageError(
+                f"Set up needs about {plan.diskGb:.1f} GB in {plan.folder}, but {free:.1f} GB are free; make room."
+            )
+        (plan.folder / MARKER).unlink(missing_ok=True)
+        for command in plan.commands():
+            status = self._run(command, self._hear, self._cancelled)
+            if self._cancelled.is_set():
+                raise Cancelled("Set up was cancelled; it goes on where it stopped when you start it again.")
+            if status != 0:
+                raise WorkerError(f"Set up failed at {Path(command[0]).name}: {self.line}")
+            self.step += 1
+        facts = {"python": plan.python, "cuda": plan.hasCuda, "packages": plan.packages}
+        (plan.folder / MARKER).write_text(json.dumps(facts), "utf-8")
+
+    def _hear(self, line: str) -> None:
+        if line.strip():
+            self.line = line.strip()
+
+
+def _runProcess(command: Sequence[str], hear: Callable[[str], None], cancelled: threading.Event) -> int:
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONHOME", "PYTHONPATH")}
+    try:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+        )
+    except OSError as error:
+        raise WorkerError(f"{command[0]} cannot be run ({error}).") from error
+
+    def listen() -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for line in process.stdout:
+                hear(line)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    while process.poll() is None:
+        if cancelled.is_set():
+            process.terminate()
+        time.sleep(0.1)
+    listener.join(5)
+    return process.returncode
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the first one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,0 +1,99 @@
+"""Step 4: trained models at work, and their stages side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medssl.scene.predicting import PredictDesk
+from medssl.scene.teaching import TeachDesk
+from slicer.i18n import tr as _
+
+from .Errors import errorsShown
+
+__all__ = ["PredictSection", "cardOf", "fill"]
+
+
+def fill(comboBox: Any, rows: list[tuple[str, Any]]) -> None:
+    """Offer (text, data) rows, keeping the choice where it is still there; nothing happens if nothing changed."""
+    known = [(comboBox.itemText(n), comboBox.itemData(n)) for n in range(comboBox.count)]
+    if known == rows:
+        return
+    chosen = comboBox.itemData(comboBox.currentIndex) if comboBox.count else None
+    wasBlocked = comboBox.blockSignals(True)
+    comboBox.clear()
+    for text, data in rows:
+        comboBox.addItem(text, data)
+    comboBox.currentIndex = max(comboBox.findData(chosen), 0) if rows else -1
+    comboBox.blockSignals(wasBlocked)
+
+
+def cardOf(version: dict[str, Any]) -> str:
+    """A model's card in a few lines."""
+    dice = ", ".join(f"{name} {value:.2f}" for name, value in version["dice"].items())
+    segments = ", ".join(segment["name"] for segment in version["segments"])
+    return _("{id}: {segments}. Dice {dice}. From {count} cases, {backbone}, {size} MB.").format(
+        id=version["id"],
+        segments=segments,
+        dice=dice or _("not measured"),
+        count=len(version["cases"]),
+        backbone=version["backbone"],
+        size=round(version["size_bytes"] / 1e6),
+    )
+
+
+class PredictSection:
+    """Connects the widgets of step 4.
+
+    Args:
+        ui: the named child widgets.
+        desk: predicts.
+        teach: knows the models.
+    """
+
+    def __init__(self, ui: Any, desk: PredictDesk, teach: TeachDesk) -> None:
+        self.ui = ui
+        self.desk = desk
+        self.teach = teach
+        ui.predictButton.clicked.connect(self.onPredict)
+        ui.segmentEverythingButton.clicked.connect(self.onSegmentEverything)
+        ui.compareButton.clicked.connect(self.onCompare)
+        ui.stageComboBox.currentIndexChanged.connect(self.onStage)
+        ui.trainedModelComboBox.currentIndexChanged.connect(self.show)
+
+    def model(self) -> dict[str, Any] | None:
+        """The chosen model, with its versions."""
+        name = self.ui.trainedModelComboBox.itemData(self.ui.trainedModelComboBox.currentIndex)
+        return next((model for model in self.teach.models if model["name"] == name), None)
+
+    def show(self, *_ignored: Any) -> None:
+        """Show the models, the chosen one's card, and the stages there are."""
+        fill(self.ui.trainedModelComboBox, [(model["name"], model["name"]) for model in self.teach.models])
+        model = self.model()
+        hint = _("No model has been trained yet; see step 5.")
+        inUse = (
+            next((v for v in model["versions"] if v["number"] == model["in_use"]), None) if model else None
+        )
+        self.ui.modelCardLabel.text = cardOf(inUse) if inUse else hint
+        canRun = model is not None and not self.desk.is_running
+        self.ui.predictButton.enabled = self.ui.segmentEverythingButton.enabled = canRun
+        stages = self.desk.stages()
+        fill(self.ui.stageComboBox, [(stage, stage) for stage in stages])
+        self.ui.compareButton.enabled = bool(stages)
+
+    def onPredict(self) -> None:
+        with errorsShown():
+            self.desk.predict(self.model()["name"], maps=self.ui.uncertaintyCheckBox.checked)
+
+    def onSegmentEverything(self) -> None:
+        with errorsShown():
+            self.desk.segment_everything(self.model()["name"])
+
+    def onStage(self, *_ignored: Any) -> None:
+        stage = self.ui.stageComboBox.itemData(self.ui.stageComboBox.currentIndex)
+        if stage:
+            self.desk.show(stage)
+
+    def onCompare(self) -> None:
+        with errorsShown():
+            shown = self.desk.show_next()
+            self.ui.stageComboBox.currentIndex = self.ui.stageComboBox.findData(shown)

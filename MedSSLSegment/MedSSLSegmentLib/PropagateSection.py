@@ -1,0 +1,221 @@
+"""Step 3: reference slices, range and direction, propagation, correction, suggestions, and the confidence strip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import qt
+from medssl.registry import DEFAULT_MODEL, find_entry, load_registry
+from medssl.scene.nodes import SegmentInfo
+from medssl.scene.prompting import Place, position_ras_mm
+from medssl.scene.session import PropagateRequest, Session, State
+from slicer.i18n import tr as _
+
+from .ConfidenceStrip import ConfidenceStrip
+from .Errors import errorsShown
+from .ModelDownload import ensureModel, modelTitle
+from .ParameterNode import MedSSLSegmentParameterNode
+
+__all__ = ["PropagateSection"]
+
+
+class PropagateSection:
+    """Connects the widgets of step 3.
+
+    Args:
+        ui: the named child widgets.
+        session: propagates.
+        jumpTo: shows a world position in the slice views.
+        requireWorker: raises WorkerError when the worker cannot run.
+        onChanged: called when there is something new to show or to wait for.
+    """
+
+    def __init__(
+        self,
+        ui: Any,
+        session: Session,
+        jumpTo: Callable[[Any], None],
+        requireWorker: Callable[[], None],
+        onChanged: Callable[[], None],
+    ) -> None:
+        self.ui = ui
+        self.session = session
+        self.jumpTo = jumpTo
+        self.requireWorker = requireWorker
+        self.onChanged = onChanged
+        self.parameterNode: MedSSLSegmentParameterNode | None = None
+        self.uncheckedSegments: set[str] = set()
+        self._segments: tuple[SegmentInfo, ...] = ()
+        self.strip = ConfidenceStrip(self.goTo)
+        ui.stripLayout.addWidget(self.strip)
+        ui.stopCheckBox.checked = True
+        for row, entry in enumerate(e for e in load_registry() if e.kind != "sam"):
+            ui.modelComboBox.addItem("", entry.id)
+            ui.modelComboBox.setItemData(row, entry.purpose, qt.Qt.ToolTipRole)
+        self._titleModels()
+        ui.propagateButton.clicked.connect(lambda: self.onPropagate(onlyChanged=False))
+        ui.correctButton.clicked.connect(lambda: self.onPropagate(onlyChanged=True))
+        ui.suggestButton.clicked.connect(self.onSuggest)
+        ui.referenceList.itemClicked.connect(self.onReference)
+        ui.segmentList.itemChanged.connect(self.onSegmentChecked)
+        ui.modelComboBox.currentIndexChanged.connect(self.onModelChosen)
+
+    # From the scene to the widgets
+
+    def setParameterNode(self, parameterNode: MedSSLSegmentParameterNode | None) -> None:
+        """Follow a parameter node."""
+        self.parameterNode = parameterNode
+        if parameterNode:
+            row = self.ui.modelComboBox.findData(parameterNode.model)
+            default = self.ui.modelComboBox.findData(DEFAULT_MODEL)
+            self.ui.modelComboBox.currentIndex = default if row < 0 else row
+            self.onModelChosen()
+
+    def showSegments(self) -> None:
+        """Show the segments of the segmentation; a segment is checked until the user unchecks it."""
+        segments = self.session.segments()
+        if segments == self._segments:
+            return
+        self._segments = segments
+        listWidget = self.ui.segmentList
+        wasBlocked = listWidget.blockSignals(True)
+        listWidget.clear()
+        for segment in segments:
+            item = qt.QListWidgetItem(_colorIcon(segment.color_rgb), segment.name)
+            item.setData(qt.Qt.UserRole, segment.id)
+            item.setFlags(qt.Qt.ItemIsUserCheckable | qt.Qt.ItemIsEnabled)
+            isChecked = segment.id not in self.uncheckedSegments
+            item.setCheckState(qt.Qt.Checked if isChecked else qt.Qt.Unchecked)
+            listWidget.addItem(item)
+        listWidget.blockSignals(wasBlocked)
+
+    def showSurvey(self) -> None:
+        """Show the reference slices and the strip, as they were last looked at."""
+        survey = self.session.survey
+        self.ui.referenceList.clear()
+        if survey is None:
+            self.strip.display([], [], ())
+            return
+        names = {segment.id: segment.name for segment in self.session.segments()}
+        for segmentId, indices in survey.drawn.items():
+            for index in indices:
+                text = _("{segment}: {view} slice {index}").format(
+                    segment=names.get(segmentId, segmentId), view=survey.view, index=index
+                )
+                item = qt.QListWidgetItem(text)
+                item.setData(qt.Qt.UserRole, index)
+                self.ui.referenceList.addItem(item)
+        shown = self._shownSegment()
+        if shown in survey.segments:
+            segment = survey.segments[shown]
+            self.strip.display(segment.area_px, segment.confidence, segment.drawn)
+
+    def showEnabled(self) -> None:
+        """Enable what can be done now."""
+        isRunning = self.session.status.state is State.RUNNING
+        canStart = not isRunning and not self.hint()
+        self.ui.propagateButton.enabled = canStart
+        self.ui.correctButton.enabled = canStart
+        for widget in (self.ui.volumeSelector, self.ui.segmentationSelector, self.ui.segmentList):
+            widget.enabled = not isRunning
+
+    def hint(self) -> str:
+        """What the user has to do before propagating; empty when nothing is missing."""
+        if not self.parameterNode or not self.parameterNode.inputVolume:
+            return _("Choose a volume.")
+        if not self.parameterNode.segmentation:
+            return _("Choose a segmentation, or create one and paint a slice in it.")
+        if not self.session.segments():
+            return _("Add a segment in the Segment Editor and paint it on one slice.")
+        if not self.checkedSegments():
+            return _("Check at least one segment.")
+        return ""
+
+    # From the widgets to the session
+
+    def request(self, onlyChanged: bool = False) -> PropagateRequest:
+        """What the user asks for."""
+        view = self.parameterNode.view.value
+        first, last = self.ui.firstSpinBox.value, self.ui.lastSpinBox.value
+        return PropagateRequest(
+            segment_ids=tuple(self.checkedSegments()),
+            axis=None if view is None else self.session.axis_of(view),
+            first=None if first < 0 else first,
+            last=None if last < 0 else last,
+            direction=self.parameterNode.direction.value,
+            stop=bool(self.ui.stopCheckBox.checked),
+            model=self.parameterNode.model,
+            device=str(self.ui.deviceComboBox.itemData(self.ui.deviceComboBox.currentIndex)),
+            only_changed=onlyChanged,
+        )
+
+    def checkedSegments(self) -> list[str]:
+        """Ids of the segments to propagate."""
+        items = [self.ui.segmentList.item(row) for row in range(self.ui.segmentList.count)]
+        return [item.data(qt.Qt.UserRole) for item in items if item.checkState() == qt.Qt.Checked]
+
+    def onPropagate(self, onlyChanged: bool) -> None:
+        isHere = False
+        with errorsShown():
+            isHere = ensureModel(self.parameterNode.model)
+        self._titleModels()
+        if isHere:
+            with errorsShown():
+                self.requireWorker()
+                self.session.start(self.request(onlyChanged))
+        self.onChanged()
+
+    def goTo(self, index: int) -> None:
+        """Show a slice in the slice views."""
+        survey = self.session.survey
+        if survey is None:
+            return
+        with errorsShown():
+            volume = self.session.volume()
+            middle = [n / 2 for a, n in enumerate(volume.shape_kji) if a != survey.axis]
+            place = Place("", survey.axis, index)
+            self.jumpTo(position_ras_mm(volume, place, (middle[1], middle[0])))
+            self.strip.mark(index, self.strip.suggestions)
+
+    def onReference(self, item: Any) -> None:
+        self.goTo(item.data(qt.Qt.UserRole))
+
+    def onSuggest(self) -> None:
+        with errorsShown():
+            best = self.session.suggestions()
+            self.strip.mark(best[0].index if best else -1, [each.index for each in best])
+            if best:
+                self.goTo(best[0].index)
+            text = (
+                _("Slice {index}: {reason}.").format(index=best[0].index, reason=best[0].reason)
+                if best
+                else ""
+            )
+            self.ui.suggestionLabel.text = text or _("Every slice is near a reference slice.")
+
+    def onSegmentChecked(self, item: Any) -> None:
+        isChecked = item.checkState() == qt.Qt.Checked
+        change = self.uncheckedSegments.discard if isChecked else self.uncheckedSegments.add
+        change(item.data(qt.Qt.UserRole))
+        self.onChanged()
+
+    def onModelChosen(self, *_ignored: Any) -> None:
+        if self.parameterNode:
+            self.parameterNode.model = self.ui.modelComboBox.itemData(self.ui.modelComboBox.currentIndex)
+
+    def _shownSegment(self) -> str:
+        chosen = self.ui.segmentEditor.currentSegmentID()
+        ids = [segment.id for segment in self.session.segments()]
+        return chosen if chosen in ids else (ids[0] if ids else "")
+
+    def _titleModels(self) -> None:
+        for row in range(self.ui.modelComboBox.count):
+            entry = find_entry(self.ui.modelComboBox.itemData(row))
+            self.ui.modelComboBox.setItemText(row, modelTitle(entry))
+
+
+def _colorIcon(rgb: tuple[float, float, float]) -> Any:
+    pixmap = qt.QPixmap(12, 12)
+    pixmap.fill(qt.QColor.fromRgbF(*rgb))
+    return qt.QIcon(pixmap)

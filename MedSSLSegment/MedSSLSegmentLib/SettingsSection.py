@@ -1,0 +1,114 @@
+"""Settings: where the worker computes, setting it up, and weights for a computer without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer.util
+from medssl.registry import import_from_folder
+from slicer.i18n import tr as _
+
+from . import Environment, WorkerPython
+from .Errors import errorsShown
+
+__all__ = ["SettingsSection"]
+
+
+class SettingsSection:
+    """Connects the widgets of the settings.
+
+    Args:
+        ui: the named child widgets.
+        restartWorker: uses what is chosen now.
+        shortcuts: text that lists them.
+    """
+
+    def __init__(self, ui: Any, restartWorker: Callable[[], None], shortcuts: str) -> None:
+        self.ui = ui
+        self.restartWorker = restartWorker
+        self.setUp: Environment.SetUp | None = None
+        ui.shortcutsLabel.text = shortcuts
+        ui.workerPythonEdit.text = WorkerPython.chosenPython()
+        ui.hostEdit.text = WorkerPython.chosenHost()
+        for device in ("auto", "cpu", "cuda", "mps"):
+            ui.deviceComboBox.addItem(device, device)
+        ui.workerPythonEdit.editingFinished.connect(self.onPythonEdited)
+        ui.hostEdit.editingFinished.connect(self.onHostEdited)
+        ui.checkPythonButton.clicked.connect(self.onCheck)
+        ui.setUpButton.clicked.connect(self.onSetUp)
+        ui.removeEnvironmentButton.clicked.connect(self.onRemove)
+        ui.importModelsButton.clicked.connect(self.onImport)
+        self.show()
+
+    @property
+    def device(self) -> str:
+        """What the models compute on."""
+        return str(self.ui.deviceComboBox.itemData(self.ui.deviceComboBox.currentIndex))
+
+    def show(self) -> None:
+        """Show how the environment stands."""
+        running = self.setUp is not None and not self.setUp.done
+        self.ui.setUpButton.text = _("Cancel set up") if running else _("Set up...")
+        self.ui.removeEnvironmentButton.enabled = Environment.environmentFolder().exists() and not running
+        if running:
+            self.ui.environmentLabel.text = self.setUp.line
+        elif self.setUp is None:
+            ready = Environment.isReady()
+            self.ui.environmentLabel.text = (
+                _("The worker's environment is ready.") if ready else _("Not set up yet.")
+            )
+
+    def poll(self) -> None:
+        """Show what the installer says; when it has ended, use what it made."""
+        if self.setUp is None:
+            return
+        self.show()
+        if self.setUp.done:
+            ended, self.setUp = self.setUp, None
+            with errorsShown():
+                ended.result()
+                self.restartWorker()
+            self.show()
+
+    def onSetUp(self) -> None:
+        if self.setUp is not None:
+            self.setUp.cancel()
+            return
+        plan = Environment.EnvironmentPlan.forThisComputer()
+        if slicer.util.confirmOkCancelDisplay(plan.text(), _("Set up the worker")):
+            self.setUp = Environment.SetUp(plan)
+            self.setUp.start()
+        self.show()
+
+    def onRemove(self) -> None:
+        folder = Environment.environmentFolder()
+        if slicer.util.confirmOkCancelDisplay(_("Delete {folder}?").format(folder=folder), _("Remove")):
+            with errorsShown(waitCursor=True):
+                Environment.removeEnvironment()
+        self.show()
+
+    def onCheck(self) -> None:
+        with errorsShown(waitCursor=True):
+            WorkerPython.requirePackages(WorkerPython.workerCommand())
+            self.ui.statusLabel.text = _("The worker's Python has everything it needs.")
+
+    def onPythonEdited(self) -> None:
+        if self.ui.workerPythonEdit.text.strip() != WorkerPython.chosenPython():
+            WorkerPython.setChosenPython(self.ui.workerPythonEdit.text)
+            self.restartWorker()
+
+    def onHostEdited(self) -> None:
+        if self.ui.hostEdit.text.strip() != WorkerPython.chosenHost():
+            WorkerPython.setChosenHost(self.ui.hostEdit.text)
+            with errorsShown():
+                self.restartWorker()
+
+    def onImport(self) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(None, _("Folder with model files"))
+        if folder:
+            with errorsShown(waitCursor=True):
+                found = import_from_folder(Path(folder))
+                self.ui.statusLabel.text = _("{count} models were imported.").format(count=len(found))

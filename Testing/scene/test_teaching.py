@@ -1,0 +1,167 @@
+"""Cases, runs, models and predictions: what a front end asks for, and what it sees of the answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+slicer = pytest.importorskip("slicer")
+
+from medssl.errors import InputError, WorkerDied  # noqa: E402
+from medssl.messages import Finished  # noqa: E402
+from medssl.results import SliceMask, UncertaintyMap  # noqa: E402
+from medssl.scene import nodes, tags, writing  # noqa: E402
+from medssl.scene.layers import array_kji  # noqa: E402
+from medssl.scene.predicting import PredictDesk  # noqa: E402
+from medssl.scene.session import Session  # noqa: E402
+from medssl.scene.teaching import TeachDesk  # noqa: E402
+
+
+class Ticket:
+    def __init__(self, summary: dict[str, Any] | None = None) -> None:
+        self.summary, self.error = summary or {}, None
+        self.events: list[Any] = []
+        self.done = self.was_cancelled = False
+
+    def poll(self) -> list[Any]:
+        events, self.events = self.events, []
+        return events
+
+    def cancel(self) -> None:
+        self.was_cancelled = True
+
+    def result(self) -> Finished:
+        if self.error:
+            raise self.error
+        return Finished(0.1, self.summary)
+
+
+class Client:
+    """Remembers every question; the test answers it."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, tuple[Any, ...], dict[str, Any], Ticket]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def ask(*args: Any, **kwargs: Any) -> Ticket:
+            self.asked.append((name, args, kwargs, Ticket()))
+            return self.asked[-1][3]
+
+        return ask
+
+    def answer(self, name: str, **summary: Any) -> None:
+        for asked, _, _, ticket in self.asked:
+            if asked == name and not ticket.done:
+                ticket.summary, ticket.done = summary, True
+
+
+class Desk:
+    def __init__(self, a_scene: Any) -> None:
+        self.client = Client()
+        self.volume_node = a_scene.add_volume(a_scene.grids["oblique"])
+        self.node, (self.liver,) = a_scene.add_segmentation(self.volume_node, "liver")
+        self.session = Session(a_scene.scene, a_scene.logic, self.client)
+        self.session.choose(self.volume_node, self.node)
+        self.volume = self.session.volume()
+        self.mask = np.zeros((12, 15), bool)
+        self.mask[3:8, 4:9] = True
+        writing.write_slices(self.node, self.liver, self.volume, 0, {3: self.mask})
+        self.session.look()
+        while self.session.is_looking:
+            self.session.poll()
+        self.teach, self.predict = TeachDesk(self.session), PredictDesk(self.session)
+
+    def settle(self) -> None:
+        while self.teach._packing is not None:
+            self.teach.poll()
+        self.teach.poll()
+
+
+@pytest.fixture
+def a_desk(a_scene: Any) -> Desk:
+    return Desk(a_scene)
+
+
+def test_the_slices_a_person_drew_are_proposed_and_sent_as_a_case(a_desk: Desk) -> None:
+    proposal = a_desk.teach.propose()
+    assert proposal.text() == "liver: slices 3"
+    a_desk.teach.add_case(proposal)
+    a_desk.settle()
+    name, (volume, labels, segments, vouched), _, _ = a_desk.client.asked[-1]
+    assert (name, volume, [s.name for s in segments]) == ("add_case", a_desk.volume, ["liver"])
+    np.testing.assert_array_equal(labels[3] == 1, a_desk.mask)
+    assert vouched[0].indices == (3,)
+    a_desk.client.answer("add_case", case={"summary": "1 slice of liver"})
+    a_desk.settle()
+    assert a_desk.teach.message == "Kept: 1 slice of liver"
+
+
+def test_the_same_volume_again_updates_its_case(a_desk: Desk) -> None:
+    a_desk.teach.cases = [{"id": "c1", "volume_hash": a_desk.volume.content_hash}]
+    a_desk.teach.add_case(a_desk.teach.propose())
+    a_desk.settle()
+    assert a_desk.client.asked[-1][:1] == ("update_case",)
+    assert a_desk.client.asked[-1][1][0] == "c1"
+
+
+def test_a_run_is_followed_by_what_is_new_in_it(a_desk: Desk) -> None:
+    run = {"path": "/runs/1", "state": "running", "message": "", "kind": "finetune", "has_result": False}
+    a_desk.teach.follow("/runs/1")
+    first = [{"type": "metric", "step": 5, "values": {"dice": 0.5}}, {"type": "log", "text": "hello"}]
+    a_desk.client.answer("read_run", run=run, events=first, first_event=0, picture=None, picture_step=-1)
+    a_desk.teach.poll()
+    a_desk.teach.look()
+    assert a_desk.client.asked[-1][2] == {"after_event": 2, "after_picture": -1}
+    more = [{"type": "metric", "step": 10, "values": {"dice": 0.8}}]
+    a_desk.client.answer("read_run", run=run, events=more, first_event=2, picture=None, picture_step=-1)
+    a_desk.teach.poll()
+    assert a_desk.teach.curve("dice").values == (0.5, 0.8)
+
+
+def test_an_error_of_the_worker_becomes_the_message(a_desk: Desk) -> None:
+    a_desk.teach.refresh()
+    for _, _, _, ticket in a_desk.client.asked:
+        ticket.done, ticket.error = True, WorkerDied("The worker was killed.")
+    a_desk.teach.poll()
+    assert a_desk.teach.message == "The worker was killed."
+    assert not a_desk.teach.is_waiting
+
+
+def test_every_stage_is_kept_beside_the_final_one_and_shown_in_turn(a_desk: Desk) -> None:
+    a_desk.predict.segment_everything("liver")
+    ticket = a_desk.client.asked[-1][3]
+    for stage in ("coarse", "refined", "propagated", "final"):
+        ticket.events.append(SliceMask("liver", 0, 5, a_desk.mask, 0.9, stage=stage))
+    ticket.done = True
+    while a_desk.predict.is_running:
+        a_desk.predict.poll()
+    assert a_desk.predict.stages() == ["coarse", "refined", "propagated", "final"]
+    np.testing.assert_array_equal(
+        nodes.read_segment(a_desk.node, a_desk.liver, a_desk.volume)[5], a_desk.mask
+    )
+    assert [a_desk.predict.show_next() for _ in range(4)] == ["coarse", "refined", "propagated", "final"]
+    assert [step.what for step in tags.steps(a_desk.node, a_desk.liver)] == ["segment"]
+    a_desk.session.undo()
+    assert not nodes.read_segment(a_desk.node, a_desk.liver, a_desk.volume)[5].any()
+
+
+def test_uncertainty_becomes_a_volume_on_the_same_grid(a_desk: Desk) -> None:
+    a_desk.predict.predict("liver", maps=True)
+    ticket = a_desk.client.asked[-1][3]
+    unsure = np.linspace(0, 1, 12 * 15, dtype=np.float32).reshape(12, 15)
+    ticket.events.append(UncertaintyMap.of(0, 4, unsure))
+    a_desk.predict.poll()
+    shown = array_kji(a_desk.predict.uncertainty_node.GetImageData())
+    np.testing.assert_array_equal(shown[4], np.rint(255 * unsure))
+    assert not shown[[0, 1, 2, 3, 5, 6]].any()
+    a_desk.predict.cancel()
+    assert ticket.was_cancelled
+
+
+def test_nothing_drawn_is_nothing_to_teach(a_scene: Any) -> None:
+    desk = Desk(a_scene)
+    desk.session.choose(None, None)
+    with pytest.raises(InputError, match="No slice is drawn"):
+        desk.teach.propose()
