@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -207,10 +207,12 @@ def hold_out(
     """
     patients = sorted({case.scan.patient for case in cases})
     if validation:
-        chosen = {c.scan.patient for c in cases if {c.scan.name, c.scan.patient, c.scan.id} & set(validation)}
-        if not chosen or len(chosen) == len(patients):
+        names = [{c.scan.name, c.scan.patient, c.scan.id} for c in cases]
+        unknown = sorted(set(validation).difference(*names))
+        chosen = {c.scan.patient for c, own in zip(cases, names, strict=True) if own & set(validation)}
+        if unknown or len(chosen) == len(patients):
             raise InputError(
-                f"Validation on {', '.join(validation)} is not possible; name some, not all, of the cases"
+                f"Validation on {', '.join(unknown or validation)} is not possible; name some, not all, of the cases"
                 f" {', '.join(case.scan.name for case in cases)}."
             )
     elif len(patients) >= _FEW_CASES:
@@ -273,7 +275,10 @@ def _cut(array: NDArray[_T], starts: Sequence[int], sides: Sequence[int], fill: 
     lengths = array.shape[len(lead) :]
     lows = [max(start, 0) for start in starts]
     highs = [min(start + side, n) for start, side, n in zip(starts, sides, lengths, strict=True)]
-    target = tuple(slice(a - s, b - s) for a, b, s in zip(lows, highs, starts, strict=True))
-    source = tuple(slice(a, b) for a, b in zip(lows, highs, strict=True))
-    result[(..., *target)] = array[(..., *source)]
+    target: tuple[Any, ...] = (
+        ...,
+        *(slice(a - s, b - s) for a, b, s in zip(lows, highs, starts, strict=True)),
+    )
+    source: tuple[Any, ...] = (..., *(slice(a, b) for a, b in zip(lows, highs, strict=True)))
+    result[target] = array[source]
     return result

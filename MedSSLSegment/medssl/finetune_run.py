@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +36,7 @@ from .volume import looks_like_ct
 
 __all__ = ["FinetuneConfig", "finetune"]
 
-_MAY_CHANGE = ("out", "data", "cases", "name", "models", "device", "cache", "detach")
+_MAY_CHANGE = ("out", "data", "cases", "name", "models", "device", "save_every_minutes")
 _DEFAULT_BACKBONE = "unet2d_16"
 _SIZE = {2: (96, 96), 3: (64, 64, 64)}
 _SPACING_MM = 2.0
@@ -57,7 +59,7 @@ class FinetuneConfig(FinetuneSettings):
     """Keep the model under this name in the model store when it is done; see `medssl models`."""
     models: Path | None = None
     """Model store for `name`; automatic: the usual one."""
-    encoder: Path | None = None
+    encoder: str | None = None
     """Pre-trained encoder to start from: a file, or a method whose encoder is shipped; random weights without one."""
     backbone: str | None = None
     """Network; automatic: the encoder's, or unet2d_16."""
@@ -75,15 +77,22 @@ class FinetuneConfig(FinetuneSettings):
     """Files or folders below the data folder to leave out; * stands for anything."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    save_every_minutes: float = 5.0
+    """Between two saves; so much is lost at most when the machine goes down."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.save_every_minutes > 0:
+            raise InputError(f"The minutes between saves must be above 0, not {self.save_every_minutes:g}.")
         if (self.data is None) == (self.cases is None):
             raise InputError("Give either a data folder or a case store to learn from.")
         if self.data is not None and not self.segments:
             raise InputError("Name the segments to find in the data folder.")
         if self.name:
             require_model_name(self.name)
+        if self.encoder is not None and (Path(self.encoder).suffix or Path(self.encoder).is_file()):
+            # A file, not the name of a method: the run may go on from another folder.
+            object.__setattr__(self, "encoder", str(Path(self.encoder).absolute()))
 
     @property
     def settings(self) -> FinetuneSettings:
@@ -170,10 +179,14 @@ def _train(
     cases, fingerprints = _material(config, cases, saved)
     encoder = None if config.encoder is None else read_encoder(config.encoder)
     info = _model_info(config, encoder, cases)
+    said: list[Log] = []
     scans = LabelledScans.from_cases(
-        cases, info.contract, config.segments, slices=config.slices, cancelled=cancelled
-    )
+        cases, info.contract, config.segments, slices=config.slices, cancelled=cancelled,
+        on_event=lambda event: said.append(event) if isinstance(event, Log) else None,
+    )  # fmt: skip
+    yield from said
     annotated = [AnnotatedCase.of(scan) for scan in scans]
+    content = _content(annotated)
     learn_from, measure_on, words = hold_out(annotated, config.seed, config.validation)
     yield Log(f"{len(learn_from)} cases to learn from; {words}.")
 
@@ -190,27 +203,56 @@ def _train(
         state = Fitted()
         yield Log(f"{settings.steps} steps will take about {duration(seconds * (settings.steps or 1))}.")
     else:
+        if saved["content"] != content:
+            raise InputError(
+                f"The cases have changed since the run {run.path} began; put them back to go on, or give another"
+                " folder to start again."
+            )
         settings, state = FinetuneSettings(**saved["settings"]), Fitted(**saved["state"])
+        run.forget_after(state.step)
         yield Log(f"Going on after step {state.step} of {settings.steps}.")
     lineage = fingerprints.values() or {case.scan.id for case in learn_from}
     info = replace(info, cases=tuple(sorted(lineage)), settings=asdict(settings))
 
     def keep(state: Fitted) -> None:
         shallow = {f.name: getattr(state, f.name) for f in fields(Fitted)}
-        run.save_resume({"settings": asdict(settings), "state": shallow, "cases": fingerprints})
+        run.save_resume(
+            {"settings": asdict(settings), "state": shallow, "cases": fingerprints, "content": content}
+        )
 
+    def write_best() -> None:
+        measured = replace(info, dice=state.best_dice or {})
+        write_model(run.checkpoint, SegmentationModel(model.network, measured))
+
+    begun, steps, measured_at = time.monotonic(), 0, state.step
     for event in fit(
         model.network, learn_from, measure_on, info.contract, info.names, settings,
-        state=state, device=device, on_checkpoint=keep, cancelled=cancelled,
+        state=state, device=device, on_checkpoint=keep, save_every_s=60.0 * config.save_every_minutes,
+        cancelled=cancelled,
     ):  # fmt: skip
         if isinstance(event, FinetuneMetric):
-            yield _metric(event, settings)
+            if event.best:  # so that it can be looked at, and kept if the run is stopped
+                write_best()
+            samples = (settings.batch or 1) * steps
+            yield _metric(event, settings, samples / max(time.monotonic() - begun, 1e-9))
+            measured_at, begun, steps = event.step, time.monotonic(), 0
+            continue
+        if isinstance(event, Preview):
+            run.save_picture(measured_at, _picture(event, measure_on, info))
         else:
-            if isinstance(event, Preview):
-                run.save_picture(state.step, _picture(event, measure_on, info))
-            yield event
-    write_model(run.checkpoint, SegmentationModel(model.network, replace(info, dice=state.best_dice or {})))
+            steps += 1
+        yield event
+    write_best()  # the network is the best one again
     yield Log(_result(state))
+
+
+def _content(cases: Sequence[AnnotatedCase]) -> str:
+    """SHA-256 (hex) of what there is to learn from: images, labels and whose they are."""
+    digest = sha256()
+    for case in cases:
+        digest.update(f"{case.scan.id} {case.scan.patient} {case.known.tolist()}".encode())
+        digest.update(np.ascontiguousarray(case.labels).data)
+    return digest.hexdigest()
 
 
 def _model_info(
@@ -254,11 +296,11 @@ def _default_contract(dims: Literal[2, 3], cases: Sequence[LabelledCase]) -> Inp
     return InputContract(**common, window_hu=(-200.0, 400.0), mean_hu=100.0, std_hu=200.0)
 
 
-def _metric(event: FinetuneMetric, settings: FinetuneSettings) -> TrainingMetric:
+def _metric(event: FinetuneMetric, settings: FinetuneSettings, samples_per_second: float) -> TrainingMetric:
     values = {"loss": event.loss, **{f"dice {name}": value for name, value in event.dice.items()}}
     if event.dice:
         values["dice"] = event.mean_dice
-    return TrainingMetric(event.step, event.step, values, settings.learning_rate or 0.0, 0.0)
+    return TrainingMetric(event.step, event.step, values, settings.learning_rate or 0.0, samples_per_second)
 
 
 def _picture(preview: Preview, measure_on: Sequence[AnnotatedCase], info: ModelInfo) -> NDArray[np.uint8]:

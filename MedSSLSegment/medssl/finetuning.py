@@ -172,6 +172,7 @@ def fit(
     state: Fitted | None = None,
     device: torch.device | str = "cpu",
     on_checkpoint: Callable[[Fitted], None] = lambda state: None,
+    save_every_s: float = 300.0,
     cancelled: Callable[[], bool] = never,
 ) -> Iterator[Progress | FinetuneMetric | Preview]:
     """Train a network; when the iterator ends it holds the best weights.
@@ -185,7 +186,8 @@ def fit(
         settings: without None, as `automatic` gives them.
         state: to go on from; changed in place. None for a new run.
         device: to train on.
-        on_checkpoint: gets the state after each validation and when training is cancelled.
+        on_checkpoint: gets the state after each validation, when training is cancelled, and in between.
+        save_every_s: longest time between two such states; so much is lost at most when the process is killed.
         cancelled: asked before each step.
 
     Yields:
@@ -216,7 +218,7 @@ def fit(
     )
     every = max(1, math.ceil(steps / settings.validations))
     eta = Eta(steps - state.step)
-    first = state.step
+    first, saved_at = state.step, time.monotonic()
     for step in range(first, steps):
         if state.stopped:
             break
@@ -247,8 +249,11 @@ def fit(
         yield eta.step(step + 1 - first, "fine-tuning")
         if (step + 1) % every == 0 or step + 1 == steps:
             yield from _validate(state, network, measure_on, contract, segments, settings, step + 1, device)
-            _keep_state(state, network, optimiser, step + 1)
-            on_checkpoint(state)
+        elif time.monotonic() - saved_at < save_every_s:
+            continue
+        _keep_state(state, network, optimiser, step + 1)
+        on_checkpoint(state)
+        saved_at = time.monotonic()
     if state.best_network is not None:
         network.load_state_dict(state.best_network)
     network.eval()

@@ -72,8 +72,10 @@ class InputContract:
             raise InputError(
                 f"A {self.spatial_dims}D input needs {self.spatial_dims} sizes, not {self.size}."
             )
-        if any(step is not None and not step > 0 for step in self.spacing_kji_mm):
-            raise InputError(f"Spacings must be above 0 mm, not {self.spacing_kji_mm}.")
+        if len(self.spacing_kji_mm) != 3 or any(
+            step is not None and not step > 0 for step in self.spacing_kji_mm
+        ):
+            raise InputError(f"Spacings must be three numbers above 0 mm, K J I, not {self.spacing_kji_mm}.")
         if self.window_hu[0] >= self.window_hu[1] or not self.std_hu > 0:
             raise InputError(f"The window must rise and the deviation be above 0, not {self.window_hu}.")
         if self.neighbours < 0 or (self.neighbours and self.spatial_dims == 3):

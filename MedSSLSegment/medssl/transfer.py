@@ -113,7 +113,7 @@ def read_encoder(path: str | Path) -> EncoderFile:
     Raises:
         ModelError: the file is missing, damaged, of a newer version, or holds no encoder.
     """
-    if not Path(path).exists() and not Path(path).suffix:
+    if not Path(path).is_file() and not Path(path).suffix:
         path = shipped_encoder(str(path))
     tensors, meta = read_checkpoint(path)
     if meta.get("format") != _FORMAT:

@@ -19,7 +19,7 @@ from medssl.finetune_run import FinetuneConfig, finetune
 from medssl.finetuning import FinetuneMetric, FinetuneSettings, Fitted, automatic, fit, parameter_groups
 from medssl.input_contract import InputContract
 from medssl.labelled import LabelledCase
-from medssl.run_folder import RunFolder
+from medssl.run_folder import RunFolder, TrainingMetric, plain
 from medssl.segmentation import Segment, Segmentation
 from medssl.segmentation_loss import IGNORE, segmentation_loss
 from medssl.segmenter import ModelInfo, SegmentationModel, Segmenter, read_model, write_model
@@ -184,8 +184,8 @@ def test_few_cases_hold_out_slices_and_more_hold_out_a_patient() -> None:
     learnt, held, _ = hold_out([case(n) for n in range(5)], seed=1)
     assert len(held) == 1
     assert held[0].scan.patient not in {c.scan.patient for c in learnt}
-    with pytest.raises(InputError, match="case0"):
-        hold_out([case(0), case(1)], validation=["nobody"])
+    with pytest.raises(InputError, match=r"nobody is not possible.*case0"):
+        hold_out([case(0), case(1)], validation=["case1", "nobody"])
 
 
 def test_nothing_annotated_is_refused() -> None:
@@ -221,6 +221,21 @@ def test_a_stopped_run_goes_on_bit_for_bit(stop_at: int) -> None:
     run_fit(again, state=kept[-1])
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_what_is_saved_between_validations_goes_on_bit_for_bit() -> None:
+    """What a kill -9 leaves behind is one of these states."""
+    whole = network()
+    kept: list[Fitted] = []
+    events = run_fit(whole, save_every_s=0.0, on_checkpoint=lambda state: kept.append(copy.deepcopy(state)))
+    assert [state.step for state in kept] == list(range(1, 9))
+    for state in kept[::3]:
+        to_come = [e for e in events if isinstance(e, FinetuneMetric) and e.step > state.step]
+        again = network(seed=5)
+        rest = run_fit(again, state=state)
+        assert [e for e in rest if isinstance(e, FinetuneMetric)] == to_come
+        for name, tensor in whole.state_dict().items():
+            assert torch.equal(tensor, again.state_dict()[name]), name
 
 
 def test_the_best_network_is_kept_and_training_stops_early() -> None:
@@ -305,6 +320,44 @@ def test_a_run_writes_a_model_and_goes_on_after_a_stop(tmp_path: Path) -> None:
         torch.equal(a, b) for a, b in zip(one.network.parameters(), two.network.parameters(), strict=True)
     )
     assert RunFolder.open(whole.out).pictures()
+
+
+def test_a_run_under_way_has_the_best_model_so_far_and_its_picture(tmp_path: Path) -> None:
+    config = FinetuneConfig(data=tmp_path, out=tmp_path / "run", segments=("bright",), backbone="unet2d_4", steps=4,
+                            validations=2, batch=2, size=(32, 32), spacing=(0.0, 1.0, 1.0), device="cpu")  # fmt: skip
+    events = finetune(config, cases=[labelled(n) for n in range(3)])
+    first = next(e for e in events if isinstance(e, TrainingMetric))
+    run = RunFolder.open(config.out)
+    assert read_model(run.checkpoint).info.dice == {"bright": first.values["dice bright"]}
+    assert first.samples_per_second > 0
+    next(events)
+    assert [path.name for path in run.pictures()] == ["step-000002.png"]
+    events.close()
+    assert run.status.state == "stopped"
+    assert read_model(run.checkpoint).info.names == ("bright",)
+
+
+def test_a_run_does_not_go_on_with_other_cases(tmp_path: Path) -> None:
+    config = FinetuneConfig(data=tmp_path, out=tmp_path / "run", segments=("bright",), backbone="unet2d_4", steps=4,
+                            batch=2, size=(32, 32), spacing=(0.0, 1.0, 1.0), device="cpu",
+                            save_every_minutes=1e-9)  # fmt: skip
+    events = finetune(config, cases=[labelled(n) for n in range(3)])
+    next(e for e in events if isinstance(e, Progress) and e.done == 2)
+    events.close()
+    with pytest.raises(InputError, match="cases have changed"):
+        list(finetune(config, cases=[labelled(n) for n in range(4)]))
+
+
+def test_a_spacing_of_two_numbers_is_refused() -> None:
+    with pytest.raises(InputError, match="three numbers above 0 mm"):
+        InputContract(spacing_kji_mm=(2.0, 2.0))  # type: ignore[arg-type]
+
+
+def test_a_shipped_encoder_keeps_its_name_and_a_file_its_place(tmp_path: Path) -> None:
+    common = {"out": tmp_path, "data": tmp_path, "segments": ("bright",)}
+    assert plain(FinetuneConfig(encoder="polycl-s", **common))["encoder"] == "polycl-s"  # type: ignore[arg-type]
+    found = FinetuneConfig(encoder="mine.safetensors", **common).encoder  # type: ignore[arg-type]
+    assert found == str(Path("mine.safetensors").absolute())
 
 
 def test_another_setting_is_refused_when_going_on(tmp_path: Path) -> None:
