@@ -13,13 +13,14 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from .errors import Cancelled, InputError, StorageError
+from .errors import Cancelled, InputError, StorageError, WorkerError
 from .events import Eta, Log, Progress
 from .finetuning import FinetuneSettings
 from .grid import scan_id
@@ -43,7 +44,7 @@ _VALIDATIONS = 2
 _FEWEST_PATIENTS = 4
 _FIXED = (
     "segment", "steps", "batch", "learning_rates", "tune_at", "test_share", "validation_share", "only", "exclude",
-    "preset", "pretrain_steps", "pretrain_minutes", "seed",
+    "hidden", "preset", "pretrain_steps", "pretrain_minutes", "seed",
 )  # fmt: skip
 """Settings that a study keeps to its end; methods, fractions and seeds may be added."""
 
@@ -85,8 +86,8 @@ class StudyConfig:
     that have seen every other patient. Without any, patients are drawn."""
     encoders: Path | None = None
     """Folder of <method>.safetensors or <method>/checkpoint.safetensors to use; others are pre-trained."""
-    preset: Literal["auto", "paper", "gpu", "cpu"] = "cpu"
-    """Of the methods, where they are pre-trained."""
+    preset: str = "cpu"
+    """Of the methods, where they are pre-trained; see `medssl pretrain`."""
     pretrain_steps: int | None = None
     """Steps of pre-training, in place of the preset's."""
     pretrain_minutes: float | None = None
@@ -129,6 +130,7 @@ def study(config: StudyConfig, cancelled: Callable[[], bool] = never) -> Iterato
     Raises:
         InputError: too few patients, a segment nobody knows, an encoder that has seen patients it is tested on, or
             the folder holds a study with other settings.
+        WorkerError: one of its processes was killed.
         Cancelled: `cancelled` said so; the same call goes on.
     """
     results = config.out / "runs"
@@ -144,8 +146,14 @@ def study(config: StudyConfig, cancelled: Callable[[], bool] = never) -> Iterato
     )
     arms = _arms(config, data)
     settings = FinetuneSettings(steps=config.steps, batch=config.batch, validations=_VALIDATIONS, patience=0)
-    with _Pool(config.jobs, data) as pool:
-        yield from _work(config, data, arms, settings, pool, cancelled)
+    try:
+        with _Pool(config.jobs, data) as pool:
+            yield from _work(config, data, arms, settings, pool, cancelled)
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            f"A process of the study was ended from outside, often because memory ran out with {config.jobs} at once;"
+            " the same command goes on, if need be with fewer --jobs."
+        ) from error
     yield Log(write_report(config.out, runs_of(results), arms, data, config.fractions, config.steps))
 
 
@@ -386,9 +394,9 @@ def _division(config: StudyConfig) -> StudyData:
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         for name, value in fixed.items():
-            if stored["settings"].get(name) != value:
+            if (before := stored["settings"].get(name, value)) != value:
                 raise InputError(
-                    f"The study in {config.out} was begun with {name} = {stored['settings'].get(name)}, not {value};"
+                    f"The study in {config.out} was begun with {name} = {before}, not {value};"
                     " give the same, or another folder."
                 )
         parts = {part: tuple(stored[part]) for part in ("train", "validation", "test")}
@@ -431,6 +439,8 @@ def _divide(cases: Sequence[LabelledCase], config: StudyConfig) -> StudyData:
             f" {config.data} has {len(patients)}."
         )
     hidden = {case.patient for case in kept if is_excluded(case.name, config.hidden)}
+    if config.hidden and not hidden:
+        raise InputError(f"No labelled case in {config.data} is called {' or '.join(config.hidden)}.")
     shares = config.test_share + config.validation_share
     order = [patients[n] for n in np.random.default_rng(config.seed).permutation(len(patients))]
     order.sort(key=lambda patient: patient not in hidden)

@@ -245,10 +245,11 @@ class StudyBench:
     def _test(self, folder: Path, arm: Arm, run: RunResult, network: Segmenter) -> None:
         """Measure on the test patients and write the run with their scores."""
         started = time.perf_counter()
-        scores = {
-            scan.scan.patient: _score(network, scan, arm.contract, self.data.segments)
-            for scan in self._scans_of(arm.contract, self.data.test)
-        }
+        of_patient: dict[str, list[dict[str, dict[str, float]]]] = {}
+        for scan in self._scans_of(arm.contract, self.data.test):
+            score = _score(network, scan, arm.contract, self.data.segments)
+            of_patient.setdefault(scan.scan.patient, []).append(score)
+        scores = {patient: _mean_scores(several) for patient, several in of_patient.items()}
         _write(
             folder / run.file,
             replace(run, scores=scores, seconds=run.seconds + time.perf_counter() - started),
@@ -336,6 +337,15 @@ def _network(arm: Arm, segments: int, seed: int) -> Segmenter:
     if arm.encoder is not None:
         load_encoder(network.backbone, read_encoder(arm.encoder))
     return network
+
+
+def _mean_scores(several: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Scores by segment of a patient with several scans; each scan that knows a segment counts once."""
+    found: dict[str, dict[str, float]] = {}
+    for segment in dict.fromkeys(name for scores in several for name in scores):
+        own = [scores[segment] for scores in several if segment in scores]
+        found[segment] = {name: float(np.mean([score[name] for score in own])) for name in own[0]}
+    return found
 
 
 def _score(

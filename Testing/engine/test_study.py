@@ -16,7 +16,7 @@ from medssl.labelled import LabelledCase
 from medssl.segmentation import Segment, Segmentation
 from medssl.study import StudyConfig, study
 from medssl.study_report import findings, paired_difference, write_report
-from medssl.study_runs import Arm, RunResult, StudyBench, StudyData, runs_of
+from medssl.study_runs import Arm, RunResult, StudyBench, StudyData, _mean_scores, runs_of
 from medssl.volume import Volume
 
 CONTRACT = InputContract(
@@ -106,6 +106,20 @@ def test_a_run_that_was_killed_before_its_test_is_tested(tmp_path: Path) -> None
         path.write_text(json.dumps({**json.loads(path.read_text()), "scores": {}}))
     StudyBench(data()).run_cell(tmp_path, SCRATCH, 0.5, 2, settings, (1e-3,))
     assert {run.seed: run.scores for run in runs_of(tmp_path)} == whole
+
+
+def test_a_patient_with_two_scans_has_the_mean_of_both() -> None:
+    both = [{"liver": {"dice": 0.2}}, {"liver": {"dice": 0.4}, "spleen": {"dice": 0.9}}]
+    found = _mean_scores(both)
+    assert found == {"liver": {"dice": pytest.approx(0.3)}, "spleen": {"dice": 0.9}}
+
+
+def test_hidden_patients_who_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medssl.study.find_cases", lambda folder, exclude: [case(n) for n in range(5)])
+    config = StudyConfig(data=tmp_path, out=tmp_path / "out", segment=("organ",), hidden=("case9",))
+    with pytest.raises(InputError, match="called case9"):
+        list(study(config))
+    assert not (tmp_path / "out" / "study.json").exists()
 
 
 @pytest.mark.parametrize(
