@@ -41,7 +41,7 @@ __all__ = ["IGNORE", "LabelledCase", "LabelledScan", "LabelledScans", "find_case
 IGNORE = 255
 """Label of a voxel that nobody vouches for."""
 _LABEL_NAMES = ("label.", "labels.", "segmentation.", "mask.", "seg.")
-_PAIR_ENDINGS = ("label", "labels", "seg", "mask")
+_PAIR_ENDINGS = ("label", "labels", "seg", "mask", "segmentation", "gt", "groundtruth")
 _MOST_SEGMENTS = 254
 
 

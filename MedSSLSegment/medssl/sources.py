@@ -1,8 +1,8 @@
 """Which scans a folder tree holds, in NIfTI, NRRD, MetaImage and DICOM in any mix, and whose they are.
 
-Label maps are left out by their names: label, mask, seg or segmentation, alone or before a number or more words
-(label_2, segmentation-12), or after the image's name (x_seg, x-label, x.seg.nrrd); auto_*; and everything in a folder
-called labels, masks, segmentations, labelsTr, ... Names that begin with a dot are not looked at.
+Label maps are left out by their names: label, mask, seg, segmentation, gt or groundtruth, alone or before a number or
+more words (label_2, segmentation-12), or after the image's name (x_seg, x-label, x_gt, x.seg.nrrd); auto_*; and
+everything in a folder called labels, masks, segmentations, labelsTr, ... Names that begin with a dot are not looked at.
 
 Whose a scan is:
 1. what ``patients.csv`` (columns scan, patient) or ``patients.json`` ({scan: patient}) in the data folder says; "scan"
@@ -42,10 +42,9 @@ __all__ = [
 ]
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-_LABEL_FILE = re.compile(
-    r"(labels?|masks?|seg|segmentations?)([-_. 0-9].*)?$|auto_|.*[-_.](seg|labels?|mask)$"
-)
-_LABEL_FOLDER = re.compile(r"(labels?|masks?|segs?|segmentations?)(tr|ts|va|train|test|val)?$")
+_LABEL = r"(labels?|masks?|segs?|segmentations?|gt|ground[-_]?truth)"
+_LABEL_FILE = re.compile(rf"{_LABEL}([-_. 0-9].*)?$|auto_|.*[-_.]{_LABEL}$")
+_LABEL_FOLDER = re.compile(rf"{_LABEL}(tr|ts|va|train|test|val)?$")
 _POOL_FOLDER = re.compile(r"images|imgs")
 _CHANNEL = re.compile(r"_\d{4}$")
 _LARGEST_CASE = 10

@@ -341,6 +341,8 @@ def test_only_names_of_label_maps_are_taken_for_label_maps(tmp_path: Path) -> No
         "c/x_seg.nii.gz",
         "d/masks/x.nii.gz",
         "e/labels_2.mha",
+        "f/x_segmentation.nii.gz",
+        "g/patient001_gt.nii.gz",
     ]
     for number, name in enumerate(names):
         put(ct(number), tmp_path / name)
