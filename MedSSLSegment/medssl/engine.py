@@ -295,9 +295,11 @@ class ImageKeeper:
         """Answer one prompt on the slice encoded last."""
         return self._predictor.predict(prompt)
 
-    def predict_boxes(self, boxes_xyxy_px: NDArray[np.float32]) -> list[Prediction]:
+    def predict_boxes(
+        self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
+    ) -> list[Prediction]:
         """Answer (B, 4) boxes on the slice encoded last."""
-        return self._predictor.predict_boxes(boxes_xyxy_px)
+        return self._predictor.predict_boxes(boxes_xyxy_px, hint)
 
     def forget(self, content_hash: str) -> None:
         """Encode the slices of this volume anew when they are asked for again."""
@@ -330,10 +332,12 @@ class OwnImage:
         self._show_again()
         return self._keeper.predict(prompt)
 
-    def predict_boxes(self, boxes_xyxy_px: NDArray[np.float32]) -> list[Prediction]:
+    def predict_boxes(
+        self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
+    ) -> list[Prediction]:
         """Answer (B, 4) boxes on the slice encoded last."""
         self._show_again()
-        return self._keeper.predict_boxes(boxes_xyxy_px)
+        return self._keeper.predict_boxes(boxes_xyxy_px, hint)
 
     def _show_again(self) -> None:
         if self._image is not None and self._encoded != self._keeper.encoded:

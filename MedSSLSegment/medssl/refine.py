@@ -255,13 +255,20 @@ def refine_slice(
     score = 1.0
     if len(boxes):
         predictor.set_image(take_slice(volume.voxels_kji, options.axis, index), window, spacing_rc_mm)
-        predictions = predictor.predict_boxes(boxes)
+        predictions = predictor.predict_boxes(_not_flat(boxes), coarse)
         for prediction in predictions:
             answer |= prediction.mask
         score = min(prediction.score for prediction in predictions)
     agreement = dice(answer, coarse)
     kept = agreement < options.guard_dice
     return coarse if kept else answer, RefinedSlice(index, agreement, score, kept)
+
+
+def _not_flat(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Widen boxes around a single row or column of pixels to those pixels' edges: a box must have an inside."""
+    half = np.where(boxes[:, 2:] == boxes[:, :2], np.float32(0.5), np.float32(0.0))
+    widened: NDArray[np.float32] = boxes + np.concatenate([-half, half], axis=1)
+    return widened
 
 
 def _boxes_and_rest(

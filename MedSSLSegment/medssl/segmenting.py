@@ -78,7 +78,7 @@ class SegmentOptions:
     """Slice axis to refine and propagate along (0 = K, 1 = J, 2 = I); None is the axial one."""
     references: int = 3
     """prompt="prediction": how many reference slices to choose for each segment, at most."""
-    least_part: float = 0.1
+    least_part: float = 0.5
     """Connected parts of a coarse segment smaller than this share of its largest are dropped; 0 keeps all."""
     margin_mm: float = 5.0
     """How much wider than the coarse mask each box is, on every side."""
@@ -504,9 +504,11 @@ class _EncodesOnce:
         """Pass a prompt on."""
         return self._predictor.predict(prompt)
 
-    def predict_boxes(self, boxes_xyxy_px: NDArray[np.float32]) -> list[Prediction]:
+    def predict_boxes(
+        self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
+    ) -> list[Prediction]:
         """Pass boxes on."""
-        return self._predictor.predict_boxes(boxes_xyxy_px)
+        return self._predictor.predict_boxes(boxes_xyxy_px, hint)
 
 
 # Propagated

@@ -205,7 +205,7 @@ def _gains(evidence: Evidence, reach_mm: float) -> _Curve:
     drift_now = _drift(now_mm, reach_mm)
     left = np.where(drift_now > 0, _drift(then_mm, reach_mm) / np.maximum(drift_now, 1e-9), 1.0)
     mended = (area * _doubt(evidence, reach_mm) * (1.0 - left)).sum(axis=1)
-    gain = there * mended + (1.0 - there) * _beyond(evidence, area)
+    gain: _Curve = there * mended + (1.0 - there) * _beyond(evidence, area)
     gain[[*evidence.references, *evidence.absent]] = 0.0
     gain[area == 0] = 0.0  # nothing to paint there
     return gain

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class Slab:
     @property
     def stop(self) -> int:
         """One past the last slice."""
-        return self.first + self.probabilities.shape[1]
+        return self.first + len(self.probabilities[0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -189,7 +190,8 @@ class ScanPredictor:
                 del waiting[n]
             for first, last in _runs([n for n in ready if n < length]):
                 part = slice(first + below, last + 1 + below)
-                yield Slab(first, sums[(slice(None), part, *inside)] / total[part, None, None])
+                mean = sums[(slice(None), part, *inside)] / total[part, None, None]
+                yield Slab(first, mean.astype(np.float32, copy=False))
 
     def _row(
         self, image: NDArray[np.int16], tile: tuple[int, ...], stats: IntensityStats | None
@@ -216,13 +218,13 @@ class ScanPredictor:
         total = shown.new_zeros(tuple(sides))
         at_once = max(1, self._at_once // (int(np.prod(tile)) * shown.shape[0] * shown.shape[1]))
         for first in range(0, len(corners), at_once):
-            places = [
-                tuple(slice(a, a + t) for a, t in zip(corner, tile, strict=True))
+            places: list[tuple[Any, ...]] = [
+                (..., *(slice(a, a + t) for a, t in zip(corner, tile, strict=True)))
                 for corner in corners[first : first + at_once]
             ]
-            found = self.answer(torch.cat([shown[(..., *place)] for place in places]))
-            for part, place in zip(found.split(len(shown)), places, strict=True):
-                sums[(..., *place)] += part * weight
+            found = self.answer(torch.cat([shown[place] for place in places]))
+            for part, place in zip(torch.split(found, len(shown)), places, strict=True):
+                sums[place] += part * weight
                 total[place] += weight
         return sums / total
 

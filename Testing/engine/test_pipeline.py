@@ -71,7 +71,7 @@ class OpeningPredictor:
         assert prompt.box_xyxy_px is not None
         return self.predict_boxes(prompt.box_xyxy_px[None])[0]
 
-    def predict_boxes(self, boxes_xyxy_px: np.ndarray) -> list[Prediction]:
+    def predict_boxes(self, boxes_xyxy_px: np.ndarray, hint: np.ndarray | None = None) -> list[Prediction]:
         answers = []
         for x0, y0, x1, y1 in boxes_xyxy_px:
             mask = np.zeros(self.shape, bool)

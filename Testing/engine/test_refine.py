@@ -56,7 +56,7 @@ class FakePredictor:
     def predict(self, prompt: SlicePrompt) -> Prediction:
         raise AssertionError("Refinement asks about boxes in batches.")
 
-    def predict_boxes(self, boxes_xyxy_px: np.ndarray) -> list[Prediction]:
+    def predict_boxes(self, boxes_xyxy_px: np.ndarray, hint: np.ndarray | None = None) -> list[Prediction]:
         self.batches.append(boxes_xyxy_px)
         return [self._answer(box, 0.9 - 0.1 * n) for n, box in enumerate(boxes_xyxy_px)]
 
@@ -257,3 +257,27 @@ def test_a_mask_of_another_grid_is_refused(volume: Volume) -> None:
 def test_options_out_of_range_are_refused(fields: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         RefineOptions(**fields)  # type: ignore[arg-type]
+
+
+def test_the_model_gets_the_coarse_mask_as_a_hint_beside_the_box(volume: Volume) -> None:
+    hints: list[np.ndarray | None] = []
+
+    class Listening(FakePredictor):
+        def predict_boxes(
+            self, boxes_xyxy_px: np.ndarray, hint: np.ndarray | None = None
+        ) -> list[Prediction]:
+            hints.append(hint)
+            return super().predict_boxes(boxes_xyxy_px)
+
+    coarse = np.zeros(volume.shape_kji, bool)
+    coarse[2, 3:5, 2:6] = True
+    refine_mask(volume, coarse, Listening())
+    assert len(hints) == 1
+    assert np.array_equal(hints[0], coarse[2])
+
+
+def test_a_single_pixel_has_a_box_even_without_a_margin(volume: Volume) -> None:
+    coarse = np.zeros(volume.shape_kji, bool)
+    coarse[2, 3, 2] = True
+    report = refine_mask(volume, coarse, FakePredictor(), RefineOptions(margin_mm=0.0, guard_dice=0.0))
+    assert len(report.slices) == 1

@@ -71,7 +71,7 @@ class Bright:
     def predict(self, prompt: SlicePrompt) -> Prediction:
         raise AssertionError("The pipeline asks about boxes.")
 
-    def predict_boxes(self, boxes_xyxy_px: np.ndarray) -> list[Prediction]:
+    def predict_boxes(self, boxes_xyxy_px: np.ndarray, hint: np.ndarray | None = None) -> list[Prediction]:
         answers = []
         for x0, y0, x1, y1 in np.rint(boxes_xyxy_px).astype(int):
             mask = np.zeros(self.image.shape, bool)
@@ -218,7 +218,7 @@ def test_results_become_evidence_for_the_next_slice(volume: Volume, coarse: Segm
     assert liver.area_px[8] == np.count_nonzero(result.segmentation.mask("liver")[8])
     assert vouched_references(None, 0) == {}
     suggestions = suggest_slices([liver, spleen], count=3)
-    assert (suggestions[0].segment, suggestions[0].index) == ("spleen", 7)
+    assert next(s.index for s in suggestions if s.segment == "spleen") == 7
     drawn = np.zeros_like(TRUTH.labels_kji)
     drawn[6] = np.where(LIVER[6], 3, 0)
     found = propagate_volume(volume, Segmentation(drawn, GRID, SEGMENTS[:1]), tracker=IntensityTracker())

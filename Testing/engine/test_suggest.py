@@ -85,7 +85,7 @@ def test_a_gap_in_the_middle_is_said_to_be_a_lost_object() -> None:
     area = organ().area_px.copy()
     area[14:17] = 0.0
     confidence = np.where(area > 0, 0.95, 0.05)
-    first = suggest_slices([organ(area_px=area * 3, confidence=confidence, references=(10, 17))], count=3)
+    first = suggest_slices([organ(area_px=area * 3, confidence=confidence, references=(10, 20))], count=3)
     assert any("lost the object" in s.reason for s in first)
 
 

@@ -21,7 +21,7 @@ class BoxPredictor:
         assert prompt.box_xyxy_px is not None
         return self.predict_boxes(prompt.box_xyxy_px[None])[0]
 
-    def predict_boxes(self, boxes_xyxy_px: np.ndarray) -> list[Prediction]:
+    def predict_boxes(self, boxes_xyxy_px: np.ndarray, hint: np.ndarray | None = None) -> list[Prediction]:
         answers = []
         for x0, y0, x1, y1 in boxes_xyxy_px.round().astype(int):
             mask = np.zeros_like(self._bright)

@@ -31,7 +31,7 @@ class CountingPredictor:
     def predict(self, prompt: SlicePrompt) -> Prediction:
         return Prediction(np.ones(self.shape, bool), 0.9, np.zeros((4, 4), np.float32))
 
-    def predict_boxes(self, boxes_xyxy_px: np.ndarray) -> list[Prediction]:
+    def predict_boxes(self, boxes_xyxy_px: np.ndarray, hint: np.ndarray | None = None) -> list[Prediction]:
         return [self.predict(SlicePrompt(0, 0, box_xyxy_px=box)) for box in boxes_xyxy_px]
 
 

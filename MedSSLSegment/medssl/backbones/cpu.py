@@ -69,10 +69,9 @@ class Dropout(nn.Dropout):
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         factor = torch.empty_like(x)  # in the order of memory of x
         flat = factor.as_strided((x.numel(),), (1,))
+        drawn_bytes = words.view(torch.uint8)[: x.numel()]
         for part, drawn in zip(
-            flat.split(_CACHED_NUMBERS),
-            words.view(torch.uint8)[: x.numel()].split(_CACHED_NUMBERS),
-            strict=True,
+            torch.split(flat, _CACHED_NUMBERS), torch.split(drawn_bytes, _CACHED_NUMBERS), strict=True
         ):
             torch.ge(drawn, dropped, out=part).mul_(_BYTE_VALUES / (_BYTE_VALUES - dropped))
         return x * factor
@@ -130,7 +129,7 @@ def _sum(rows: Tensor) -> Tensor:
 def _cached(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Parts of maps (B, N, C), cut along N, that stay in the processor's cache while much is done to them."""
     places = max(1, _CACHED_NUMBERS // (rows[0].shape[0] * rows[0].shape[2]))
-    return zip(*(one.split(places, dim=1) for one in rows), strict=True)
+    return zip(*(torch.split(one, places, dim=1) for one in rows), strict=True)
 
 
 def _format(x: Tensor) -> torch.memory_format:

@@ -75,7 +75,7 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
         help="reference slices to choose for each segment [%(default)s]",
     )
     parser.add_argument(
-        "--least-part", metavar="SHARE", type=float, default=0.1,
+        "--least-part", metavar="SHARE", type=float, default=0.5,
         help="drop parts of the coarse mask smaller than this share of its largest; 1 keeps that alone [%(default)s]",
     )  # fmt: skip
     parser.add_argument(

@@ -514,10 +514,14 @@ class NanoImagePredictor:
         best = max(whole, key=lambda answer: answer.score) if whole else tries[-1][1]
         return self._again([prompt], [best])[0]
 
-    def predict_boxes(self, boxes_xyxy_px: NDArray[np.float32]) -> list[Prediction]:
-        """Answer (B, 4) boxes in one batch."""
+    def predict_boxes(
+        self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
+    ) -> list[Prediction]:
+        """Answer (B, 4) boxes in one batch; a coarse mask as a hint says what in the boxes is meant."""
         prompts = [SlicePrompt(0, 0, box_xyxy_px=box) for box in boxes_xyxy_px]
         crops = [_Crop.around(box, self._spacing) for box in boxes_xyxy_px]
+        if hint is not None and prompts:
+            return self._answer(crops, prompts, [_inside(hint, box) for box in boxes_xyxy_px])
         return self._again(prompts, self._answer(crops, prompts, [None] * len(prompts))) if prompts else []
 
     def _again(self, prompts: list[SlicePrompt], first: list[Prediction]) -> list[Prediction]:
@@ -603,3 +607,11 @@ def _points(
     for row, (xy, labels) in enumerate(zip(rows_xy, rows_labels, strict=True)):
         xy_px[row, : len(xy)], padded[row, : len(labels)] = xy, labels
     return torch.from_numpy(xy_px).to(device), torch.from_numpy(padded).to(device)
+
+
+def _inside(hint: NDArray[np.bool_], box_xyxy_px: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(H, W) the part of a mask that lies in a box."""
+    x0, y0, x1, y1 = (round(float(corner)) for corner in box_xyxy_px)
+    part = np.zeros_like(hint)
+    part[max(y0, 0) : y1 + 1, max(x0, 0) : x1 + 1] = hint[max(y0, 0) : y1 + 1, max(x0, 0) : x1 + 1]
+    return part

@@ -47,8 +47,13 @@ class ImagePredictor(Protocol):
     def predict(self, prompt: SlicePrompt) -> Prediction:
         """Answer one prompt on the slice that was set."""
 
-    def predict_boxes(self, boxes_xyxy_px: NDArray[np.float32]) -> list[Prediction]:
-        """Answer (B, 4) boxes on the slice that was set, in one batch."""
+    def predict_boxes(
+        self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
+    ) -> list[Prediction]:
+        """Answer (B, 4) boxes on the slice that was set, in one batch.
+
+        `hint` is a coarse mask (H, W) of what the boxes are around, for models that make use of one.
+        """
 
 
 @dataclass(frozen=True, eq=False)

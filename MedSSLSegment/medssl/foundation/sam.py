@@ -96,8 +96,10 @@ class SamImagePredictor:
         best = int(np.argmax(scores))
         return Prediction(masks[best], _in_unit_range(scores[best]), logits[best])
 
-    def predict_boxes(self, boxes_xyxy_px: NDArray[np.float32]) -> list[Prediction]:
-        """Answer (B, 4) boxes on the slice that was set, one answer each."""
+    def predict_boxes(
+        self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
+    ) -> list[Prediction]:
+        """Answer (B, 4) boxes on the slice that was set, one answer each, from the box alone (PolyCL, section 3.5)."""
         predictions: list[Prediction] = []
         for start in range(0, len(boxes_xyxy_px), _BOXES_AT_ONCE):
             boxes = torch.as_tensor(
@@ -162,8 +164,10 @@ class MedSamImagePredictor:
             )
         return self.predict_boxes(arrays.box_xyxy_px[None])[0]
 
-    def predict_boxes(self, boxes_xyxy_px: NDArray[np.float32]) -> list[Prediction]:
-        """Answer (B, 4) boxes on the slice that was set, one answer each."""
+    def predict_boxes(
+        self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
+    ) -> list[Prediction]:
+        """Answer (B, 4) boxes on the slice that was set, one answer each, from the box alone (PolyCL, section 3.5)."""
         predictions: list[Prediction] = []
         for start in range(0, len(boxes_xyxy_px), _BOXES_AT_ONCE):
             predictions += self._predict_batch(boxes_xyxy_px[start : start + _BOXES_AT_ONCE])

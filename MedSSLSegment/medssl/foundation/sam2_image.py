@@ -78,7 +78,9 @@ class Sam2ImagePredictor:
         best = int(np.argmax(scores))
         return Prediction(masks[best] > 0.5, float(scores[best]), logits[best])
 
-    def predict_boxes(self, boxes_xyxy_px: NDArray[np.float32]) -> list[Prediction]:
+    def predict_boxes(
+        self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
+    ) -> list[Prediction]:
         """Answer (B, 4) boxes on the slice that was set, one answer each."""
         predictions: list[Prediction] = []
         for start in range(0, len(boxes_xyxy_px), _BOXES_AT_ONCE):
