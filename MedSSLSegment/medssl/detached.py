@@ -16,6 +16,8 @@ from .run_folder import RunFolder
 __all__ = ["command_words", "resume_detached", "start_detached", "stop_and_wait"]
 
 _LOOK_EVERY_S = 0.05
+_KINDS = ("pretrain", "finetune")
+"""Commands that go on with a run; run.json, which may come from elsewhere, can name no other."""
 _DAEMONS: list[subprocess.Popen[bytes]] = []
 """Kept so that those which have ended are noticed, and no warning is given for those which have not."""
 
@@ -92,6 +94,8 @@ def resume_detached(path: str | Path, *, python: str | None = None) -> RunFolder
     run.require_idle()
     if run.status.state == "done":
         raise InputError(f"The run {run.path} is done; there is nothing to go on with.")
+    if run.kind not in _KINDS:
+        raise InputError(f"The run {run.path} is of the kind '{run.kind}', which cannot be gone on with.")
     return start_detached(run.kind, {**run.config, "out": str(run.path)}, python=python)
 
 

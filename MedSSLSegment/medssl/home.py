@@ -6,12 +6,17 @@ from pathlib import Path
 
 from .registry import user_folder
 
-__all__ = ["cases_folder", "encoders_folder", "home_folder", "models_folder", "runs_folder"]
+__all__ = ["cache_folder", "cases_folder", "encoders_folder", "home_folder", "models_folder", "runs_folder"]
 
 
 def home_folder() -> Path:
     """The folder above all others."""
     return user_folder().parent
+
+
+def cache_folder() -> Path:
+    """Prepared scans, for all runs together."""
+    return home_folder() / "cache"
 
 
 def cases_folder() -> Path:

@@ -33,8 +33,9 @@ class PretrainConfig:
     """Folder of unlabelled scans: NIfTI, NRRD, MetaImage and DICOM, in any mix and depth."""
     out: Path
     """Run folder; a run that is there already goes on."""
-    preset: Literal["auto", "paper", "gpu", "cpu"] = "auto"
-    """paper: as published; gpu: one GPU of 24 GB; cpu: two cores, minutes; auto: gpu or cpu, by the device."""
+    preset: str = "auto"
+    """paper: as published; gpu: one GPU of 24 GB; cpu: two cores, minutes; auto: gpu or cpu, by the device; or another
+    one of the method's."""
     backbone: str | None = None
     """Another network than the preset's."""
     epochs: float | None = None
@@ -114,7 +115,7 @@ def choose_preset(config: PretrainConfig, device: str) -> Preset:
     name = ("cpu" if device == "cpu" else "gpu") if config.preset == "auto" else config.preset
     presets = find_method(config.method).presets()
     if name not in presets:
-        raise InputError(f"{config.method} has no preset '{name}'; choose one of {', '.join(presets)}.")
+        raise InputError(f"{config.method} has no preset '{name}'; choose one of auto, {', '.join(presets)}.")
     preset = presets[name]
     backbone = config.backbone or preset.backbone
     if backbone not in BACKBONES:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,6 +31,7 @@ from .distributed import rank, world_size
 from .errors import Cancelled, InputError, ModelError, NotEnoughMemory
 from .events import Eta, Log, Progress, drain
 from .foundation.runtime import pick_device
+from .home import cache_folder
 from .memory import gigabytes, used_bytes
 from .methods import Method, Moment, Preset, find_method
 from .optimisation import autocast, gradient_scaler, make_optimiser, seed_step, set_learning_rate
@@ -39,6 +40,7 @@ from .recipe import Recipe
 from .run_folder import RunFolder, TrainingMetric, plain
 from .sampling import Samples, StepPlan, load_parts
 from .terminal import duration
+from .tiling import never
 from .transfer import write_encoder
 
 __all__ = ["Estimate", "estimate", "pretrain"]
@@ -49,14 +51,11 @@ _MOST_STEPS_BETWEEN_REPORTS = 25
 _REPORTS = 100
 _MEASURED_STEPS = 3
 _LONG_STEP_S = 20.0
+_LONGEST_WAIT = timedelta(hours=24)
+"""Of a process for the others: the first one prepares all scans while they wait."""
 
 _Event = Progress | Log | TrainingMetric
 _Result = TypeVar("_Result")
-
-
-def never() -> bool:
-    """Nobody asks to stop."""
-    return False
 
 
 @dataclass(frozen=True)
@@ -266,6 +265,7 @@ def _check_size(method: Method, settings: Preset) -> None:
             f"The size {size} does not fit the backbone {settings.backbone}, whose sides are multiples of {divisor};"
             f" use --size {nearest}."
         )
+    method.backbone.encoder.require_size(size)
 
 
 def _read_volumes(
@@ -295,11 +295,6 @@ def _read_volumes(
     volumes = yield from _streamed(read)
     _barrier()
     return volumes
-
-
-def cache_folder() -> Path:
-    """Where prepared scans are kept: `$MEDSSL_HOME/cache`, else `~/.medssl/cache`."""
-    return Path(os.environ.get("MEDSSL_HOME") or Path.home() / ".medssl") / "cache"
 
 
 def _streamed(work: Callable[[Callable[[_Event], None]], _Result]) -> Generator[_Event, None, _Result]:
@@ -516,7 +511,7 @@ def _processes(device_name: str) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_LONGEST_WAIT)
     try:
         yield device
     finally:

@@ -465,6 +465,7 @@ except StorageError as error:
     ("changes", "message"),
     [
         ({"method": "dreams"}, "no method 'dreams'; choose one of .*polycl-s"),
+        ({"preset": "moon"}, "no preset 'moon'; choose one of auto, "),
         ({"backbone": "unet-9000"}, "no backbone 'unet-9000'; choose one of"),
         ({"size": (15, 16)}, r"multiples of 2; use --size \d+ 16"),
         ({"size": (16,)}, "2D input needs 2 sizes"),
@@ -504,6 +505,13 @@ def test_a_preset_takes_what_the_configuration_changes(tmp_path: Path) -> None:
     assert preset.contract.spacing_kji_mm == (None, 2, 2)
     assert (preset.recipe.epochs, preset.recipe.batch, preset.recipe.warmup_epochs) == (8, 4, 2)
     assert preset.options.noise == 1.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_preset_of_a_method_can_be_named(method: str, tmp_path: Path) -> None:
+    for name, preset in METHODS[method].presets().items():
+        config = PretrainConfig(method=method, data=tmp_path, out=tmp_path, preset=name)
+        assert choose_preset(config, "cpu") == preset
 
 
 # ---------------------------------------------------------------------------------------------------------- torchrun

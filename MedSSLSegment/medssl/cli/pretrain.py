@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from ..terminal import ProgressBar
 from .command import Command
 from .watching import show, stopped_by_signals
 
+if TYPE_CHECKING:
+    from ..methods import Method
+
 __all__ = ["COMMAND"]
+
+_COMMON_PRESETS = ("paper", "gpu", "cpu")
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -25,11 +31,17 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="train in the background, also after you log out; see `medssl runs`",
     )
     parser.add_argument("--estimate", action="store_true", help="only say how long it would take")
-    methods = "\n".join(f"  {name:<12}{method.info.advice}" for name, method in METHODS.items())
+    methods = "\n".join(f"  {name:<12}{_advice(method)}" for name, method in METHODS.items())
     parser.epilog = (
         f"methods, and when to choose one:\n{methods}\n\n{parser.epilog or ''}\n"
         "several GPUs or machines:\n  torchrun --nproc-per-node 4 -m medssl.cli pretrain --method ..."
     )
+
+
+def _advice(method: type[Method]) -> str:
+    """When to choose it, and which presets it has beside the common ones."""
+    own = [name for name in method.presets() if name not in _COMMON_PRESETS]
+    return method.info.advice + (f" Presets of its own: {', '.join(own)}." if own else "")
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -68,7 +68,8 @@ def state_in_words(run: RunFolder) -> str:
     status = run.status
     go_on = f"go on with: medssl runs resume {run.path}"
     if status.state == "done":
-        return f"{run.path} is done; its encoder is {run.checkpoint}"
+        made = "encoder" if run.kind == "pretrain" else "model"
+        return f"{run.path} is done; its {made} is {run.checkpoint}"
     if status.state == "failed":
         return f"{run.path} failed: {status.message}"
     if status.state == "lost":
