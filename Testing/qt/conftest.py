@@ -451,6 +451,11 @@ class FakeClient:
         self.run = FakeRun()
         return self.run
 
+    def predict(self, volume: Any, prompt: Any, *, segment: str, model: str, device: str) -> FakeRun:
+        self.asked.append({"prompt": prompt, "segment": segment})
+        self.run = FakeRun()
+        return self.run
+
     def close(self) -> None:
         self.was_closed = True
 
