@@ -90,7 +90,10 @@ def report(timings: Sequence[Timing], rounds: int) -> str:
         "",
         "Written by `python Testing/benchmarks/bench_ssl.py`; do not edit. One training step (forward, backward,"
         " optimiser, teacher) of ours and of the published code's way of computing it (`published_steps.py`), with"
-        " the same backbone, batch and input, taking turns in one process on one thread. Milliseconds are medians;"
+        " the same backbone, batch and input, taking turns in one process on one thread. A step's data are in memory"
+        " on both sides; coming by them is a line of its own, in which the published way reads scan and mask whole for"
+        " each slice drawn and ours reads slices from the cache. What the published code computes and does not use is"
+        " part of its step. Milliseconds are medians of the processor's time;"
         f" the ratio is the median of {rounds} rounds, in brackets their 10th and 90th percentile.",
         "",
         f"{_processor()}, 1 thread, Python {platform.python_version()}, torch {torch.__version__};"
@@ -107,15 +110,18 @@ def report(timings: Sequence[Timing], rounds: int) -> str:
 def take_turns(
     title: str, setting: str, published: Callable[[], object], ours: Callable[[], object], rounds: int
 ) -> Timing:
-    """Time two ways of doing the same, in turns, the first to go changing every round."""
+    """Time two ways of doing the same, in turns, the first to go changing every round.
+
+    Seconds are the processor's, which other programs on the machine change less than those of the clock.
+    """
     ways, times = (published, ours), ([], [])
     for way in ways:  # warm caches and memory
         way()
     for turn in range(rounds):
         for which in (0, 1) if turn % 2 == 0 else (1, 0):
-            start = time.perf_counter()
+            start = time.process_time()
             ways[which]()
-            times[which].append(time.perf_counter() - start)
+            times[which].append(time.process_time() - start)
     return Timing(title, setting, *times)
 
 

@@ -1,13 +1,14 @@
 """One training step of PolyCL, AnatoMask and TCS-MAE as their published code computes it, to be timed against.
 
-Written from the descriptions in the papers and what their code does, operation by operation: passes that are made one
-after another, gathers and scatters of sparse norms, maps that are built and not used, loops over samples. The networks
-are ours, with the same weights' shapes, so that only the step differs.
+Written from descriptions of the methods, to do the same work in the same way: passes that are made one after
+another, gathers and scatters of sparse norms, maps that are built and not used, loops over samples. The networks have
+our weights' shapes; the U-Net is made of PyTorch's own layers in PyTorch's own layout, as the published one is.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,20 +16,48 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from medssl.backbones.base import Backbone
+from medssl.backbones.cpu import Dropout, LeakyInstanceNorm
 from medssl.backbones.stunet import PATCH, ResidualBlock, STUNetEncoder
+from medssl.backbones.unet2d import UNetEncoder
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["AnatoMaskStep", "PolyCLStep", "TCSMAEStep", "polycl_triplet"]
+__all__ = ["AnatoMaskStep", "PolyCLStep", "TCSMAEStep", "polycl_triplet", "with_torch_layers"]
+
+
+def with_torch_layers(backbone: Backbone) -> Backbone:
+    """A copy of a backbone in which a U-Net's norms, activations and dropout are PyTorch's; others stay as they are."""
+    plain = copy.deepcopy(backbone)
+    if not isinstance(plain.encoder, UNetEncoder):
+        return plain
+    for module in list(plain.modules()):
+        width = 0
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d):
+                width = child.out_channels
+            elif isinstance(child, LeakyInstanceNorm):
+                layers = nn.InstanceNorm2d(width), nn.LeakyReLU(child.slope, inplace=True)
+                setattr(module, name, nn.Sequential(*layers))
+            elif isinstance(child, Dropout):
+                setattr(module, name, nn.Dropout(child.p).train(child.training))
+    plain.encoder.forward = functools.partial(_stages, plain.encoder)  # type: ignore[method-assign]
+    return plain
+
+
+def _stages(encoder: UNetEncoder, x: Tensor) -> list[Tensor]:
+    maps: list[Tensor] = []
+    for stage in encoder.stages:
+        maps.append(stage(F.max_pool2d(maps[-1], 2) if maps else x))
+    return maps
 
 
 class PolyCLStep:
     """Three passes, one for each of anchor, positive and negative; the loss with exponentials; Adam."""
 
     def __init__(self, backbone: Backbone, temperature: float) -> None:
-        self.encoder, self.temperature = backbone.encoder.train(), temperature
+        self.encoder, self.temperature = with_torch_layers(backbone).encoder.train(), temperature
         self.head = nn.Linear(backbone.encoder.widths[-1], 256)
         self.optimiser = torch.optim.Adam([*self.encoder.parameters(), *self.head.parameters()], 1e-4)
 
@@ -55,9 +84,7 @@ def polycl_triplet(
     for which in (scan, partner + (partner >= scan)):
         sitk.GetArrayFromImage(sitk.ReadImage(str(masks[which]))).astype(np.float64)
         voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(scans[which]))).astype(np.float64)
-        windowed = voxels.copy()
-        windowed[windowed < -160] = -160
-        windowed[windowed > 240] = 240
+        windowed = np.clip(voxels, -160.0, 240.0)
         plane = windowed[int(rng.integers(len(windowed)))]
         picture = Image.fromarray(plane.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
         drawn.append((np.asarray(picture) + 3055.0) / 8866.0)
@@ -68,7 +95,7 @@ class TCSMAEStep:
     """Two passes, a loop over samples to mask tissues, SSIM by 15 x 15 convolutions, heads on three levels."""
 
     def __init__(self, backbone: Backbone, channels: int, window: int, intervals: int, ratio: float) -> None:
-        self.backbone = backbone.train()
+        self.backbone = with_torch_layers(backbone).train()
         self.head = nn.Conv2d(backbone.decoder.width, channels, 3, padding=1)
         self.projections = nn.ModuleList(nn.Linear(width, 128) for width in backbone.encoder.widths[-3:])
         self.intervals, self.drawn, self.window = intervals, int(intervals * ratio), window
@@ -157,23 +184,23 @@ class AnatoMaskStep:
 
 
 def _squared_error(made: Tensor, target: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    errors = ((made - target) ** 2).mean(2) * active.logical_not().int().view(len(active), -1)
-    return errors.sum() / active.logical_not().sum(), errors
+    """Mean over the masked patches, and that of each patch, 0 where visible."""
+    masked = active.logical_not().flatten(1)
+    errors = (made - target).square().mean(2) * masked
+    return errors.sum() / masked.sum(), errors
 
 
-def _harder(ranked: Tensor, kept: int, hard: float) -> Tensor:
-    count, patches = ranked.shape
-    order = torch.argsort(ranked, 1)
-    top = int((patches - kept) * hard)
-    shuffled = torch.zeros_like(order)
-    for n in range(count):
-        rest = np.delete(np.arange(patches), order[n, patches - top :].numpy())
-        np.random.default_rng().shuffle(rest)
-        shuffled[n, : patches - top] = torch.from_numpy(rest)
-        shuffled[n, patches - top :] = order[n, patches - top :]
-    visible = torch.zeros(count, patches, dtype=torch.bool)
-    visible[:, :kept] = True
-    return visible.gather(1, shuffled.argsort(1))
+def _harder(errors: Tensor, kept: int, hard: float) -> Tensor:
+    """What the student sees: all but the worst patches and as many others as are left to mask, sample by sample."""
+    hidden = errors.shape[1] - kept
+    worst = int(hard * hidden)
+    generator = np.random.default_rng()
+    visible = torch.ones_like(errors, dtype=torch.bool)
+    for sample, order in zip(visible, errors.argsort(1, descending=True), strict=True):
+        others = generator.choice(order[worst:].numpy(), hidden - worst, replace=False)
+        sample[order[:worst]] = False
+        sample[torch.from_numpy(others)] = False
+    return visible
 
 
 class _SparK(nn.Module):
@@ -253,7 +280,8 @@ def _sparse_block(block: ResidualBlock, x: Tensor, active: Tensor) -> Tensor:
 
 
 def _patches(volume: Tensor) -> Tensor:
-    B, C, *sides = volume.shape
-    h, w, d = (side // PATCH for side in sides)
-    cut = volume.reshape(B, C, h, PATCH, w, PATCH, d, PATCH)
-    return torch.einsum("bchpwqdg->bhwdpqgc", cut).reshape(B, h * w * d, C * PATCH**3)
+    """(B, C, *S) to (B, patches, numbers of a patch)."""
+    cut = volume
+    for axis in (2, 3, 4):
+        cut = cut.unfold(axis, PATCH, PATCH)
+    return cut.movedim(1, -1).flatten(4).flatten(1, 3)
