@@ -211,6 +211,7 @@ class Session:
         self._segmentation_node: Any = None
         self._asked: _Asked | None = None
         self._propagation: _Propagation | None = None
+        self._look_wanted: tuple[int | None] | None = None
         self._surveying: Task[Survey] | None = None
         self._survey: Survey | None = None
         self._status = Status()
@@ -225,7 +226,7 @@ class Session:
             self._status = Status()
         if volume_node is not self._volume_node or segmentation_node is not self._segmentation_node:
             self.prompts.leave()
-            self._survey = self._surveying = None
+            self._survey = self._surveying = self._look_wanted = None
         if volume_node is not self._volume_node:
             self._volume = None
         self._volume_node = volume_node
@@ -287,21 +288,31 @@ class Session:
         Args:
             axis: slice axis; None = the one the user painted across.
         """
-        if not self._is_present(self._volume_node) or not self.segments():
-            self._survey = None
+        self._look_wanted = (axis,)
+        self._begin_looking()
+
+    def _begin_looking(self) -> None:
+        """Count what is wanted, once the volume has been read; `poll` tries again until then."""
+        if self._look_wanted is None:
             return
-        with_ids = [s.id for s in self.segments()]
+        if not self._is_present(self._volume_node) or not self.segments():
+            self._survey = self._look_wanted = None
+            return
         try:
-            self._surveying = Task(look(self._segmentation_node, with_ids, self.volume(), axis))
+            if not self._begin_reading().wait(self.wait_s):
+                return
+            (axis,), self._look_wanted = self._look_wanted, None
+            ids = [s.id for s in self.segments()]
+            self._surveying = Task(look(self._segmentation_node, ids, self.volume(), axis))
         except InputError as error:
-            self._survey = None
+            self._survey = self._look_wanted = None
             if self._propagation is None and self._asked is None:
                 self._status = Status(text=str(error))
 
     @property
     def is_looking(self) -> bool:
         """Whether `poll` has to be called for a new `survey`."""
-        return self._surveying is not None
+        return self._surveying is not None or self._look_wanted is not None
 
     @property
     def survey(self) -> Survey | None:
@@ -443,6 +454,7 @@ class Session:
         if self._surveying is not None and self._surveying.done:
             task, self._surveying = self._surveying, None
             self._survey = task.result()
+        self._begin_looking()
         self.prompts.poll()
         try:
             if self._asked is not None:
