@@ -326,11 +326,11 @@ def _arms(config: StudyConfig, data: StudyData) -> list[Arm]:
             encoder = config.out / "encoders" / method / "checkpoint.safetensors"
         else:
             file = read_encoder(given)
-            if unseen := set(file.data) & {
+            if seen := set(file.data) & {
                 data.ids[name] for name in data.names_of((*data.test, *data.validation))
             }:
                 raise InputError(
-                    f"The encoder {given} has seen {len(unseen)} of the scans it would be measured on;"
+                    f"The encoder {given} has seen {len(seen)} of the scans it would be measured on;"
                     " give one that was trained on other patients, or let the study train it."
                 )
             backbone, contract, encoder = file.backbone, file.contract, given
