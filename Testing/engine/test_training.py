@@ -550,7 +550,7 @@ contrastive_run(Path(sys.argv[1]))
     assert two[1] == pytest.approx(one[1], rel=1e-4)
     weights = [state(tmp_path / name)["method"] for name in ("one", "two")]
     for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=5e-5, msg=name)
     assert len(metrics(tmp_path / "two")) == len(metrics(tmp_path / "one"))
 
 
