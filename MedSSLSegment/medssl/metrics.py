@@ -213,8 +213,9 @@ def _to_nearest(surface: Mask, other: Mask, spacing_kji_mm: Spacing) -> NDArray[
     """
     from scipy.spatial import cKDTree
 
-    points = np.argwhere(surface) + 1  # no coordinate is 0: the tree would divide for ever where a process flushes
-    if not other.any():  # denormal numbers to zero, as it does after training
+    # Counted from 1: at 0 the tree would divide for ever where a process flushes denormal numbers, as after training.
+    points = np.argwhere(surface) + 1
+    if not other.any():
         return np.full(len(points), np.inf)
     apart = ~other[surface]
     distances = np.zeros(len(points))

@@ -28,6 +28,7 @@ from .input_contract import InputContract
 from .labelled import LabelledCase, find_cases
 from .methods import METHODS, Preset, find_method
 from .pretrain_config import PretrainConfig, choose_preset
+from .registry import sha256_of
 from .run_folder import RunFolder
 from .sources import is_excluded
 from .storage import atomic_path
@@ -145,6 +146,7 @@ def study(config: StudyConfig, cancelled: Callable[[], bool] = never) -> Iterato
         f" {', '.join(str(len(data.labelled(0, f))) for f in config.fractions)} of them are used."
     )
     arms = _arms(config, data)
+    _require_same_encoders(config, arms)
     settings = FinetuneSettings(steps=config.steps, batch=config.batch, validations=_VALIDATIONS, patience=0)
     try:
         with _Pool(config.jobs, data) as pool:
@@ -339,6 +341,28 @@ def _arms(config: StudyConfig, data: StudyData) -> list[Arm]:
         control = controls.setdefault((backbone, contract), Arm(name, backbone, contract, name))
         arms.append(Arm(method, backbone, contract, control.name, encoder))
     return [*controls.values(), *arms]
+
+
+def _require_same_encoders(config: StudyConfig, arms: Sequence[Arm]) -> None:
+    """Note which encoders were given, and refuse to mix results of two under one name."""
+    given = {
+        arm.name: sha256_of(arm.encoder) for arm in arms if arm.encoder and not _is_own(config, arm.encoder)
+    }
+    path = config.out / "encoders.json"
+    known: dict[str, str] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    for name, digest in given.items():
+        if known.get(name, digest) != digest:
+            raise InputError(
+                f"The results of {name} in {config.out} are those of another encoder; give the same one, or another"
+                " folder."
+            )
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({**known, **given}, indent=1), encoding="utf-8")
+
+
+def _is_own(config: StudyConfig, encoder: Path) -> bool:
+    """Whether the study trains this encoder itself."""
+    return encoder.is_relative_to(config.out / "encoders")
 
 
 def _given_encoder(config: StudyConfig, method: str) -> Path | None:

@@ -14,7 +14,7 @@ from medssl.finetuning import FinetuneSettings
 from medssl.input_contract import InputContract
 from medssl.labelled import LabelledCase
 from medssl.segmentation import Segment, Segmentation
-from medssl.study import StudyConfig, study
+from medssl.study import StudyConfig, _require_same_encoders, study
 from medssl.study_report import findings, paired_difference, write_report
 from medssl.study_runs import Arm, RunResult, StudyBench, StudyData, _mean_scores, runs_of
 from medssl.volume import Volume
@@ -136,3 +136,17 @@ def test_a_folder_without_cases_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with pytest.raises(InputError, match="no image with labels"):
         list(study(StudyConfig(data=tmp_path / "data", out=tmp_path / "out", segment=("organ",))))
+
+
+def test_results_of_two_encoders_never_share_a_name(tmp_path: Path) -> None:
+    encoder = tmp_path / "encoders" / "mae.safetensors"
+    encoder.parent.mkdir()
+    encoder.write_bytes(b"one")
+    (tmp_path / "out").mkdir()
+    config = StudyConfig(data=tmp_path, out=tmp_path / "out", segment=("liver",), encoders=encoder.parent)
+    arm = Arm("mae", "vit_tiny", InputContract(size=(64, 64)), "scratch", encoder)
+    _require_same_encoders(config, [arm])
+    _require_same_encoders(config, [arm])
+    encoder.write_bytes(b"another")
+    with pytest.raises(InputError, match=r"results of mae in .* are those of another encoder"):
+        _require_same_encoders(config, [arm])
