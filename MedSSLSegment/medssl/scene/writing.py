@@ -7,6 +7,7 @@ layer of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -273,14 +274,17 @@ def _grow(
         low.append(first if start >= first else min(start, max(start - spare, 0)))
         last, wanted = first + size, start + count
         high.append(last if wanted <= last else max(wanted, min(wanted + spare, end)))
-    # Fresh zeros cost nothing until they are touched, unlike zeros that are written.
-    voxels = np.zeros([h - lo for lo, h in zip(low, high, strict=True)], layer.voxels_kji.dtype)
+    # The memory is VTK's own: what the user has drawn must not hang on the life of a Python object.
+    old = layer.image.GetPointData().GetScalars()
+    scalars = old.NewInstance()
+    scalars.SetName(old.GetName())
+    shape = [h - lo for lo, h in zip(low, high, strict=True)]
+    scalars.SetNumberOfValues(math.prod(shape))
+    voxels = numpy_support.vtk_to_numpy(scalars).reshape(shape)
+    voxels[...] = 0
     origin = [f - lo for f, lo in zip(layer.first_kji, low, strict=True)]
     into = tuple(slice(o, o + n) for o, n in zip(origin, layer.shape_kji, strict=True))
     voxels[into] = layer.voxels_kji
-    old = layer.image.GetPointData().GetScalars()
-    scalars = numpy_support.numpy_to_vtk(voxels.ravel(), deep=False, array_type=old.GetDataType())
-    scalars.SetName(old.GetName())
     extent: list[int] = []
     for axis, offset in zip((2, 1, 0), layer.offset_ijk, strict=True):
         extent += [low[axis] - offset, high[axis] - 1 - offset]
