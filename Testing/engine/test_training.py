@@ -42,7 +42,7 @@ def known_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "fill", Fill)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Sums on several threads may differ in their last bits from run to run."""
     before = torch.get_num_threads()
