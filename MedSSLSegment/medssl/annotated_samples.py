@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from .data import AIR_HU, Scan, fit_slice
+from .data import AIR_HU, IGNORE, Scan, fit_slice
 from .errors import InputError
 from .input_contract import InputContract
-from .segmentation_loss import IGNORE
 
 if TYPE_CHECKING:
     from .labelled import LabelledScan

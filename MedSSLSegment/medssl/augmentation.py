@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .segmentation_loss import IGNORE
+from .data import IGNORE
 
 __all__ = ["Augmentation"]
 

@@ -19,10 +19,12 @@ from .input_contract import InputContract, IntensityStats
 if TYPE_CHECKING:
     from .grid import PreparedGrid
 
-__all__ = ["AIR_HU", "Scan", "SliceArray", "UnlabelledVolumes", "fit_slice"]
+__all__ = ["AIR_HU", "IGNORE", "Scan", "SliceArray", "UnlabelledVolumes", "fit_slice"]
 
 AIR_HU = -1024
 """What lies outside a scan."""
+IGNORE = 255
+"""Label of a voxel that nobody vouches for."""
 
 
 class SliceArray(Protocol):

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from .annotated_samples import AnnotatedCase, AnnotatedSamples, is_lateral
 from .augmentation import Augmentation
+from .data import IGNORE
 from .errors import Cancelled, InputError, ModelError
 from .events import Eta, Progress
 from .input_contract import InputContract
 from .recipe import Recipe
-from .segmentation_loss import IGNORE, segmentation_loss
+from .segmentation_loss import segmentation_loss
 from .segmenter import Segmenter
 from .tiling import ScanPredictor, never
 

@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .data import Scan, SliceArray, intensity_stats
+from .data import IGNORE, Scan, SliceArray, intensity_stats
 from .errors import Cancelled, InputError
 from .events import Eta, Log, Progress
 from .grid import PreparedGrid, prepare_image, scan_id
@@ -36,10 +36,8 @@ from .sources import Patients, dicom_patient, find_sources, image_stem, stated_m
 from .volume import Volume, as_stack, read_volume
 from .volume_cache import VolumeCache, guessed_modality, require_modality, some
 
-__all__ = ["IGNORE", "LabelledCase", "LabelledScan", "LabelledScans", "find_cases"]
+__all__ = ["LabelledCase", "LabelledScan", "LabelledScans", "find_cases"]
 
-IGNORE = 255
-"""Label of a voxel that nobody vouches for."""
 _LABEL_NAMES = ("label.", "labels.", "segmentation.", "mask.", "seg.")
 _PAIR_ENDINGS = ("label", "labels", "seg", "mask", "segmentation", "gt", "groundtruth")
 _MOST_SEGMENTS = 254

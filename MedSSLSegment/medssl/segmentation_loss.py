@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORE", "LossName", "segmentation_loss"]
+from .data import IGNORE
 
-IGNORE = 255
-"""Label of a voxel that nobody vouched for."""
+__all__ = ["LossName", "segmentation_loss"]
+
 LossName = Literal["dice", "dice+ce"]
 _SMOOTH = 1.0
 """Keeps the Dice of an absent class defined (PolyCL's own loss adds it too)."""

@@ -23,7 +23,7 @@ import torch
 
 from .annotated_samples import AnnotatedCase
 from .backbones import build_backbone
-from .data import UnlabelledVolumes
+from .data import IGNORE, UnlabelledVolumes
 from .errors import ModelError
 from .finetuning import FinetuneSettings, Fitted, automatic, fit, predictor_of, step_seconds
 from .input_contract import InputContract
@@ -32,7 +32,6 @@ from .methods import Preset, find_method
 from .metrics import evaluate
 from .pretrain_config import PretrainConfig
 from .segmentation import Segment, Segmentation, default_color
-from .segmentation_loss import IGNORE
 from .segmenter import Segmenter
 from .storage import atomic_path
 from .tiling import never

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import processor
 from medssl.data import intensity_stats
 from medssl.finetune_run import FinetuneConfig, finetune
 from medssl.grid import prepare_image
@@ -150,7 +151,7 @@ def report(rows: Sequence[str], options: argparse.Namespace) -> str:
             " seconds over ours in the same turn, in brackets its 10th and 90th percentile. Dice is the mean over"
             " organs and volumes of patients that no network has seen.",
             "",
-            f"{_processor()}, {options.threads} thread(s), Python {platform.python_version()},"
+            f"{processor()}, {options.threads} thread(s), Python {platform.python_version()},"
             f" torch {torch.__version__}; {datetime.date.today().isoformat()}.",
             "",
             "| network | training size | against | MONAI, s | ours, s | MONAI / ours | Dice MONAI | Dice ours |",
@@ -238,12 +239,6 @@ def _cases(root: Path | None, limit: int) -> Iterator[Case]:
 
 def _mean(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f}" if values else "-"
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import processor
 from medssl.phantom import phantom_ct
 from medssl.registry import DEFAULT_MODEL, find_entry, is_available
 from protocol import data_root, held_out_cases
@@ -206,17 +207,8 @@ def _provenance(options: argparse.Namespace) -> dict[str, str]:
     if arguments:
         words.append(f"ARGS={shlex.quote(' '.join(arguments))}")
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    machine = f"{_processor()}, {os.cpu_count()} cores, {options.threads} threads, {versions}"
+    machine = f"{processor()}, {os.cpu_count()} cores, {options.threads} threads, {versions}"
     return {"command": " ".join(words), "machine": machine, "date": datetime.date.today().isoformat()}
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

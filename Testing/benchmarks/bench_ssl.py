@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import processor
 from medssl.backbones import build_backbone
 from medssl.backbones.stunet import STUNetEncoder
 from medssl.data import UnlabelledVolumes
@@ -96,7 +97,7 @@ def report(timings: Sequence[Timing], rounds: int) -> str:
         " part of its step. Milliseconds are medians of the processor's time;"
         f" the ratio is the median of {rounds} rounds, in brackets their 10th and 90th percentile.",
         "",
-        f"{_processor()}, 1 thread, Python {platform.python_version()}, torch {torch.__version__};"
+        f"{processor()}, 1 thread, Python {platform.python_version()}, torch {torch.__version__};"
         f" {datetime.date.today().isoformat()}.",
         "",
         "| what | setting | published, ms | ours, ms | published / ours |",
@@ -263,12 +264,6 @@ def _scans(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def _trained(method: Method) -> list[torch.nn.Parameter]:
     return [p for p in method.parameters() if p.requires_grad]
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from medssl.annotated_samples import AnnotatedCase, AnnotatedSamples, hold_out, is_lateral
 from medssl.augmentation import Augmentation
 from medssl.backbones import build_backbone
-from medssl.data import Scan, intensity_stats
+from medssl.data import IGNORE, Scan, intensity_stats
 from medssl.errors import Cancelled, InputError, ModelError
 from medssl.events import Progress
 from medssl.finetune_run import FinetuneConfig, finetune
@@ -21,7 +21,7 @@ from medssl.input_contract import InputContract
 from medssl.labelled import LabelledCase
 from medssl.run_folder import RunFolder, TrainingMetric, plain
 from medssl.segmentation import Segment, Segmentation
-from medssl.segmentation_loss import IGNORE, segmentation_loss
+from medssl.segmentation_loss import segmentation_loss
 from medssl.segmenter import ModelInfo, SegmentationModel, Segmenter, read_model, write_model
 from medssl.volume import Volume
 from torch import Tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,10 @@ from medssl.run_folder import RunFolder
 from medssl.training import pretrain
 from medssl.transfer import read_encoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ("medssl-vit", "mae", "amlp", "tcs-mae")
 STEPS = 5
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums on several threads may differ in their last bits from run to run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-    torch.set_flush_denormal(False)
 
 
 def small(name: str) -> Preset:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,13 @@ from medssl.run_folder import RunFolder, TrainingMetric
 from medssl.training import pretrain
 from medssl.transfer import load_encoder, read_encoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 200
 COMPARED, SAVED, KILLED = 6, 3, 5
 """Steps after which runs are compared; one is saved after 3 and killed after its 5th."""
 CONTRASTIVE = ("polycl-s", "polycl-o", "polycl-m", "simclr", "supcon", "moco", "byol")
 SMALLER = {"unet2d_16": "unet2d_4"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medssl.cases import CaseStore, Vouched
+from medssl.data import IGNORE
 from medssl.errors import InputError
 from medssl.input_contract import InputContract
-from medssl.labelled import IGNORE, LabelledScans
+from medssl.labelled import LabelledScans
 from medssl.segmentation import Segment, Segmentation
 from medssl.teaching import labelled_cases
 from medssl.volume import Volume

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from medssl.registry import DEFAULT_MODEL, find_entry, model_path
 from medssl.tracker_clips import ClipSampler, LabelledVolume
 from medssl.tracker_training import Metric, TrackerTrainConfig, _new_model, _tracking_loss, train_tracker
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = NanoConfig(image_size=64, embed_dim=8, model_dim=64, memory_dim=32, memories=3, edge_width=4)
 HOLDOUT = Path(__file__).parents[1] / "benchmarks" / "holdout.json"
 DIES_WHILE_SAVING = """
@@ -38,16 +39,6 @@ from test_tracker_training import TINY, a_config, train_tracker
 torch.save = half_a_file
 list(train_tracker(a_config(Path(sys.argv[1]), Path(sys.argv[2]), steps=2), model_config=TINY))
 """
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums on several threads may differ in their last bits from run to run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-    torch.set_flush_denormal(False)
 
 
 def a_case(seed: int) -> tuple[np.ndarray, np.ndarray]:

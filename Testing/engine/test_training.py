@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ from medssl.transfer import read_encoder
 from small_method import SMALL, Fill, small_volumes
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PATHS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 STEPS = 8
 CPU = torch.device("cpu")
@@ -40,16 +41,6 @@ CPU = torch.device("cpu")
 def known_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKBONES, "small", SMALL)
     monkeypatch.setitem(METHODS, "fill", Fill)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums on several threads may differ in their last bits from run to run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ __all__ = [
     "add_models",
     "add_output",
     "add_promptable",
+    "add_refinement",
     "add_series",
     "add_store",
     "add_trained",
@@ -62,6 +63,26 @@ def add_promptable(parser: argparse.ArgumentParser) -> None:
             option, metavar="ID", default=DEFAULT_MODEL, help=f"promptable model that {what} [%(default)s]"
         )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [%(default)s]")
+
+
+def add_refinement(parser: argparse.ArgumentParser) -> None:
+    """How a coarse mask is refined, and along which slices."""
+    parser.add_argument(
+        "--axis", choices=["axial", "coronal", "sagittal", "0", "1", "2"], default="axial",
+        help="slices to go along: a view, or an axis of the file (0 = K, 1 = J, 2 = I) [%(default)s]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--margin-mm",
+        metavar="MM",
+        type=float,
+        default=5.0,
+        help="margin of the boxes around the coarse mask [%(default)s]",
+    )
+    parser.add_argument("--per-component", action="store_true", help="one box per connected part of a slice")
+    parser.add_argument(
+        "--guard-dice", metavar="DICE", type=float, default=0.5,
+        help="a slice keeps its coarse mask if the refined one agrees with it less than this [%(default)s]",
+    )  # fmt: skip
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from ..terminal import ProgressBar, duration, table
 from .command import Command
 from .files import check_output, read_pair
-from .options import add_json, add_model, add_output, add_series, add_window, chosen_axis
+from .options import add_json, add_model, add_output, add_refinement, add_series, add_window, chosen_axis
 from .printed import note_model, print_json
 
 if TYPE_CHECKING:
@@ -34,22 +34,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "--truth", metavar="FILE", help="label map of the truth: score coarse and refined against it"
     )
     parser.add_argument("--segment", metavar="NAME", nargs="+", help="do only these segments [all]")
-    parser.add_argument(
-        "--axis", choices=["axial", "coronal", "sagittal", "0", "1", "2"], default="axial",
-        help="slices to go along: a view, or an axis of the file (0 = K, 1 = J, 2 = I) [%(default)s]",
-    )  # fmt: skip
-    parser.add_argument(
-        "--margin-mm",
-        metavar="MM",
-        type=float,
-        default=5.0,
-        help="margin of the boxes around the mask [%(default)s]",
-    )
-    parser.add_argument("--per-component", action="store_true", help="one box per connected part of a slice")
-    parser.add_argument(
-        "--guard-dice", metavar="DICE", type=float, default=0.5,
-        help="a slice keeps its coarse mask if the refined one agrees with it less than this [%(default)s]",
-    )  # fmt: skip
+    add_refinement(parser)
     add_window(parser)
     add_model(parser)
     add_series(parser)

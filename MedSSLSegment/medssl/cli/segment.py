@@ -17,6 +17,7 @@ from .options import (
     add_json,
     add_output,
     add_promptable,
+    add_refinement,
     add_series,
     add_trained,
     add_window,
@@ -64,10 +65,6 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
         "--segment", metavar="NAME", nargs="+", default=(), help="find only these segments [all]"
     )
     parser.add_argument(
-        "--axis", choices=["axial", "coronal", "sagittal", "0", "1", "2"], default="axial",
-        help="slices to go along: a view, or an axis of the file (0 = K, 1 = J, 2 = I) [%(default)s]",
-    )  # fmt: skip
-    parser.add_argument(
         "--references",
         metavar="N",
         type=int,
@@ -78,18 +75,7 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
         "--least-part", metavar="SHARE", type=float, default=0.5,
         help="drop parts of the coarse mask smaller than this share of its largest; 1 keeps that alone [%(default)s]",
     )  # fmt: skip
-    parser.add_argument(
-        "--margin-mm",
-        metavar="MM",
-        type=float,
-        default=5.0,
-        help="margin of the boxes around the coarse mask [%(default)s]",
-    )
-    parser.add_argument("--per-component", action="store_true", help="one box per connected part of a slice")
-    parser.add_argument(
-        "--guard-dice", metavar="DICE", type=float, default=0.5,
-        help="a slice keeps its coarse mask if the refined one agrees with it less than this [%(default)s]",
-    )  # fmt: skip
+    add_refinement(parser)
     parser.add_argument(
         "--crop",
         choices=["auto", "off"],

@@ -97,10 +97,12 @@ class Contrastive(Method):
         backbone: of two dimensions.
         contract: of its input.
         options: of the method; `ViewOptions` among them where views are drawn.
-        head: (B, widths[-1]) to (B, D).
+        head: (B, widths[-1]) to (B, D); None for a single linear layer, as in PolyCL.
     """
 
-    def __init__(self, backbone: Backbone, contract: InputContract, options: Any, head: nn.Module) -> None:
+    def __init__(
+        self, backbone: Backbone, contract: InputContract, options: Any, head: nn.Module | None = None
+    ) -> None:
         super().__init__(backbone, contract, options)
         if backbone.spatial_dims != 2 or contract.spatial_dims != 2:
             raise InputError(f"{self.info.title} compares slices; choose a backbone and an input of 2D.")
@@ -110,6 +112,8 @@ class Contrastive(Method):
                 f"Slices of {contract.size} pixels are too small for this backbone, which needs {smallest} a side."
             )
         backbone.decoder.requires_grad_(False)
+        if head is None:
+            head = nn.Linear(backbone.encoder.widths[-1], options.dimensions)
         self.head = head
 
     def embed(self, images: Tensor) -> Tensor:

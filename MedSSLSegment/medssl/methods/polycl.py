@@ -21,9 +21,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..backbones.base import Backbone
 from ..errors import InputError
 from ..input_contract import InputContract
 from .augment import input_range, random_view
@@ -133,10 +132,6 @@ class _PolyCL(Contrastive):
 
     needs_presence: ClassVar[bool] = False
     options: PolyCLOptions
-
-    def __init__(self, backbone: Backbone, contract: InputContract, options: PolyCLOptions) -> None:
-        width = backbone.encoder.widths[-1]
-        super().__init__(backbone, contract, options, nn.Linear(width, options.dimensions))
 
     @staticmethod
     def presets() -> Mapping[str, Preset]:

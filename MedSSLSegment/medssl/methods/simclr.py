@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..backbones.base import Backbone
-from ..input_contract import InputContract
 from .augment import input_range, random_view
 from .base import Anchor, MethodInfo, Moment, Preset
 from .contrastive import (
@@ -51,10 +49,6 @@ class SimCLR(Contrastive):
         " Representations, ICML 2020, arXiv:2002.05709",
     )
     options: SimCLROptions
-
-    def __init__(self, backbone: Backbone, contract: InputContract, options: SimCLROptions) -> None:
-        width = backbone.encoder.widths[-1]
-        super().__init__(backbone, contract, options, nn.Linear(width, options.dimensions))
 
     @staticmethod
     def presets() -> Mapping[str, Preset]:

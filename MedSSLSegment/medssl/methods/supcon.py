@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..backbones.base import Backbone
 from ..errors import InputError
-from ..input_contract import InputContract
 from .base import Anchor, MethodInfo, Moment, Preset
 from .contrastive import (
     CPU_CONTRACT,
@@ -51,10 +49,6 @@ class SupCon(Contrastive):
         supervision="presence",
     )
     options: SupConOptions
-
-    def __init__(self, backbone: Backbone, contract: InputContract, options: SupConOptions) -> None:
-        width = backbone.encoder.widths[-1]
-        super().__init__(backbone, contract, options, nn.Linear(width, options.dimensions))
 
     @staticmethod
     def presets() -> Mapping[str, Preset]:
