@@ -6,10 +6,10 @@ import os
 import signal
 
 import torch
-from medssl.data import UnlabelledVolumes
+from medssl.datasets.data import UnlabelledVolumes
 from medssl.events import Progress
+from medssl.learning.pretrain_config import PretrainConfig
 from medssl.methods import Preset
-from medssl.pretrain_config import PretrainConfig
 from medssl.training import pretrain
 
 __all__ = ["train_and_die"]

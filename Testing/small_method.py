@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from medssl.averaging import follow, frozen_copy
 from medssl.backbones import BACKBONES, Backbone, BackboneSpec, Decoder, Encoder
-from medssl.data import UnlabelledVolumes, fit_slice
-from medssl.input_contract import InputContract
+from medssl.datasets.data import UnlabelledVolumes, fit_slice
+from medssl.datasets.input_contract import InputContract
+from medssl.learning.averaging import follow, frozen_copy
+from medssl.learning.recipe import Recipe
 from medssl.methods import METHODS, Anchor, Method, MethodInfo, Moment, Preset
 from medssl.phantom import phantom_ct
-from medssl.recipe import Recipe
 from numpy.typing import NDArray
 from torch import Tensor, nn
 

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .datasets.sources import ReadScan, Source, find_sources, image_stem
 from .errors import Cancelled, InputError, MedSSLError
 from .events import Eta, Progress
 from .segmentation import Segmentation, write_segmentation
-from .sources import ReadScan, Source, find_sources, image_stem
 from .storage import atomic_path, make_folder
 from .volume import Volume
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cases import Case, CaseStore, vouch_for_all, vouched_voxels
+from .datasets.labelled import LabelledCase
 from .errors import InputError, MedSSLError
 from .events import Eta, Log, Progress
-from .imagefile import write_image
-from .labelled import LabelledCase
+from .formats.imagefile import write_image
 from .storage import atomic_path, make_folder
 from .volume import read_volume, write_volume
 
@@ -82,7 +82,7 @@ def import_dicom_seg(
     Raises:
         InputError: no SEG, another grid, or the volume is in the store already.
     """
-    from .dicom_seg import read_dicom_seg
+    from .formats.dicom_seg import read_dicom_seg
 
     volume = read_volume(series, uid)
     segmentation = read_dicom_seg(seg, volume)

@@ -10,8 +10,8 @@ request starts the worker, and so does the next one after it died. A volume is s
 by a thread of its own, so that neither a large volume nor a slow line holds up the caller.
 
 Requests on cases, runs and models are answered within seconds, also while the worker computes; what came of them is in
-`ticket.result().summary`, a dict of plain facts (`medssl.facts` says which). All their folders and files are those of
-the worker's machine; "" stands for the usual folder below its MEDSSL_HOME (cases, models, runs, encoders).
+`ticket.result().summary`, a dict of plain facts (`medssl.serving.facts` says which). All their folders and files are
+those of the worker's machine; "" stands for the usual folder below its MEDSSL_HOME (cases, models, runs, encoders).
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
-from .codec import encode_labels, to_plain
-from .connection import Connection, WorkerStatus
 from .errors import MedSSLError, WorkerDied
-from .launch import LocalCommand, SshCommand, WorkerCommand
 from .messages import (
     AddCase,
     AdoptRun,
@@ -59,8 +56,11 @@ from .messages import (
     WorkerInfo,
 )
 from .registry import DEFAULT_MODEL
-from .run_folder import plain
-from .ticket import Ticket
+from .runs.run_folder import plain
+from .wire.codec import encode_labels, to_plain
+from .wire.connection import Connection, WorkerStatus
+from .wire.launch import LocalCommand, SshCommand, WorkerCommand
+from .wire.ticket import Ticket
 
 if TYPE_CHECKING:
     import numpy as np

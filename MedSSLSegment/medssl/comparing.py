@@ -10,10 +10,10 @@ import numpy as np
 from .cases import Vouched, vouched_voxels
 from .errors import InputError
 from .events import Progress
+from .few_labels.segmenter import read_model
 from .inference import predict_volume
 from .metrics import dice
 from .segmentation import Segmentation
-from .segmenter import read_model
 from .volume import Volume
 
 __all__ = ["compare_models"]

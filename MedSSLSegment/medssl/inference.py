@@ -16,15 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .data import intensity_stats
+from .datasets.data import intensity_stats
+from .datasets.grid import prepare_image
 from .errors import InputError
 from .events import Eta, Progress
-from .finetuning import predictor_of
+from .few_labels.finetuning import predictor_of
+from .few_labels.segmenter import SegmentationModel
+from .few_labels.tiling import ScanPredictor, never
 from .foundation.runtime import pick_device
-from .grid import prepare_image
 from .segmentation import Segmentation
-from .segmenter import SegmentationModel
-from .tiling import ScanPredictor, never
 from .volume import Volume
 
 __all__ = ["PredictedSlices", "Prediction", "predict", "predict_volume"]

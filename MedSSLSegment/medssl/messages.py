@@ -5,8 +5,8 @@ Requests go to the worker, replies come back under the request's id. Streamed re
 field names a patient, but the name a user gives a case: a volume is known by its content hash.
 
 Requests on folders (cases, runs, models) say what they want to know or to do; the answer is a `Finished` whose summary
-holds plain facts, as `medssl.facts` makes them. All paths are the worker's; an empty folder stands for the usual one of
-`medssl.home`.
+holds plain facts, as `medssl.serving.facts` makes them. All paths are the worker's; an empty folder stands for the
+usual one of `medssl.home`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from . import errors
 from .cases import Vouched
-from .codec import PackedLabels, from_plain, to_plain
 from .errors import MedSSLError, ProtocolError, WorkerError
 from .events import Log, Progress
-from .framing import Frame
 from .prompts import Reference, SlicePrompt
 from .results import SliceMask, UncertaintyMap
 from .segmentation import Segment
+from .wire.codec import PackedLabels, from_plain, to_plain
+from .wire.framing import Frame
 
 __all__ = [
     "MESSAGES",

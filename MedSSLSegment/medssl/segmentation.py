@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .imagefile import RawImage, read_image, write_image
-from .segnrrd import MAX_LABEL, has_segments, merge_layers, segment_fields
+from .formats.imagefile import RawImage, read_image, write_image
+from .formats.segnrrd import MAX_LABEL, has_segments, merge_layers, segment_fields
 from .storage import atomic_path
 from .volume import Volume, check_affine, spacing_of
 

@@ -37,8 +37,8 @@ from .storage import make_folder
 from .volume import Volume, Window, as_stack, take_slice, write_volume
 
 if TYPE_CHECKING:
+    from .few_labels.segmenter import SegmentationModel
     from .foundation.protocols import ImagePredictor, Prediction, SliceTracker
-    from .segmenter import SegmentationModel
 
 __all__ = [
     "STAGES",

@@ -26,22 +26,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .data import UnlabelledVolumes
-from .distributed import rank, world_size
+from .cli.terminal import duration
+from .datasets.data import UnlabelledVolumes
 from .errors import Cancelled, InputError, ModelError, NotEnoughMemory
 from .events import Eta, Log, Progress, drain
+from .few_labels.tiling import never
 from .foundation.runtime import pick_device
 from .home import cache_folder
-from .memory import gigabytes, used_bytes
+from .learning.distributed import rank, world_size
+from .learning.optimisation import autocast, gradient_scaler, make_optimiser, seed_step, set_learning_rate
+from .learning.pretrain_config import PretrainConfig, choose_preset, lasting
+from .learning.recipe import Recipe
+from .learning.sampling import Samples, StepPlan, load_parts
+from .learning.transfer import write_encoder
 from .methods import Method, Moment, Preset, find_method
-from .optimisation import autocast, gradient_scaler, make_optimiser, seed_step, set_learning_rate
-from .pretrain_config import PretrainConfig, choose_preset, lasting
-from .recipe import Recipe
-from .run_folder import RunFolder, TrainingMetric, plain
-from .sampling import Samples, StepPlan, load_parts
-from .terminal import duration
-from .tiling import never
-from .transfer import write_encoder
+from .runs.run_folder import RunFolder, TrainingMetric, plain
+from .serving.memory import gigabytes, used_bytes
 
 __all__ = ["Estimate", "estimate", "pretrain"]
 
@@ -272,8 +272,8 @@ def _read_volumes(
     config: PretrainConfig, settings: Preset, cancelled: Callable[[], bool]
 ) -> Generator[_Event, None, UnlabelledVolumes]:
     """Prepare the scans; with several processes the first one does, and the others find them in the cache."""
-    from .presence import read_presence, with_presence
-    from .volume_cache import prepare_volumes
+    from .datasets.presence import read_presence, with_presence
+    from .datasets.volume_cache import prepare_volumes
 
     rows = None if config.presence is None else read_presence(config.presence)
 

@@ -17,9 +17,9 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .dicom import DicomSeries, list_dicom_series, read_dicom
 from .errors import InputError
-from .imagefile import read_image, write_image
+from .formats.dicom import DicomSeries, list_dicom_series, read_dicom
+from .formats.imagefile import read_image, write_image
 
 __all__ = [
     "VIEWS",

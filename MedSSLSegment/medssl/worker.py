@@ -23,12 +23,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import IO, NoReturn
 
-from . import __version__, memory
-from .engine import Engine, EngineBackend, EngineRequest
+from . import __version__
 from .errors import Cancelled, MedSSLError, NotEnoughMemory, ProtocolError
 from .events import Progress
-from .filing import FILING_REQUESTS, Desk, file_request
-from .framing import Frame, read_frame, write_frame
 from .messages import (
     Cancel,
     Failed,
@@ -51,8 +48,12 @@ from .messages import (
     from_frame,
     to_frame,
 )
+from .serving import memory
+from .serving.engine import Engine, EngineBackend, EngineRequest
+from .serving.filing import FILING_REQUESTS, Desk, file_request
+from .serving.volume_store import VolumeStore
 from .volume import Volume
-from .volume_store import VolumeStore
+from .wire.framing import Frame, read_frame, write_frame
 
 __all__ = ["Worker", "claim_standard_streams", "main"]
 

@@ -29,17 +29,17 @@ from typing import Literal
 
 import numpy as np
 import torch
-from medssl.annotated_samples import AnnotatedCase
-from medssl.finetuning import FinetuneSettings, automatic, fit, step_seconds
+from medssl.datasets.grid import scan_id
+from medssl.datasets.input_contract import InputContract
+from medssl.datasets.labelled import LabelledCase, LabelledScans
+from medssl.few_labels.annotated_samples import AnnotatedCase
+from medssl.few_labels.finetuning import FinetuneSettings, automatic, fit, step_seconds
+from medssl.few_labels.segmenter import ModelInfo, SegmentationModel
 from medssl.foundation.protocols import ImagePredictor, SliceTracker
-from medssl.grid import scan_id
-from medssl.input_contract import InputContract
-from medssl.labelled import LabelledCase, LabelledScans
+from medssl.learning.transfer import load_encoder, read_encoder
 from medssl.registry import DEFAULT_MODEL
 from medssl.segmentation import Segment, default_color
-from medssl.segmenter import ModelInfo, SegmentationModel
 from medssl.segmenting import STAGES, SegmentOptions, Stage, segment_volume
-from medssl.transfer import load_encoder, read_encoder
 from protocol import Interval, bootstrap_mean, data_root, held_out_cases
 
 _HERE = Path(__file__).resolve().parent

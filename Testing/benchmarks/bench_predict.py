@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from machine import processor
-from medssl.data import intensity_stats
-from medssl.finetune_run import FinetuneConfig, finetune
-from medssl.grid import prepare_image
+from medssl.datasets.data import intensity_stats
+from medssl.datasets.grid import prepare_image
+from medssl.few_labels.finetune_run import FinetuneConfig, finetune
+from medssl.few_labels.segmenter import SegmentationModel, read_model
 from medssl.inference import predict_volume
 from medssl.metrics import dice
 from medssl.phantom import phantom_ct
-from medssl.segmenter import SegmentationModel, read_model
 from medssl.volume import Volume
 from monai.inferers import Inferer, SliceInferer, SlidingWindowInferer
 from numpy.typing import NDArray
@@ -210,9 +210,9 @@ def _named(models: Sequence[Path], trained: bool) -> Iterator[tuple[str, Segment
 
 def _untrained() -> Iterator[tuple[str, SegmentationModel]]:
     """Random weights: enough to time."""
-    from medssl.input_contract import InputContract
+    from medssl.datasets.input_contract import InputContract
+    from medssl.few_labels.segmenter import ModelInfo
     from medssl.segmentation import Segment, default_color
-    from medssl.segmenter import ModelInfo
 
     segments = tuple(Segment(name, n, default_color(n)) for n, name in enumerate(("liver", "spleen"), 1))
     for dims, backbone in _BACKBONES.items():

@@ -24,15 +24,15 @@ import torch
 from machine import processor
 from medssl.backbones import build_backbone
 from medssl.backbones.stunet import STUNetEncoder
-from medssl.data import UnlabelledVolumes
-from medssl.input_contract import InputContract
+from medssl.datasets.data import UnlabelledVolumes
+from medssl.datasets.input_contract import InputContract
+from medssl.datasets.volume_cache import prepare_volumes
+from medssl.formats.nifti import write_nifti
 from medssl.methods.anatomask import AnatoMask, AnatoMaskOptions
 from medssl.methods.base import Method, Moment
 from medssl.methods.polycl import PolyCLOptions, PolyCLS
 from medssl.methods.tcs_mae import TCSMAE, TCSMAEOptions
-from medssl.nifti import write_nifti
 from medssl.phantom import phantom_ct
-from medssl.volume_cache import prepare_volumes
 from published_steps import AnatoMaskStep, PolyCLStep, TCSMAEStep, polycl_triplet
 from torch import Tensor
 

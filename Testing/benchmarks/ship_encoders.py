@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 from medssl.checkpoints import write_checkpoint
+from medssl.datasets.grid import scan_id
 from medssl.errors import InputError, MedSSLError
-from medssl.grid import scan_id
+from medssl.learning.transfer import EncoderFile, read_encoder
 from medssl.methods import METHODS
 from medssl.registry import (
     EncoderEntry,
@@ -28,8 +29,7 @@ from medssl.registry import (
     sha256_of,
     write_registry,
 )
-from medssl.run_folder import RunFolder
-from medssl.transfer import EncoderFile, read_encoder
+from medssl.runs.run_folder import RunFolder
 from medssl.volume import read_volume
 
 HOLDOUT = Path(__file__).with_name("holdout.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from bench_few_labels import Run, Score, Work, gain, planned, report, vouched_slice
-from medssl.annotated_samples import AnnotatedCase
+from medssl.few_labels.annotated_samples import AnnotatedCase
 from medssl.segmenting import STAGES
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from bench_predict import Turns, monai_way, ours, table_rows
-from medssl.input_contract import InputContract
+from medssl.datasets.input_contract import InputContract
+from medssl.few_labels.segmenter import ModelInfo, SegmentationModel
 from medssl.segmentation import Segment
-from medssl.segmenter import ModelInfo, SegmentationModel
 from medssl.volume import Volume
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from medssl.arguments import add_fields, build, field_help
+from medssl.cli.arguments import add_fields, build, field_help
 
 
 @dataclass(frozen=True, kw_only=True)

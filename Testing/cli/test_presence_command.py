@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from medssl.presence import read_presence
+from medssl.datasets.presence import read_presence
 
 
 def test_presence_writes_a_table_and_says_how_many_scans_show_the_organ(

@@ -15,19 +15,19 @@ import pytest
 import torch
 from medssl.backbones import BACKBONES
 from medssl.cli.watching import follow
-from medssl.detached import command_words, resume_detached, start_detached
 from medssl.errors import InputError
+from medssl.learning.pretrain_config import PretrainConfig
 from medssl.methods import METHODS
 from medssl.phantom import phantom_ct
-from medssl.pretrain_config import PretrainConfig
-from medssl.run_folder import RunFolder, plain
+from medssl.runs.detached import command_words, resume_detached, start_detached
+from medssl.runs.run_folder import RunFolder, plain
 from medssl.volume import write_volume
 from small_method import SMALL, Fill
 
 STARTED_ELSEWHERE = """
 import sys
 from pathlib import Path
-from medssl.detached import start_detached
+from medssl.runs.detached import start_detached
 run = start_detached("pretrain", {settings!r})
 print(run.status.pid, flush=True)
 """

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from medssl.backbones.stunet import stunet
+from medssl.datasets.input_contract import InputContract
 from medssl.errors import InputError
-from medssl.input_contract import InputContract
 from medssl.methods.anatomask import AnatoMask, AnatoMaskOptions, harden_masks, rank_patches
 from medssl.methods.base import Moment
 from medssl.methods.block_masks import count_masked, random_masks

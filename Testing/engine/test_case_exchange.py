@@ -10,10 +10,10 @@ import pytest
 from engine.test_dicom_seg import two_organs, write_series
 from medssl.case_exchange import Pair, export_monai, export_nnunet, import_dicom_seg, import_pairs
 from medssl.cases import Case, CaseStore, Vouched
-from medssl.dicom_seg import write_dicom_seg
 from medssl.errors import InputError
 from medssl.events import Log, Progress, drain
-from medssl.imagefile import read_image
+from medssl.formats.dicom_seg import write_dicom_seg
+from medssl.formats.imagefile import read_image
 from medssl.segmentation import Segment, Segmentation, write_segmentation
 from medssl.volume import Volume, read_volume, write_volume
 

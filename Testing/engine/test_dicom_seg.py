@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medssl.dicom_seg import read_dicom_seg, write_dicom_seg
 from medssl.errors import InputError, StorageError
+from medssl.formats.dicom_seg import read_dicom_seg, write_dicom_seg
 from medssl.segmentation import Segment, Segmentation
 from medssl.volume import Volume, read_volume
 from numpy.typing import NDArray
@@ -138,5 +138,7 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
 def test_reading_needs_no_torch(tmp_path: Path) -> None:
     import subprocess
 
-    code = "import sys, medssl.dicom_seg; sys.exit('torch' in sys.modules or 'highdicom' in sys.modules)"
+    code = (
+        "import sys, medssl.formats.dicom_seg; sys.exit('torch' in sys.modules or 'highdicom' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

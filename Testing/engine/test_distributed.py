@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from medssl.backbones import build_backbone
-from medssl.distributed import JointBatchNorm1d, gather, own_rows, rank, world_size
-from medssl.input_contract import InputContract
+from medssl.datasets.input_contract import InputContract
+from medssl.learning.distributed import JointBatchNorm1d, gather, own_rows, rank, world_size
 from medssl.methods.base import Moment
 from medssl.methods.byol import BYOL, BYOLOptions
 from medssl.methods.contrastive import Contrastive

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from medssl.distributed import own_rows, rank, world_size
+from medssl.learning.distributed import own_rows, rank, world_size
 from medssl.methods.medssl_vit import region_contrast
 from medssl.methods.patch_labels import PatchLabels
 from torch import Tensor

@@ -9,20 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from medssl.annotated_samples import AnnotatedCase, AnnotatedSamples, hold_out, is_lateral
-from medssl.augmentation import Augmentation
 from medssl.backbones import build_backbone
-from medssl.data import IGNORE, Scan, intensity_stats
+from medssl.datasets.data import IGNORE, Scan, intensity_stats
+from medssl.datasets.input_contract import InputContract
+from medssl.datasets.labelled import LabelledCase
 from medssl.errors import Cancelled, InputError, ModelError
 from medssl.events import Progress
-from medssl.finetune_run import FinetuneConfig, finetune
-from medssl.finetuning import FinetuneMetric, FinetuneSettings, Fitted, automatic, fit, parameter_groups
-from medssl.input_contract import InputContract
-from medssl.labelled import LabelledCase
-from medssl.run_folder import RunFolder, TrainingMetric, plain
+from medssl.few_labels.annotated_samples import AnnotatedCase, AnnotatedSamples, hold_out, is_lateral
+from medssl.few_labels.augmentation import Augmentation
+from medssl.few_labels.finetune_run import FinetuneConfig, finetune
+from medssl.few_labels.finetuning import (
+    FinetuneMetric,
+    FinetuneSettings,
+    Fitted,
+    automatic,
+    fit,
+    parameter_groups,
+)
+from medssl.few_labels.segmentation_loss import segmentation_loss
+from medssl.few_labels.segmenter import ModelInfo, SegmentationModel, Segmenter, read_model, write_model
+from medssl.runs.run_folder import RunFolder, TrainingMetric, plain
 from medssl.segmentation import Segment, Segmentation
-from medssl.segmentation_loss import segmentation_loss
-from medssl.segmenter import ModelInfo, SegmentationModel, Segmenter, read_model, write_model
 from medssl.volume import Volume
 from torch import Tensor
 

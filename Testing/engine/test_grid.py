@@ -6,9 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
+from medssl.datasets.grid import PreparedGrid, body_box, prepare_image, scan_id, storable
+from medssl.datasets.input_contract import InputContract
 from medssl.errors import Cancelled, InputError
-from medssl.grid import PreparedGrid, body_box, prepare_image, scan_id, storable
-from medssl.input_contract import InputContract
 from medssl.volume import Volume
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates

@@ -8,13 +8,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from medssl.datasets.grid import PreparedGrid, prepare_image
+from medssl.datasets.input_contract import InputContract
 from medssl.errors import Cancelled, InputError
-from medssl.grid import PreparedGrid, prepare_image
+from medssl.few_labels.segmenter import ModelInfo, SegmentationModel
+from medssl.few_labels.tiling import ScanPredictor
 from medssl.inference import PredictedSlices, predict, predict_volume
-from medssl.input_contract import InputContract
 from medssl.segmentation import Segment
-from medssl.segmenter import ModelInfo, SegmentationModel
-from medssl.tiling import ScanPredictor
 from medssl.volume import Volume
 from numpy.typing import NDArray
 from torch import Tensor

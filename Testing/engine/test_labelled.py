@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-from medssl.data import IGNORE
+from medssl.datasets.data import IGNORE
+from medssl.datasets.input_contract import InputContract
+from medssl.datasets.labelled import LabelledCase, LabelledScans, find_cases
 from medssl.errors import InputError
 from medssl.events import Log
-from medssl.input_contract import InputContract
-from medssl.labelled import LabelledCase, LabelledScans, find_cases
 from medssl.metrics import dice
 from medssl.phantom import Phantom, phantom_ct
 from medssl.segmentation import Segment, Segmentation, default_color, write_segmentation

@@ -9,9 +9,9 @@ import pytest
 import torch
 from medssl.backbones import build_backbone
 from medssl.backbones.vit import VitEncoder
-from medssl.data import UnlabelledVolumes
+from medssl.datasets.data import UnlabelledVolumes
+from medssl.datasets.input_contract import InputContract
 from medssl.errors import InputError
-from medssl.input_contract import InputContract
 from medssl.methods.base import Anchor, Moment
 from medssl.methods.mae import MAE, MAEOptions, MaskedAutoencoder
 from medssl.methods.masking import normalised_patches, patchify, visible_indices

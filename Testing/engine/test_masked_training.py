@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from medssl.data import UnlabelledVolumes
+from medssl.datasets.data import UnlabelledVolumes
 from medssl.errors import Cancelled
+from medssl.learning.pretrain_config import PretrainConfig
+from medssl.learning.transfer import read_encoder
 from medssl.methods import METHODS, Preset
-from medssl.pretrain_config import PretrainConfig
-from medssl.run_folder import RunFolder
+from medssl.runs.run_folder import RunFolder
 from medssl.training import pretrain
-from medssl.transfer import read_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

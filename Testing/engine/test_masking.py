@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from medssl.data import UnlabelledVolumes
+from medssl.datasets.data import UnlabelledVolumes
 from medssl.methods.crops import Crop, random_crop
 from medssl.methods.masking import (
     masked_mean,

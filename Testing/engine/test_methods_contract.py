@@ -18,14 +18,14 @@ import pytest
 import torch
 from killed_run import train_and_die
 from medssl.backbones import build_backbone
-from medssl.data import UnlabelledVolumes
+from medssl.datasets.data import UnlabelledVolumes
 from medssl.errors import Cancelled
+from medssl.learning.pretrain_config import PretrainConfig
+from medssl.learning.transfer import load_encoder, read_encoder
 from medssl.methods import METHODS, Preset
 from medssl.phantom import phantom_ct
-from medssl.pretrain_config import PretrainConfig
-from medssl.run_folder import RunFolder, TrainingMetric
+from medssl.runs.run_folder import RunFolder, TrainingMetric
 from medssl.training import pretrain
-from medssl.transfer import load_encoder, read_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

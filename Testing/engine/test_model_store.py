@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from medssl.checkpoints import read_weights, write_checkpoint
+from medssl.datasets.input_contract import InputContract
 from medssl.errors import InputError, ModelError, StorageError
 from medssl.events import Log
-from medssl.input_contract import InputContract
-from medssl.model_store import ModelStore
+from medssl.few_labels.model_store import ModelStore
+from medssl.few_labels.segmenter import ModelInfo
 from medssl.segmentation import Segment
-from medssl.segmenter import ModelInfo
 
 
 def a_model(folder: Path, value: float = 1.0, dice: float = 0.8) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK
 from medssl.errors import InputError, NotEnoughMemory
-from medssl.nifti import read_nifti, write_nifti
+from medssl.formats.nifti import read_nifti, write_nifti
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from medssl.backbones import build_backbone
-from medssl.data import UnlabelledVolumes
+from medssl.datasets.data import UnlabelledVolumes
+from medssl.datasets.input_contract import InputContract
 from medssl.errors import InputError
-from medssl.input_contract import InputContract
 from medssl.methods import METHODS
 from medssl.methods.base import Anchor, Moment
 from medssl.methods.polycl import PolyCLM, PolyCLO, PolyCLOptions, PolyCLS, legacy_norm

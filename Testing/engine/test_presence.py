@@ -6,14 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medssl.data import UnlabelledVolumes
+from medssl.datasets.data import UnlabelledVolumes
+from medssl.datasets.input_contract import InputContract
+from medssl.datasets.presence import (
+    Presence,
+    presence_from_labels,
+    read_presence,
+    with_presence,
+    write_presence,
+)
+from medssl.datasets.volume_cache import prepare_volumes
 from medssl.errors import InputError
 from medssl.events import Log, Progress
-from medssl.input_contract import InputContract
-from medssl.presence import Presence, presence_from_labels, read_presence, with_presence, write_presence
 from medssl.segmentation import Segment, Segmentation, default_color, write_segmentation
 from medssl.volume import Volume, write_volume
-from medssl.volume_cache import prepare_volumes
 
 SEGMENTS = (Segment("liver", 1, default_color(1)), Segment("spleen", 2, default_color(2)))
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from medssl.errors import Cancelled, InputError, ModelError
 from medssl.events import Log, Progress
-from medssl.processes import is_alive, start_mark
-from medssl.run_folder import RUN_FORMAT, RunFolder, TrainingMetric, list_runs
+from medssl.runs.processes import is_alive, start_mark
+from medssl.runs.run_folder import RUN_FORMAT, RunFolder, TrainingMetric, list_runs
 
 METRIC = TrainingMetric(3, 0.5, {"loss": 1.5}, 1e-3, 20.0)
 
@@ -91,7 +91,7 @@ def test_the_state_follows_how_the_work_ended(run: RunFolder) -> None:
 
 
 def test_a_second_process_is_refused(run: RunFolder) -> None:
-    code = f"from medssl.run_folder import RunFolder\nwith RunFolder.open({str(run.path)!r}).occupied(): pass"
+    code = f"from medssl.runs.run_folder import RunFolder\nwith RunFolder.open({str(run.path)!r}).occupied(): pass"
     with run.occupied():
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         with pytest.raises(InputError, match="is under way"), run.occupied():
@@ -102,7 +102,7 @@ def test_a_second_process_is_refused(run: RunFolder) -> None:
 
 def test_a_killed_process_leaves_a_lost_run_that_another_may_take(run: RunFolder) -> None:
     code = (
-        "import os, signal\nfrom medssl.run_folder import RunFolder\n"
+        "import os, signal\nfrom medssl.runs.run_folder import RunFolder\n"
         f"with RunFolder.open({str(run.path)!r}).occupied(): os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code], check=False)
@@ -186,6 +186,6 @@ def test_a_process_that_has_ended_is_not_alive() -> None:
 
 
 def test_looking_at_runs_needs_no_torch() -> None:
-    code = "import sys, medssl.run_folder, medssl.detached; print('torch' in sys.modules)"
+    code = "import sys, medssl.runs.run_folder, medssl.runs.detached; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK
 from medssl.errors import InputError, StorageError
-from medssl.nifti import write_nifti
+from medssl.formats.nifti import write_nifti
 from medssl.segmentation import Segment, Segmentation, default_color, read_segmentation, write_segmentation
 from medssl.volume import Volume
 from numpy.typing import NDArray

@@ -193,8 +193,8 @@ def test_wrong_requests_are_refused_in_a_sentence(volume: Volume, coarse: Segmen
 
 def test_a_trained_model_gives_probabilities_and_uncertainty_maps(volume: Volume) -> None:
     import torch
-    from medssl.input_contract import InputContract
-    from medssl.segmenter import ModelInfo, SegmentationModel
+    from medssl.datasets.input_contract import InputContract
+    from medssl.few_labels.segmenter import ModelInfo, SegmentationModel
 
     torch.manual_seed(0)
     contract = InputContract(size=(16, 16), spacing_kji_mm=(None, 4.0, 4.0), modality="MR", scale="volume")

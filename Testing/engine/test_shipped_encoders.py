@@ -9,9 +9,9 @@ import pytest
 import torch
 from medssl.backbones import build_backbone
 from medssl.errors import ModelError
+from medssl.learning.transfer import load_encoder, read_encoder
 from medssl.methods import METHODS
 from medssl.registry import bundled_folder, load_encoders, refresh_bundled, shipped_encoder, write_registry
-from medssl.transfer import load_encoder, read_encoder
 
 HOLDOUT = Path(__file__).resolve().parents[1] / "benchmarks" / "holdout.json"
 PAPERS = {"medssl-vit", "polycl-s", "polycl-o", "polycl-m", "anatomask", "amlp", "tcs-mae"}

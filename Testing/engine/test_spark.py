@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from medssl.backbones.stunet import stunet
-from medssl.data import UnlabelledVolumes
+from medssl.datasets.data import UnlabelledVolumes
+from medssl.datasets.input_contract import InputContract
 from medssl.errors import InputError
-from medssl.input_contract import InputContract
 from medssl.methods import METHODS
 from medssl.methods.base import Moment
 from medssl.methods.block_masks import count_masked, random_masks

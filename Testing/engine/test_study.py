@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from medssl.datasets.input_contract import InputContract
+from medssl.datasets.labelled import LabelledCase
 from medssl.errors import InputError
-from medssl.finetuning import FinetuneSettings
-from medssl.input_contract import InputContract
-from medssl.labelled import LabelledCase
+from medssl.few_labels.finetuning import FinetuneSettings
 from medssl.segmentation import Segment, Segmentation
-from medssl.study import StudyConfig, _require_same_encoders, study
-from medssl.study_report import findings, paired_difference, write_report
-from medssl.study_runs import Arm, RunResult, StudyBench, StudyData, _mean_scores, runs_of
+from medssl.studies.study import StudyConfig, _require_same_encoders, study
+from medssl.studies.study_report import findings, paired_difference, write_report
+from medssl.studies.study_runs import Arm, RunResult, StudyBench, StudyData, _mean_scores, runs_of
 from medssl.volume import Volume
 
 CONTRACT = InputContract(
@@ -115,7 +115,9 @@ def test_a_patient_with_two_scans_has_the_mean_of_both() -> None:
 
 
 def test_hidden_patients_who_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medssl.study.find_cases", lambda folder, exclude: [case(n) for n in range(5)])
+    monkeypatch.setattr(
+        "medssl.studies.study.find_cases", lambda folder, exclude: [case(n) for n in range(5)]
+    )
     config = StudyConfig(data=tmp_path, out=tmp_path / "out", segment=("organ",), hidden=("case9",))
     with pytest.raises(InputError, match="called case9"):
         list(study(config))

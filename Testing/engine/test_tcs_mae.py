@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from medssl.backbones import build_backbone
-from medssl.data import UnlabelledVolumes
+from medssl.datasets.data import UnlabelledVolumes
+from medssl.datasets.input_contract import InputContract
 from medssl.errors import InputError
-from medssl.input_contract import InputContract
 from medssl.methods.base import Anchor, Moment
 from medssl.methods.contrastive import nt_xent
 from medssl.methods.ssim import ssim

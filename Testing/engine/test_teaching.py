@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medssl.cases import CaseStore, Vouched
-from medssl.data import IGNORE
+from medssl.datasets.data import IGNORE
+from medssl.datasets.input_contract import InputContract
+from medssl.datasets.labelled import LabelledScans
 from medssl.errors import InputError
-from medssl.input_contract import InputContract
-from medssl.labelled import LabelledScans
+from medssl.few_labels.teaching import labelled_cases
 from medssl.segmentation import Segment, Segmentation
-from medssl.teaching import labelled_cases
 from medssl.volume import Volume
 
 GRID = np.diag([1.0, 1.0, 2.0, 1.0])

@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 import torch
 from medssl.backbones import BACKBONES
-from medssl.data import UnlabelledVolumes
+from medssl.datasets.data import UnlabelledVolumes
 from medssl.errors import Cancelled, InputError, ModelError, NotEnoughMemory
 from medssl.events import Log, Progress
+from medssl.learning.optimisation import epoch_order, make_optimiser
+from medssl.learning.pretrain_config import PretrainConfig, choose_preset
+from medssl.learning.recipe import Recipe
+from medssl.learning.sampling import Samples, StepPlan, load_parts
+from medssl.learning.transfer import read_encoder
 from medssl.methods import METHODS, Moment
 from medssl.methods.simclr import SimCLR
-from medssl.optimisation import epoch_order, make_optimiser
-from medssl.pretrain_config import PretrainConfig, choose_preset
-from medssl.recipe import Recipe
-from medssl.run_folder import RunFolder, TrainingMetric
-from medssl.sampling import Samples, StepPlan, load_parts
+from medssl.runs.run_folder import RunFolder, TrainingMetric
 from medssl.training import estimate, pretrain
-from medssl.transfer import read_encoder
 from small_method import SMALL, Fill, small_volumes
 from torch import nn
 
@@ -132,7 +132,7 @@ sys.path[:0] = {PATHS!r}
 import torch
 torch.set_num_threads(1)
 import small_method
-from medssl.pretrain_config import PretrainConfig
+from medssl.learning.pretrain_config import PretrainConfig
 from medssl.training import pretrain
 small_method.register()
 class Dying(small_method.Fill):
@@ -430,7 +430,7 @@ sys.path[:0] = {PATHS!r}
 import small_method
 from medssl.events import Progress
 from medssl.errors import StorageError
-from medssl.pretrain_config import PretrainConfig
+from medssl.learning.pretrain_config import PretrainConfig
 from medssl.training import pretrain
 small_method.register()
 out = Path({str(config.out)!r})

@@ -11,11 +11,11 @@ import pytest
 import torch
 from medssl.backbones import BACKBONES, Backbone, build_backbone
 from medssl.checkpoints import read_checkpoint, write_checkpoint
-from medssl.data import UnlabelledVolumes
+from medssl.datasets.data import UnlabelledVolumes
+from medssl.datasets.input_contract import InputContract
 from medssl.errors import InputError, ModelError
-from medssl.input_contract import InputContract
+from medssl.learning.transfer import EncoderFile, adapt_stem, load_encoder, read_encoder, write_encoder
 from medssl.methods import Anchor, Method, MethodInfo, Moment, Preset
-from medssl.transfer import EncoderFile, adapt_stem, load_encoder, read_encoder, write_encoder
 from torch import Tensor, nn
 
 SMALL = [name for name, spec in BACKBONES.items() if spec.small and spec.spatial_dims == 2]

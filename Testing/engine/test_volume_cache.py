@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK
-from medssl import packed, volume_cache
-from medssl.data import UnlabelledVolumes, intensity_stats
+from medssl.datasets import packed, volume_cache
+from medssl.datasets.data import UnlabelledVolumes, intensity_stats
+from medssl.datasets.grid import prepare_image
+from medssl.datasets.input_contract import InputContract
+from medssl.datasets.packed import PackedArray, pack
+from medssl.datasets.sources import find_sources
+from medssl.datasets.volume_cache import prepare_volumes
 from medssl.errors import Cancelled, InputError, StorageError
 from medssl.events import Log, Progress
-from medssl.grid import prepare_image
-from medssl.input_contract import InputContract
-from medssl.packed import PackedArray, pack
-from medssl.sources import find_sources
 from medssl.volume import Volume, read_volume, write_volume
-from medssl.volume_cache import prepare_volumes
 from numpy.typing import NDArray
 
 CT = InputContract()
@@ -149,8 +149,8 @@ def test_nothing_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         put(ct(seed), data / f"{seed}.nii.gz")
     write_dicom(data / "d", ct(4), "4711")
     before = prepare_volumes(data, CT, tmp_path / "cache")
-    monkeypatch.setattr("medssl.sources.read_volume", _must_not_run)
-    monkeypatch.setattr("medssl.sources.list_dicom_series", _must_not_run)
+    monkeypatch.setattr("medssl.datasets.sources.read_volume", _must_not_run)
+    monkeypatch.setattr("medssl.datasets.sources.list_dicom_series", _must_not_run)
     after = prepare_volumes(data, CT, tmp_path / "cache")
     assert before.scans == after.scans
     np.testing.assert_array_equal(voxels_of(before, 1), voxels_of(after, 1))
@@ -195,7 +195,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
     assert not [path for path in cache.rglob("*") if path.name.startswith(".")]
     read: list[str] = []
     monkeypatch.setattr(
-        "medssl.sources.read_volume", lambda path: read.append(path.name) or read_volume(path)
+        "medssl.datasets.sources.read_volume", lambda path: read.append(path.name) or read_volume(path)
     )
     volumes = prepare_volumes(data, COARSE, cache)
     assert len(read) == 4 - kept

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from typing import IO
 
-from medssl.engine import EngineRequest, LongRequest, Work
 from medssl.errors import Cancelled, InputError
 from medssl.events import Progress
 from medssl.messages import Predict, Propagate, Refine
 from medssl.results import SliceMask
+from medssl.serving.engine import EngineRequest, LongRequest, Work
+from medssl.serving.volume_store import VolumeStore
 from medssl.volume import Volume, as_stack
-from medssl.volume_store import VolumeStore
 from medssl.worker import Worker, claim_standard_streams
 
 SLICE_SECONDS = 0.01

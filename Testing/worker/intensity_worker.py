@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from medssl.engine import EngineBackend
 from medssl.foundation.intensity import IntensityTracker
 from medssl.foundation.protocols import Prediction
 from medssl.prompts import SlicePrompt
+from medssl.serving.engine import EngineBackend
 from medssl.volume import Window
 from medssl.worker import Worker, claim_standard_streams
 

@@ -7,19 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from medssl.cases import Vouched
-from medssl.codec import (
-    PackedLabels,
-    PackedMask,
-    decode_labels,
-    decode_mask,
-    encode_labels,
-    encode_mask,
-    from_plain,
-    to_plain,
-)
 from medssl.errors import InputError, ProtocolError
 from medssl.events import Log, Progress
-from medssl.framing import Frame, read_frame, write_frame
 from medssl.messages import (
     MESSAGES,
     AddCase,
@@ -62,6 +51,17 @@ from medssl.messages import (
 from medssl.prompts import Reference, SlicePrompt
 from medssl.results import SliceMask, UncertaintyMap
 from medssl.segmentation import Segment
+from medssl.wire.codec import (
+    PackedLabels,
+    PackedMask,
+    decode_labels,
+    decode_mask,
+    encode_labels,
+    encode_mask,
+    from_plain,
+    to_plain,
+)
+from medssl.wire.framing import Frame, read_frame, write_frame
 
 MASK = np.zeros((6, 9), bool)
 MASK[2:4, 3:8] = True

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
-from medssl.engine import EngineBackend, ImageKeeper, OwnImage, SessionKeeper
 from medssl.errors import InputError, ModelError
 from medssl.foundation.protocols import Prediction, TrackedSlice, TrackJob
 from medssl.messages import Predict, Propagate
 from medssl.prompts import Reference, SlicePrompt
 from medssl.registry import DEFAULT_MODEL
+from medssl.serving.engine import EngineBackend, ImageKeeper, OwnImage, SessionKeeper
 from medssl.volume import Volume, Window
 
 WINDOW = Window(40, 400)
@@ -149,7 +149,7 @@ def test_the_memory_a_request_needs_is_told_without_loading_torch() -> None:
     script = """
 import sys
 import numpy as np
-from medssl.engine import EngineBackend
+from medssl.serving.engine import EngineBackend
 from medssl.messages import Predict
 from medssl.prompts import SlicePrompt
 from medssl.volume import Volume

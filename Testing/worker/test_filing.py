@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 from medssl.cases import CaseStore, Vouched
 from medssl.client import LocalCommand, WorkerClient
-from medssl.codec import encode_labels
 from medssl.errors import InputError, WorkerDied
 from medssl.events import Log
-from medssl.framing import write_frame
 from medssl.home import cases_folder, runs_folder
 from medssl.messages import AddCase, Finished, PutVolume, VolumePart, to_frame
 from medssl.phantom import phantom_ct
 from medssl.prompts import Reference, SlicePrompt
-from medssl.run_folder import RunFolder, TrainingMetric, list_runs
+from medssl.runs.run_folder import RunFolder, TrainingMetric, list_runs
 from medssl.segmentation import Segment
-from medssl.ticket import Ticket
 from medssl.volume import Volume
+from medssl.wire.codec import encode_labels
+from medssl.wire.framing import write_frame
+from medssl.wire.ticket import Ticket
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 PATIENCE_S = 240.0

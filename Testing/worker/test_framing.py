@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medssl.errors import ProtocolError
-from medssl.framing import (
+from medssl.wire.framing import (
     DTYPES,
     MAX_HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -149,7 +149,7 @@ def test_a_large_array_travels_without_being_held_twice() -> None:
     script = """
 import os, resource, sys, threading
 import numpy as np
-from medssl.framing import Frame, read_frame, write_frame
+from medssl.wire.framing import Frame, read_frame, write_frame
 size = 64 << 20
 array = np.ones((size >> 20, 512, 1024), np.int16)
 back, front = os.pipe()

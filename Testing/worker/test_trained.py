@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from medssl.client import LocalCommand, WorkerClient
+from medssl.datasets.input_contract import InputContract
 from medssl.errors import InputError, ModelError
 from medssl.events import Progress
+from medssl.few_labels.model_store import ModelStore
+from medssl.few_labels.segmenter import ModelInfo, SegmentationModel, read_model, write_model
 from medssl.inference import predict_volume
-from medssl.input_contract import InputContract
-from medssl.model_store import ModelStore
 from medssl.phantom import Phantom, phantom_ct
 from medssl.results import SliceMask, UncertaintyMap
 from medssl.segmentation import Segment
-from medssl.segmenter import ModelInfo, SegmentationModel, read_model, write_model
 from medssl.volume import Volume, put_slice
 
 INTENSITY_WORKER = Path(__file__).with_name("intensity_worker.py")

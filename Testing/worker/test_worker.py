@@ -9,7 +9,6 @@ from typing import IO
 
 import numpy as np
 import pytest
-from medssl.framing import Frame, read_frame, write_frame
 from medssl.messages import (
     Cancel,
     Failed,
@@ -27,6 +26,7 @@ from medssl.messages import (
 from medssl.prompts import Reference
 from medssl.results import SliceMask
 from medssl.volume import Volume
+from medssl.wire.framing import Frame, read_frame, write_frame
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 PATIENCE_S = 120

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MedSSLError
-from ..terminal import ProgressBar
 from .command import Command
 from .options import add_trained
 from .segment import add_pipeline, pipeline_options
+from .terminal import ProgressBar
 from .watching import stopped_by_signals
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from ..batch import BatchItem, run_batch
-    from ..trained import model_file
+    from ..serving.trained import model_file
 
     weights = model_file(options.model, str(options.models))
     settings = {name: value for name, value in vars(options).items() if name not in _NOT_SETTINGS}
@@ -78,8 +78,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _coarse(weights: Path, options: argparse.Namespace) -> Callable[[Volume], Segmentation]:
+    from ..few_labels.segmenter import read_model
     from ..inference import predict_volume
-    from ..segmenter import read_model
 
     model = read_model(weights)
 
@@ -94,8 +94,8 @@ def _coarse(weights: Path, options: argparse.Namespace) -> Callable[[Volume], Se
 def _whole(
     weights: Path, options: argparse.Namespace, cancelled: Callable[[], bool]
 ) -> Callable[[Volume], Segmentation]:
+    from ..few_labels.segmenter import read_model
     from ..foundation import load_image_predictor, load_tracker
-    from ..segmenter import read_model
     from ..segmenting import segment_volume
 
     model = read_model(weights)

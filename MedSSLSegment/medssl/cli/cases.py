@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..terminal import ProgressBar
 from .command import Command
 from .files import read_pair
 from .options import add_axis, add_json, add_series, add_store, chosen_axis
 from .printed import print_json
+from .terminal import ProgressBar
 
 if TYPE_CHECKING:
     from ..cases import Case, CaseStore, Vouched
@@ -106,7 +106,7 @@ def _vouched(volume: Volume, labels: Segmentation, slices: str, axis: int | None
 
 
 def _list(store: CaseStore, options: argparse.Namespace) -> None:
-    from ..facts import case_facts
+    from ..serving.facts import case_facts
 
     cases = store.cases(lambda log: print(f"medssl: note: {log.text}", file=sys.stderr))
     if options.json:
@@ -129,7 +129,7 @@ def _restore(store: CaseStore, options: argparse.Namespace) -> None:
 
 def _import(store: CaseStore, options: argparse.Namespace) -> None:
     from ..case_exchange import Pair, import_dicom_seg, import_pairs
-    from ..labelled import find_cases
+    from ..datasets.labelled import find_cases
 
     folder = Path(options.folder)
     if options.dicom_seg:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..terminal import ProgressBar
 from .command import Command
+from .terminal import ProgressBar
 from .watching import show, stopped_by_signals
 
 __all__ = ["COMMAND"]
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    from ..arguments import add_fields
-    from ..finetune_run import FinetuneConfig
+    from ..few_labels.finetune_run import FinetuneConfig
+    from .arguments import add_fields
 
     add_fields(parser, FinetuneConfig)
     parser.add_argument(
@@ -25,14 +25,14 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..arguments import build
-    from ..finetune_run import FinetuneConfig, finetune
-    from ..finetuning import Preview
-    from ..run_folder import plain
+    from ..few_labels.finetune_run import FinetuneConfig, finetune
+    from ..few_labels.finetuning import Preview
+    from ..runs.run_folder import plain
+    from .arguments import build
 
     config = build(FinetuneConfig, options)
     if options.detach:
-        from ..detached import start_detached
+        from ..runs.detached import start_detached
 
         run = start_detached("finetune", plain(config))
         print(f"{run.path} is running as process {run.status.pid}; watch it: medssl runs follow {run.path}")

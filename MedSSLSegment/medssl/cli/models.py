@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..terminal import ProgressBar, table
 from .command import Command
 from .files import read_pair
 from .options import add_json, add_models, add_series, add_store
 from .printed import print_json
+from .terminal import ProgressBar, table
 
 if TYPE_CHECKING:
-    from ..model_store import ModelStore, ModelVersion
+    from ..few_labels.model_store import ModelStore, ModelVersion
 
 __all__ = ["COMMAND"]
 
@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.action == "download":
         _download_model(options)
         return
-    from ..model_store import ModelStore
+    from ..few_labels.model_store import ModelStore
 
     actions = {
         "list": _list_models, "use": _use, "delete": _delete, "export": _export, "import": _import, "compare": _compare,
@@ -77,8 +77,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _list_models(store: ModelStore, options: argparse.Namespace) -> None:
-    from ..facts import entry_facts, model_facts
     from ..registry import load_registry, model_path
+    from ..serving.facts import entry_facts, model_facts
 
     own = store.models(lambda log: print(f"medssl: note: {log.text}", file=sys.stderr))
     promptable = [{**entry_facts(entry), "path": str(model_path(entry))} for entry in load_registry()]
@@ -130,7 +130,7 @@ def _compare(store: ModelStore, options: argparse.Namespace) -> None:
     """Dice of each version per segment; beyond the vouched slices nothing counts."""
     from ..cases import CaseStore, vouch_for_all
     from ..comparing import compare_models
-    from ..trained import model_file
+    from ..serving.trained import model_file
 
     if (options.case is None) == (options.volume is None) or (options.volume is None) != (
         options.truth is None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..terminal import ProgressBar
 from .command import Command
 from .files import check_output
 from .options import add_series, add_trained
+from .terminal import ProgressBar
 
 __all__ = ["COMMAND"]
 
@@ -29,10 +29,10 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from ..few_labels.segmenter import read_model
     from ..inference import predict_volume
     from ..segmentation import write_segmentation
-    from ..segmenter import read_model
-    from ..trained import model_file
+    from ..serving.trained import model_file
     from ..volume import Volume, read_volume, write_volume
 
     check_output(options.output, [options.volume])

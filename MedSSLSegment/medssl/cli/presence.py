@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..terminal import ProgressBar
 from .command import Command
+from .terminal import ProgressBar
 
 if TYPE_CHECKING:
     from ..events import Log, Progress
@@ -37,8 +37,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from ..datasets.presence import presence_from_labels, write_presence
     from ..events import Log
-    from ..presence import presence_from_labels, write_presence
 
     with ProgressBar(sys.stderr, "Looking") as bar:
 

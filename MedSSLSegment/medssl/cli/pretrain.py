@@ -7,8 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from ..terminal import ProgressBar
 from .command import Command
+from .terminal import ProgressBar
 from .watching import show, stopped_by_signals
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ _COMMON_PRESETS = ("paper", "gpu", "cpu")
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    from ..arguments import add_fields
+    from ..learning.pretrain_config import PretrainConfig
     from ..methods import METHODS
-    from ..pretrain_config import PretrainConfig
+    from .arguments import add_fields
 
     add_fields(parser, PretrainConfig)
     parser.add_argument(
@@ -45,13 +45,13 @@ def _advice(method: type[Method]) -> str:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..arguments import build
-    from ..pretrain_config import PretrainConfig, choose_preset
+    from ..learning.pretrain_config import PretrainConfig, choose_preset
+    from .arguments import build
 
     config = build(PretrainConfig, options)
     if options.detach:
-        from ..detached import start_detached
-        from ..run_folder import plain
+        from ..runs.detached import start_detached
+        from ..runs.run_folder import plain
 
         choose_preset(config, config.device)  # what is wrong with the settings is said here, not in a log
         run = start_detached("pretrain", plain(config))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..registry import DEFAULT_MODEL
-from ..terminal import table
+from .terminal import table
 
 if TYPE_CHECKING:
     from ..metrics import SegmentScore

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from ..terminal import ProgressBar, duration, table
 from .command import Command
 from .files import check_output, read_pair
 from .options import add_axis, add_json, add_model, add_output, add_series, add_window, chosen_axis
 from .printed import note_model, print_json, ranges
+from .terminal import ProgressBar, duration, table
 
 if TYPE_CHECKING:
     from ..client import WorkerClient
@@ -132,7 +132,7 @@ def _worker_on(host: str | None) -> Iterator[WorkerClient | None]:
         yield None
         return
     from ..client import WorkerClient
-    from ..launch import SshCommand
+    from ..wire.launch import SshCommand
 
     with WorkerClient(SshCommand(host=host)) as worker:
         yield worker

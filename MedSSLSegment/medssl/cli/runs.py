@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError, MedSSLError
-from ..run_folder import RunFolder, list_runs
-from ..terminal import duration, table
+from ..runs.run_folder import RunFolder, list_runs
 from .command import Command
 from .options import add_json
 from .printed import print_json
+from .terminal import duration, table
 from .watching import follow, state_in_words
 
 __all__ = ["COMMAND"]
@@ -56,7 +56,7 @@ def _follow(options: argparse.Namespace) -> None:
 
 
 def _stop(options: argparse.Namespace) -> None:
-    from ..detached import stop_and_wait
+    from ..runs.detached import stop_and_wait
 
     run = RunFolder.open(options.run)
     if stop_and_wait(run):
@@ -66,7 +66,7 @@ def _stop(options: argparse.Namespace) -> None:
 
 
 def _resume(options: argparse.Namespace) -> None:
-    from ..detached import resume_detached
+    from ..runs.detached import resume_detached
 
     print(state_in_words(resume_detached(options.run)))
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from ..terminal import ProgressBar, duration, table
 from .command import Command
 from .files import check_output
 from .options import (
@@ -24,6 +23,7 @@ from .options import (
     chosen_axis,
 )
 from .printed import note_model, print_json, ranges
+from .terminal import ProgressBar, duration, table
 
 if TYPE_CHECKING:
     from ..segmentation import Segmentation
@@ -122,11 +122,11 @@ def show_events(bar: ProgressBar, event: SegmentEvent) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from ..few_labels.segmenter import read_model
     from ..foundation import load_image_predictor, load_tracker
     from ..segmentation import read_segmentation, write_segmentation
-    from ..segmenter import read_model
     from ..segmenting import segment_volume
-    from ..trained import model_file
+    from ..serving.trained import model_file
     from ..volume import read_volume
 
     given = [path for path in (options.volume, options.coarse, options.annotation, options.truth) if path]

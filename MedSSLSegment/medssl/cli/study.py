@@ -5,23 +5,23 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..terminal import ProgressBar
 from .command import Command
+from .terminal import ProgressBar
 
 __all__ = ["COMMAND"]
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    from ..arguments import add_fields
-    from ..study import StudyConfig
+    from ..studies.study import StudyConfig
+    from .arguments import add_fields
 
     add_fields(parser, StudyConfig)
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..arguments import build
     from ..events import Progress
-    from ..study import StudyConfig, study
+    from ..studies.study import StudyConfig, study
+    from .arguments import build
 
     config = build(StudyConfig, options)
     text = ""

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..terminal import ProgressBar, table
 from .command import Command
 from .options import add_json, add_series, add_store, add_trained
 from .printed import print_json
 from .segment import add_pipeline, pipeline_options, show_events
+from .terminal import ProgressBar, table
 
 if TYPE_CHECKING:
+    from ..few_labels.segmenter import SegmentationModel
     from ..segmentation import Segmentation
-    from ..segmenter import SegmentationModel
     from ..suggest import Evidence, VolumeSuggestion
     from ..volume import Volume
 
@@ -43,7 +43,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..sources import find_sources
+    from ..datasets.sources import find_sources
 
     if options.model is None and options.annotation is None:
         raise InputError("Give a model of your own with --model, or slices you have drawn with --annotation.")
@@ -134,10 +134,10 @@ def _suggest_volumes(options: argparse.Namespace) -> None:
 def _ranked(options: argparse.Namespace) -> list[VolumeSuggestion]:
     """Predict every volume of the folder that is not in the store, and rank them."""
     from ..cases import CaseStore
+    from ..datasets.sources import ReadScan, find_sources
     from ..events import Eta
     from ..evidence import of_prediction
     from ..inference import predict_volume
-    from ..sources import ReadScan, find_sources
     from ..suggest import embed_slices, suggest_volumes
 
     model, store = _model(options), Path(options.store)
@@ -166,8 +166,8 @@ def _ranked(options: argparse.Namespace) -> list[VolumeSuggestion]:
 
 
 def _model(options: argparse.Namespace) -> SegmentationModel:
-    from ..segmenter import read_model
-    from ..trained import model_file
+    from ..few_labels.segmenter import read_model
+    from ..serving.trained import model_file
 
     return read_model(model_file(options.model, str(options.models)))
 

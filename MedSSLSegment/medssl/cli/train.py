@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..terminal import ProgressBar
 from .command import Command
+from .terminal import ProgressBar
 
 __all__ = ["COMMAND"]
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    from ..arguments import add_fields
     from ..tracker_training import TrackerTrainConfig
+    from .arguments import add_fields
 
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     tracker = what.add_parser("tracker", help="the small model that carries masks from slice to slice")
@@ -21,9 +21,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..arguments import build
     from ..events import Log, Progress
     from ..tracker_training import TrackerTrainConfig, train_tracker
+    from .arguments import build
 
     config = build(TrackerTrainConfig, options)
     with ProgressBar(sys.stderr, "Training") as bar:

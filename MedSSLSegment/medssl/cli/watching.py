@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from ..events import Log, Progress
-from ..run_folder import RunFolder, RunStatus, TrainingMetric
-from ..terminal import ProgressBar
+from ..runs.run_folder import RunFolder, RunStatus, TrainingMetric
+from .terminal import ProgressBar
 
 __all__ = ["follow", "show", "state_in_words", "stopped_by_signals"]
 

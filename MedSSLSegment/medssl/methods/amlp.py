@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones.base import Backbone
-from ..data import fit_slice
+from ..datasets.data import fit_slice
+from ..datasets.input_contract import InputContract
 from ..errors import InputError
-from ..input_contract import InputContract
-from ..recipe import Recipe
+from ..learning.recipe import Recipe
 from .base import Anchor, Method, MethodInfo, Moment, Preset
 from .kmeans import TwoMeans, hashed_uniform, squared_distances, two_means
 from .masking import masked_mean, patchify, patchwise
@@ -32,7 +32,7 @@ from .patch_labels import PatchLabels, slice_key
 from .pictures import looking, reconstruction_picture
 
 if TYPE_CHECKING:
-    from ..data import UnlabelledVolumes
+    from ..datasets.data import UnlabelledVolumes
 
 __all__ = ["AMLP", "AMLPOptions", "mask_ratio"]
 

@@ -18,10 +18,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..averaging import follow, frozen_copy
 from ..backbones.base import Backbone
+from ..datasets.input_contract import InputContract
 from ..errors import InputError
-from ..input_contract import InputContract
+from ..learning.averaging import follow, frozen_copy
 from .base import MethodInfo, Moment, Preset
 from .block_masks import count_masked, first_of_order, random_masks
 from .reconstruction import PatchTargets, patch_errors

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..datasets.input_contract import InputContract
 from ..errors import InputError
-from ..input_contract import InputContract
 
 __all__ = ["ViewOptions", "input_range", "random_view", "two_views"]
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from ..backbones import build_backbone
 from ..backbones.base import Backbone
-from ..input_contract import InputContract
-from ..recipe import Recipe
+from ..datasets.input_contract import InputContract
+from ..learning.recipe import Recipe
 
 if TYPE_CHECKING:
-    from ..data import UnlabelledVolumes
+    from ..datasets.data import UnlabelledVolumes
 
 __all__ = ["Anchor", "Method", "MethodInfo", "Moment", "Preset"]
 

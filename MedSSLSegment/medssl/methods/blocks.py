@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..backbones.stunet import PATCH
-from ..data import UnlabelledVolumes
-from ..input_contract import InputContract
+from ..datasets.data import UnlabelledVolumes
+from ..datasets.input_contract import InputContract
 from .base import Anchor
 
 __all__ = ["block_anchors", "draw_block"]

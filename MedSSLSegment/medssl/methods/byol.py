@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..distributed import JointBatchNorm1d
+from ..datasets.input_contract import InputContract
 from ..errors import InputError
-from ..input_contract import InputContract
+from ..learning.distributed import JointBatchNorm1d
 from .augment import ViewOptions
 from .base import MethodInfo, Moment, Preset
 from .contrastive import (

@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..averaging import follow, frozen_copy
 from ..backbones.base import Backbone
-from ..data import fit_slice
-from ..distributed import gather, own_rows
+from ..datasets.data import fit_slice
+from ..datasets.input_contract import InputContract
 from ..errors import InputError
-from ..input_contract import InputContract
-from ..recipe import Recipe
+from ..learning.averaging import follow, frozen_copy
+from ..learning.distributed import gather, own_rows
+from ..learning.recipe import Recipe
 from .augment import ViewOptions, input_range, two_views
 from .base import Anchor, Method, Moment
 
 if TYPE_CHECKING:
-    from ..data import UnlabelledVolumes
+    from ..datasets.data import UnlabelledVolumes
 
 __all__ = [
     "CPU_CONTRACT",

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..backbones.base import Backbone
 from ..backbones.vit import VitEncoder, sincos_positions, transformer_blocks
+from ..datasets.input_contract import InputContract
 from ..errors import InputError
-from ..input_contract import InputContract
-from ..recipe import Recipe
+from ..learning.recipe import Recipe
 from .base import Anchor, Method, MethodInfo, Moment, Preset
 from .crops import random_crop
 from .masking import (
@@ -35,7 +35,7 @@ from .masking import (
 from .pictures import looking, reconstruction_picture
 
 if TYPE_CHECKING:
-    from ..data import UnlabelledVolumes
+    from ..datasets.data import UnlabelledVolumes
 
 __all__ = [
     "MAE",

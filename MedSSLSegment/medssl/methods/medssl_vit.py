@@ -21,16 +21,16 @@ from torch.nn import functional as F
 
 from ..backbones.base import Backbone
 from ..backbones.vit import VitEncoder
-from ..distributed import gather
+from ..datasets.input_contract import InputContract
 from ..errors import InputError
-from ..input_contract import InputContract
+from ..learning.distributed import gather
 from .base import Anchor, Method, MethodInfo, Moment, Preset
 from .crops import random_crop
 from .mae import MAEOptions, MaskedAutoencoder, ct_slices, quick_recipe, vit_encoder, vit_recipe
 from .pictures import looking
 
 if TYPE_CHECKING:
-    from ..data import UnlabelledVolumes
+    from ..datasets.data import UnlabelledVolumes
 
 __all__ = ["MedSSLViT", "MedSSLViTOptions", "region_averages", "region_contrast", "regions_in_view"]
 

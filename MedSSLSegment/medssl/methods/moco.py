@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import Backbone
-from ..distributed import gather
+from ..datasets.input_contract import InputContract
 from ..errors import InputError
-from ..input_contract import InputContract
+from ..learning.distributed import gather
 from .base import MethodInfo, Moment, Preset
 from .contrastive import (
     CPU_CONTRACT,

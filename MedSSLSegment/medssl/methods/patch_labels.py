@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import Scan
-from ..distributed import gather
+from ..datasets.data import Scan
+from ..learning.distributed import gather
 
 __all__ = ["PatchLabels", "slice_key"]
 

@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..datasets.input_contract import InputContract
 from ..errors import InputError
-from ..input_contract import InputContract
 from .augment import input_range, random_view
 from .base import Anchor, MethodInfo, Moment, Preset
 from .contrastive import (
@@ -40,7 +40,7 @@ from .contrastive import (
 )
 
 if TYPE_CHECKING:
-    from ..data import UnlabelledVolumes
+    from ..datasets.data import UnlabelledVolumes
 
 __all__ = ["PolyCLM", "PolyCLO", "PolyCLOptions", "PolyCLS", "legacy_norm"]
 

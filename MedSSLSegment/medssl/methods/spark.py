@@ -17,16 +17,16 @@ from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..backbones.stunet import PATCH, STUNetEncoder
+from ..datasets.input_contract import InputContract
 from ..errors import InputError
-from ..input_contract import InputContract
-from ..recipe import Recipe
+from ..learning.recipe import Recipe
 from .base import Anchor, Method, MethodInfo, Moment, Preset
 from .block_masks import count_masked, random_masks
 from .blocks import block_anchors, draw_block
 from .reconstruction import PatchTargets, ReconstructionHead, Reconstructor, block_picture, patch_errors
 
 if TYPE_CHECKING:
-    from ..data import UnlabelledVolumes
+    from ..datasets.data import UnlabelledVolumes
 
 __all__ = [
     "CPU_CONTRACT",

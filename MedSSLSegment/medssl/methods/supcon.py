@@ -26,7 +26,7 @@ from .contrastive import (
 )
 
 if TYPE_CHECKING:
-    from ..data import UnlabelledVolumes
+    from ..datasets.data import UnlabelledVolumes
 
 __all__ = ["SupCon", "SupConOptions"]
 

@@ -21,17 +21,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones.base import Backbone
-from ..data import AIR_HU, Scan, fit_slice
+from ..datasets.data import AIR_HU, Scan, fit_slice
+from ..datasets.input_contract import InputContract
 from ..errors import InputError
-from ..input_contract import InputContract
-from ..recipe import Recipe
+from ..learning.recipe import Recipe
 from .base import Anchor, Method, MethodInfo, Moment, Preset
 from .contrastive import cosine, nt_xent
 from .pictures import looking, reconstruction_picture
 from .ssim import ssim
 
 if TYPE_CHECKING:
-    from ..data import UnlabelledVolumes
+    from ..datasets.data import UnlabelledVolumes
 
 __all__ = ["TCSMAE", "TCSMAEOptions", "interval_mask"]
 

@@ -1,0 +1,378 @@
+"""Labelled scans on the grid a network works on, for fine-tuning and for measuring, with the way back.
+
+A data folder holds cases in any mix of two layouts:
+- case folders: one image (``ct.nii.gz``, ``mr.nii.gz``, ... or a DICOM series) and ``label.nii.gz`` or another label
+  file, with ``labels.json`` that names the labels, or a .seg.nrrd, which names them itself;
+- pairs: ``images/x.nii.gz`` and ``labels/x.nii.gz``, also nnU-Net's ``imagesTr/x_0000.nii.gz`` and
+  ``labelsTr/x.nii.gz`` (of several channels the first counts), with ``labels.json`` in the folder of the labels or
+  above it, or nnU-Net's ``dataset.json``.
+
+What nobody vouches for is `IGNORE`: everything outside the vouched slices. A segment that a case does not know at all
+is not background there either; `LabelledScan.known` says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import Cancelled, InputError
+from ..events import Eta, Log, Progress
+from ..pipeline import annotated_slices, choose_axis
+from ..segmentation import Segment, Segmentation, default_color, read_segmentation
+from ..volume import Volume, as_stack, read_volume
+from .data import IGNORE, Scan, SliceArray, intensity_stats
+from .grid import PreparedGrid, prepare_image, scan_id
+from .input_contract import InputContract
+from .packed import PackedArray, pack
+from .sources import Patients, dicom_patient, find_sources, image_stem, stated_modality
+from .volume_cache import VolumeCache, guessed_modality, require_modality, some
+
+__all__ = ["LabelledCase", "LabelledScan", "LabelledScans", "find_cases"]
+
+_LABEL_NAMES = ("label.", "labels.", "segmentation.", "mask.", "seg.")
+_PAIR_ENDINGS = ("label", "labels", "seg", "mask", "segmentation", "gt", "groundtruth")
+_MOST_SEGMENTS = 254
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledCase:
+    """An image and its labels: files, or already in memory."""
+
+    name: str
+    """Of the image, below the data folder."""
+    patient: str
+    """Cases of one patient share it."""
+    image: Path | Volume
+    labels: Path | Segmentation
+    names: Mapping[int, str] | None = None
+    """All labels of the data set, where the file does not name its own; a case knows every one of them."""
+    vouched: Mapping[int, Sequence[int]] | None = None
+    """Slices somebody vouches for, by axis of the source (0 = K, 1 = J, 2 = I); None for the whole volume."""
+
+    def read(self) -> tuple[Volume, Segmentation]:
+        """The image and its labels on the source's own grid.
+
+        Raises:
+            InputError: a file cannot be read, or the two do not lie on the same grid.
+        """
+        volume = self.image if isinstance(self.image, Volume) else read_volume(self.image)
+        if isinstance(self.labels, Segmentation):
+            self.labels.require_grid_of(volume)
+            return volume, self.labels
+        segmentation = read_segmentation(self.labels, volume)
+        return volume, segmentation if self.names is None else _renamed(segmentation, self.names)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledScan:
+    """A case on the prepared grid."""
+
+    scan: Scan
+    image: SliceArray
+    """(K, J, I) int16."""
+    labels: SliceArray
+    """(K, J, I) uint8: 0 none of the segments, n + 1 the n-th segment, `IGNORE` unknown."""
+    known: tuple[bool, ...]
+    """Per segment, whether the case knows it; where it does not, a 0 in `labels` may be that segment."""
+    native: PreparedGrid
+    """`native.to_native` puts a prediction back onto the source's own grid."""
+    case: LabelledCase
+    """`case.read()` gives image and truth on that grid, for measuring."""
+
+
+class LabelledScans:
+    """Labelled scans of the same segments. Make them with `from_folder` or `from_cases`.
+
+    Args:
+        segments: names; class n + 1 is the n-th.
+        scans: all of which know at least one of them.
+    """
+
+    def __init__(self, segments: Sequence[str], scans: Sequence[LabelledScan]) -> None:
+        if not scans:
+            raise InputError(f"There are no scans with labels of {', '.join(segments)}.")
+        self.segments = tuple(segments)
+        self._scans = tuple(scans)
+
+    def __len__(self) -> int:
+        return len(self._scans)
+
+    def __getitem__(self, index: int) -> LabelledScan:
+        return self._scans[index]
+
+    def __iter__(self) -> Iterator[LabelledScan]:
+        return iter(self._scans)
+
+    @property
+    def scans(self) -> tuple[Scan, ...]:
+        """Facts of each, e.g. for a split."""
+        return tuple(labelled.scan for labelled in self._scans)
+
+    def only(self, indices: Sequence[int]) -> LabelledScans:
+        """Some of the scans, e.g. one side of a split."""
+        return LabelledScans(self.segments, [self._scans[n] for n in indices])
+
+    @classmethod
+    def from_folder(
+        cls,
+        data: Path,
+        contract: InputContract,
+        segments: Sequence[str],
+        cache: Path | None = None,
+        *,
+        slices: Literal["all", "annotated"] = "all",
+        exclude: Sequence[str] = (),
+        mixed_modalities: bool = False,
+        on_event: Callable[[Progress | Log], None] = lambda event: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> LabelledScans:
+        """Prepare the cases of a folder; see the top of this file. Arguments are those of `from_cases`.
+
+        Args:
+            data: the folder.
+            exclude: names of files or folders below `data` to leave out; * and ? stand for anything.
+
+        Raises:
+            InputError: there are no cases, or none knows any of the segments.
+        """
+        return cls.from_cases(
+            find_cases(data, exclude), contract, segments, cache,
+            slices=slices, mixed_modalities=mixed_modalities, on_event=on_event, cancelled=cancelled,
+        )  # fmt: skip
+
+    @classmethod
+    def from_cases(
+        cls,
+        cases: Sequence[LabelledCase],
+        contract: InputContract,
+        segments: Sequence[str],
+        cache: Path | None = None,
+        *,
+        slices: Literal["all", "annotated"] = "all",
+        mixed_modalities: bool = False,
+        on_event: Callable[[Progress | Log], None] = lambda event: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> LabelledScans:
+        """Prepare cases: images linearly, labels by the nearest voxel, both canonical and cropped to the body.
+
+        Args:
+            cases: of `find_cases`, or made of a `Volume` and a `Segmentation`.
+            contract: grid of the network's input.
+            segments: names of those wanted; others count as background.
+            cache: folder for the prepared images; None keeps them in memory.
+            slices: "all" slices are vouched for, or only the "annotated" ones of the axis they were drawn across,
+                where a case does not say it itself.
+            mixed_modalities: take cases of any modality.
+            on_event: told how far it is, and what was left out and why.
+            cancelled: asked between scans and slices.
+
+        Raises:
+            InputError: no case can be read, none knows any of the segments, or one is of another modality than the
+                contract's.
+            StorageError: the cache cannot be written.
+            Cancelled: `cancelled` said so.
+        """
+        _check_segments(segments)
+        store = None if cache is None else VolumeCache(cache, contract)
+        eta = Eta(len(cases))
+        on_event(eta.step(0))
+        scans: list[LabelledScan] = []
+        problems: list[str] = []
+        unlabelled: list[str] = []
+        known: set[str] = set()
+        for done, case in enumerate(cases, start=1):
+            if cancelled():
+                raise Cancelled("The preparation was cancelled.")
+            on_event(eta.step(done - 1, case.name))
+            try:
+                volume, truth = case.read()
+            except InputError as error:
+                problems.append(f"{case.name} was left out: {error}")
+                on_event(Log(problems[-1]))
+                continue
+            known.update(truth.names)
+            complete = replace(case, vouched=_vouched(case, volume, truth, slices, segments))
+            if set(segments).isdisjoint(truth.names) or complete.vouched == {}:
+                unlabelled.append(case.name)
+                continue
+            if not mixed_modalities:
+                _require_modality(case, volume, contract)
+            scans.append(_prepared(complete, volume, truth, contract, segments, store, cancelled))
+        on_event(eta.step(len(cases)))
+        wanted = ", ".join(segments)
+        if not scans:
+            raise InputError(_nothing(wanted, known, problems))
+        if unlabelled:
+            on_event(Log(f"Left out, not labelled with {wanted}: {some(unlabelled)}."))
+        return cls(segments, scans)
+
+
+def find_cases(data: Path, exclude: Sequence[str] = ()) -> tuple[LabelledCase, ...]:
+    """Find images with labels in a folder and those below it, by name; see the top of this file.
+
+    Args:
+        data: the folder.
+        exclude: names of files or folders below `data` to leave out; * and ? stand for anything.
+
+    Raises:
+        InputError: there is no such folder, or it holds no image with labels.
+    """
+    found = find_sources(data, exclude)
+    patients = Patients(data, [source.name for source in found.sources])
+    labels_in: dict[Path, list[Path]] = defaultdict(list)
+    for name in found.labels:
+        labels_in[(data / name).parent].append(data / name)
+    cases = []
+    taken: set[Path] = set()
+    for source in found.sources:
+        label = _label_of(source.path, labels_in)
+        if label is not None and label not in taken:
+            taken.add(label)
+            patient = patients.of(source.name, dicom_patient(source), source.path.is_dir())
+            cases.append(LabelledCase(source.name, patient, source.path, label, _names_for(label, data)))
+    if not cases:
+        raise InputError(
+            f"The folder {data} holds no image with labels; give case folders with an image and label.nii.gz, or"
+            " folders images and labels with files of the same names."
+        )
+    return tuple(cases)
+
+
+def _label_of(image: Path, labels_in: Mapping[Path, Sequence[Path]]) -> Path | None:
+    """The label map of an image: of the same stem in the folder of labels, or the only one in its case folder."""
+    stems = {image_stem(image.name), image_stem(image.name).removesuffix("_0000")}
+    folder = image if image.is_dir() else image.parent
+    if folder.name.lower().startswith("image"):
+        beside = folder.with_name("label" + folder.name[len("image") :])
+        return next((p for p in labels_in.get(beside, ()) if image_stem(p.name) in stems), None)
+    near = [p for p in labels_in.get(folder, ()) if not p.name.startswith("auto_")]
+    paired = [p for p in near if any(_is_pair(stem, image_stem(p.name)) for stem in stems)]
+    general = [p for p in near if p.name.lower().startswith(_LABEL_NAMES)]
+    chosen = paired or general or near
+    return chosen[0] if len(chosen) == 1 or (chosen and chosen is not near) else None
+
+
+def _is_pair(image: str, label: str) -> bool:
+    """x and x_label, x-seg, x.seg, ..."""
+    return label.startswith(image) and label[len(image) :].lstrip("_-.").lower() in _PAIR_ENDINGS
+
+
+def _names_for(label: Path, data: Path) -> dict[int, str] | None:
+    """What nnU-Net's ``dataset.json`` or a ``labels.json`` above the folder of labels says."""
+    own = label.with_name(f"{image_stem(label.name)}.labels.json")
+    if own.is_file() or label.with_name("labels.json").is_file() or label.name.lower().endswith(".seg.nrrd"):
+        return None  # read_segmentation finds them
+    for name in ("dataset.json", "labels.json"):
+        listed = label.parent.parent / name
+        if listed.is_file() and listed.is_relative_to(data):
+            return _read_names(listed)
+    return None
+
+
+def _read_names(path: Path) -> dict[int, str]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values = values.get("labels", values)
+        pairs = [(key, value) if isinstance(value, str) else (value, key) for key, value in values.items()]
+        return {int(label): str(name) for label, name in pairs if int(label) > 0}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f'{path.name} does not name labels; write them as {{"1": "liver"}}.') from error
+
+
+def _renamed(segmentation: Segmentation, names: Mapping[int, str]) -> Segmentation:
+    own = {segment.label: segment.name for segment in segmentation.segments}
+    segments = [
+        Segment(name, label, default_color(label)) for label, name in sorted({**own, **names}.items())
+    ]
+    return replace(segmentation, segments=tuple(segments))
+
+
+def _check_segments(segments: Sequence[str]) -> None:
+    if not 0 < len(segments) <= _MOST_SEGMENTS or len(set(segments)) < len(segments):
+        raise InputError(
+            f"Give 1 to {_MOST_SEGMENTS} different segments, not {', '.join(segments) or 'none'}."
+        )
+
+
+def _require_modality(case: LabelledCase, volume: Volume, contract: InputContract) -> None:
+    stated = "" if isinstance(case.image, Volume) else stated_modality(case.image)
+    require_modality(case.name, stated or guessed_modality(volume), bool(stated), contract)
+
+
+def _vouched(
+    case: LabelledCase,
+    volume: Volume,
+    truth: Segmentation,
+    slices: Literal["all", "annotated"],
+    segments: Sequence[str],
+) -> Mapping[int, Sequence[int]] | None:
+    if case.vouched is not None or slices == "all":
+        return case.vouched
+    axis = choose_axis(volume, truth)
+    wanted = np.isin(truth.labels_kji, [s.label for s in truth.segments if s.name in segments])
+    indices = annotated_slices(as_stack(wanted, axis))
+    return {axis: indices} if indices else {}
+
+
+def _prepared(
+    case: LabelledCase,
+    volume: Volume,
+    truth: Segmentation,
+    contract: InputContract,
+    segments: Sequence[str],
+    store: VolumeCache | None,
+    cancelled: Callable[[], bool],
+) -> LabelledScan:
+    identity = scan_id(volume)
+    image: SliceArray
+    if store is None:
+        image, grid = prepare_image(volume, contract, cancelled)
+        stats = intensity_stats(image)
+    else:
+        kept = store.find(volume, identity) or store.add(volume, identity, cancelled)
+        image, grid, stats = kept.voxels, kept.grid, kept.stats
+    scan = Scan(identity, case.name, case.patient, grid.shape_kji, grid.spacing_kji_mm, stats, grid)
+    labels: SliceArray = grid.labels(_classes(truth, segments, case.vouched), case.vouched)
+    if store is not None:
+        labels = _packed(np.asarray(labels), store.scans, identity)
+    known = tuple(name in truth.names for name in segments)
+    return LabelledScan(scan, image, labels, known, grid, case)
+
+
+def _packed(labels: NDArray[np.uint8], folder: Path, scan: str) -> PackedArray:
+    path = folder / f"{scan}-labels-{hashlib.sha256(labels.data).hexdigest()[:16]}.b2nd"
+    if not path.is_file():
+        pack(labels, path)
+    return PackedArray(path, labels.shape)
+
+
+def _classes(
+    truth: Segmentation, segments: Sequence[str], vouched: Mapping[int, Sequence[int]] | None
+) -> NDArray[np.uint8]:
+    """(K, J, I) class of each source voxel, `IGNORE` outside the vouched slices."""
+    class_of = np.zeros(max([0, *(s.label for s in truth.segments)]) + 1, np.uint8)
+    for segment in truth.segments:
+        if segment.name in segments:
+            class_of[segment.label] = segments.index(segment.name) + 1
+    classes: NDArray[np.uint8] = class_of[truth.labels_kji]
+    if vouched is None:
+        return classes
+    result = np.full_like(classes, IGNORE)
+    for axis, indices in vouched.items():
+        as_stack(result, axis)[list(indices)] = as_stack(classes, axis)[list(indices)]
+    return result
+
+
+def _nothing(wanted: str, known: Iterable[str], problems: Sequence[str]) -> str:
+    if known:
+        return f"No case is labelled with {wanted}; the labels there are: {', '.join(sorted(known))}."
+    return f"No case can be used; the first problem: {problems[0] if problems else 'there are no cases.'}"

@@ -1,0 +1,284 @@
+"""Which scans a folder tree holds, in NIfTI, NRRD, MetaImage and DICOM in any mix, and whose they are.
+
+Label maps are left out by their names: label, mask, seg, segmentation, gt or groundtruth, alone or before a number or
+more words (label_2, segmentation-12), or after the image's name (x_seg, x-label, x_gt, x.seg.nrrd); auto_*; and
+everything in a folder called labels, masks, segmentations, labelsTr, ... Names that begin with a dot are not looked at.
+
+Whose a scan is:
+1. what ``patients.csv`` (columns scan, patient) or ``patients.json`` ({scan: patient}) in the data folder says; "scan"
+   is a path below the data folder, of the file or of any folder above it;
+2. else a hash of the DICOM PatientID;
+3. else the folder the scan lies in, so all scans of a case folder share a patient, unless that folder is a pool of
+   many patients: the data folder itself, one whose name begins with images or imgs, or one of more than 10 scans.
+   There every file is a patient, named by its file name without the suffix and nnU-Net's channel number (_0000).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from ..errors import InputError
+from ..formats.dicom import list_dicom_series, patient_id, read_series
+from ..volume import Volume, read_volume
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Found",
+    "Patients",
+    "ReadScan",
+    "Source",
+    "find_sources",
+    "image_stem",
+    "stated_modality",
+]
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+_LABEL = r"(labels?|masks?|segs?|segmentations?|gt|ground[-_]?truth)"
+_LABEL_FILE = re.compile(rf"{_LABEL}([-_. 0-9].*)?$|auto_|.*[-_.]{_LABEL}$")
+_LABEL_FOLDER = re.compile(rf"{_LABEL}(tr|ts|va|train|test|val)?$")
+_POOL_FOLDER = re.compile(r"images|imgs")
+_CHANNEL = re.compile(r"_\d{4}$")
+_LARGEST_CASE = 10
+_NEVER_DICOM = (
+    ".json",
+    ".csv",
+    ".txt",
+    ".md",
+    ".png",
+    ".jpg",
+    ".xml",
+    ".pdf",
+    ".raw",
+    ".zraw",
+    ".gz",
+    ".b2nd",
+    ".py",
+)
+_SURELY_DICOM = (".dcm", ".dicom", ".ima")
+
+
+@dataclass(frozen=True)
+class ReadScan:
+    """A volume and what its source says about it."""
+
+    suffix: str
+    """Tells the series of one DICOM folder apart; "" where there is one."""
+    volume: Volume
+    modality: str
+    """As stated by DICOM or by a ``meta.json`` beside the file; "" where nothing is."""
+    patient: str
+    """Hash of the DICOM PatientID, or ""."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image file, or a folder of DICOM files."""
+
+    path: Path
+    name: str
+    """Path below the data folder, with forward slashes."""
+    files: tuple[Path, ...]
+    """What is read; the slices of a DICOM folder."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of where the files are, their sizes and times of change: equal means nothing changed."""
+        digest = hashlib.sha256(str(self.path.resolve()).encode("utf-8", "surrogateescape"))
+        for file in (*self.files, self.path.with_name("meta.json")):
+            if file.exists():
+                facts = file.stat()
+                digest.update(
+                    f"{file.name}|{facts.st_size}|{facts.st_mtime_ns}\n".encode("utf-8", "surrogateescape")
+                )
+        return digest.hexdigest()
+
+    def read(self) -> Iterator[ReadScan | InputError]:
+        """Read the scans one after another; in place of one that cannot be read comes the error that says why."""
+        if not self.path.is_dir():
+            try:
+                yield ReadScan("", read_volume(self.path), stated_modality(self.path), "")
+            except InputError as error:
+                yield error
+            return
+        found = list_dicom_series(self.path)
+        if not found:
+            yield InputError(f"{self.name} holds DICOM files, but no images.")
+        for number, series in enumerate(found, start=1):
+            suffix = f" [series {number}]" if len(found) > 1 else ""
+            try:
+                raw = read_series(series, self.path.name)
+                volume = Volume(raw.voxels, raw.ijk_to_ras, self.name + suffix)
+                yield ReadScan(suffix, volume, series.modality, _hashed(patient_id(series)))
+            except InputError as error:
+                yield error
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a folder tree holds."""
+
+    sources: tuple[Source, ...]
+    """By name."""
+    labels: tuple[str, ...]
+    """Names of the label maps that were left out."""
+    closed: tuple[str, ...]
+    """Names of the folders that may not be listed."""
+
+
+def find_sources(data: Path, exclude: Sequence[str] = ()) -> Found:
+    """Look for scans in a folder and all folders below it.
+
+    Args:
+        data: the folder.
+        exclude: names to leave out, below `data`: of files or folders, * and ? stand for anything.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not data.is_dir():
+        raise InputError(f"The data folder {data} does not exist; give the folder with the scans.")
+    sources, labels, closed = [], [], []
+    seen: set[Path] = set()
+
+    def refused(error: OSError) -> None:
+        closed.append(Path(error.filename).relative_to(data).as_posix())
+
+    for folder_text, folders, files in os.walk(data, onerror=refused, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        if Path(folder_text).resolve() in seen:  # a link back to where we were
+            folders.clear()
+            continue
+        seen.add(Path(folder_text).resolve())
+        folder = Path(folder_text)
+        kept = [folder / f for f in sorted(files) if not f.startswith(".")]
+        kept = [f for f in kept if not is_excluded(f.relative_to(data).as_posix(), exclude)]
+        for path in (f for f in kept if f.name.lower().endswith(IMAGE_SUFFIXES)):
+            name = path.relative_to(data).as_posix()
+            if _is_label(path.relative_to(data)):
+                labels.append(name)
+            else:
+                sources.append(Source(path, name, (path,)))
+        slices = tuple(f for f in kept if not f.name.lower().endswith((*IMAGE_SUFFIXES, *_NEVER_DICOM)))
+        if any(map(_is_dicom, slices)):
+            sources.append(Source(folder, folder.relative_to(data).as_posix(), slices))
+    return Found(tuple(sorted(sources, key=lambda s: s.name)), tuple(labels), tuple(closed))
+
+
+def is_excluded(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a path below the data folder, or a folder above it, fits one of the patterns."""
+    path = PurePosixPath(name)
+    candidates = [str(p) for p in (path, *path.parents) if str(p) != "."]
+    return any(fnmatchcase(c, pattern.rstrip("/")) for c in candidates for pattern in patterns)
+
+
+def image_stem(name: str) -> str:
+    """File name without the suffix of an image file."""
+    lower = name.lower()
+    suffix = next((s for s in IMAGE_SUFFIXES if lower.endswith(s)), "")
+    return name[: len(name) - len(suffix)]
+
+
+class Patients:
+    """Whose the scans of a data folder are; see the top of this file.
+
+    Args:
+        data: the data folder.
+        names: of all scans in it, to tell pools from case folders.
+
+    Raises:
+        InputError: ``patients.csv`` or ``patients.json`` is not as it must be.
+    """
+
+    def __init__(self, data: Path, names: Sequence[str]) -> None:
+        self._stated = _read_patients(data)
+        self._scans_in = Counter(str(PurePosixPath(name).parent) for name in names)
+
+    def of(self, name: str, dicom_patient: str = "", is_folder: bool = False) -> str:
+        """Patient of the scan of that name; a DICOM scan is named by its folder."""
+        path = PurePosixPath(name)
+        for candidate in (path, *path.parents):
+            if str(candidate) in self._stated:
+                return self._stated[str(candidate)]
+        if dicom_patient or is_folder:
+            return dicom_patient or name
+        folder = path.parent
+        pooled = (
+            str(folder) == "."
+            or _POOL_FOLDER.match(folder.name.lower()) is not None
+            or self._scans_in[str(folder)] > _LARGEST_CASE
+        )
+        return str(folder / _CHANNEL.sub("", image_stem(path.name))) if pooled else str(folder)
+
+
+def _read_patients(data: Path) -> Mapping[str, str]:
+    listed, mapped = data / "patients.csv", data / "patients.json"
+    try:
+        if mapped.is_file():
+            values = json.loads(mapped.read_text(encoding="utf-8"))
+            return {_plain(scan): str(patient) for scan, patient in values.items()}
+        if listed.is_file():
+            with listed.open(newline="", encoding="utf-8-sig") as file:
+                return {_plain(row["scan"]): row["patient"].strip() for row in csv.DictReader(file)}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(
+            "patients.csv must have the columns scan and patient, patients.json must be"
+            f' {{"scan": "patient"}}; correct it in {data}.'
+        ) from error
+    return {}
+
+
+def _plain(name: str) -> str:
+    return str(PurePosixPath(name.strip().replace("\\", "/")))
+
+
+def _is_label(path: Path) -> bool:
+    folders = path.parts[:-1]
+    return bool(
+        _LABEL_FILE.match(image_stem(path.name).lower())
+        or any(_LABEL_FOLDER.match(folder.lower()) for folder in folders[-1:])
+    )
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.name.upper() == "DICOMDIR":  # a table of contents
+        return False
+    if path.suffix.lower() in _SURELY_DICOM:
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def stated_modality(path: Path) -> str:
+    """What ``meta.json`` beside a file says; one that names another file in "image" is not about this one."""
+    facts = path.with_name("meta.json")
+    if not facts.is_file():
+        return ""
+    try:
+        values = json.loads(facts.read_text(encoding="utf-8"))
+    except ValueError:
+        return ""
+    about_it = isinstance(values, dict) and values.get("image", path.name) == path.name
+    stated = values.get("modality", "") if about_it else ""
+    return stated.strip().upper() if isinstance(stated, str) else ""
+
+
+def dicom_patient(source: Source) -> str:
+    """Hash of the PatientID in a DICOM folder; "" where there is none, and for an image file."""
+    found = list_dicom_series(source.path) if source.path.is_dir() else ()
+    return _hashed(patient_id(found[0])) if found else ""
+
+
+def _hashed(patient: str) -> str:
+    return f"dicom-{hashlib.sha256(patient.encode()).hexdigest()[:16]}" if patient else ""

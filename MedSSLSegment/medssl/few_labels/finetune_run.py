@@ -1,0 +1,323 @@
+"""A fine-tuning job: cases on disk, or given, to a model file in a run folder; resumable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..backbones import BACKBONES
+from ..cases import CaseStore
+from ..cli.terminal import duration
+from ..datasets.input_contract import InputContract
+from ..datasets.labelled import LabelledCase, LabelledScans, find_cases
+from ..errors import InputError
+from ..events import Log, Progress
+from ..foundation.runtime import pick_device
+from ..home import cases_folder, models_folder
+from ..learning.transfer import EncoderFile, load_encoder, read_encoder
+from ..runs.run_folder import RunFolder, TrainingMetric, plain
+from ..segmentation import Segment, Segmentation, default_color
+from ..volume import looks_like_ct
+from .annotated_samples import AnnotatedCase, hold_out
+from .finetuning import FinetuneMetric, FinetuneSettings, Fitted, Preview, automatic, fit, step_seconds
+from .model_store import ModelStore, require_model_name
+from .segmenter import ModelInfo, SegmentationModel, write_model
+from .teaching import labelled_cases, taught_segments, teaching_cases, unchanged_cases
+from .tiling import never
+
+__all__ = ["FinetuneConfig", "finetune"]
+
+_MAY_CHANGE = ("out", "data", "cases", "name", "models", "device", "save_every_minutes")
+_DEFAULT_BACKBONE = "unet2d_16"
+_SIZE = {2: (96, 96), 3: (64, 64, 64)}
+_SPACING_MM = 2.0
+_BRIGHT = 255.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(FinetuneSettings):
+    """What to fine-tune on what; how, says `FinetuneSettings`."""
+
+    out: Path
+    """Run folder; a run that is there already goes on. The model is its checkpoint.safetensors."""
+    data: Path | None = None
+    """Folder of cases with labels: ct.nii.gz and label.nii.gz in a folder each, or images and labels."""
+    cases: Path | None = None
+    """Case store to learn from, in place of a data folder; see `medssl cases`."""
+    segments: tuple[str, ...] = ()
+    """Names of the segments to find; with a case store, automatic: all that are vouched for."""
+    name: str = ""
+    """Keep the model under this name in the model store when it is done; see `medssl models`."""
+    models: Path | None = None
+    """Model store for `name`; automatic: the usual one."""
+    encoder: str | None = None
+    """Pre-trained encoder to start from: a file, or a method whose encoder is shipped; random weights without one."""
+    backbone: str | None = None
+    """Network; automatic: the encoder's, or unet2d_16."""
+    slices: Literal["all", "annotated"] = "all"
+    """Whether all slices of a case are vouched for, or only those with something annotated."""
+    validation: tuple[str, ...] = ()
+    """Cases to measure on; automatic: one patient in five, or some slices where there are fewer than three."""
+    size: tuple[int, ...] = ()
+    """Rows and columns of a sample, or slices, rows and columns in 3D; automatic: the encoder's, or 96 (3D: 64)."""
+    spacing: tuple[float, ...] = ()
+    """Grid in mm along K, J, I, 0 for a scan's own; automatic: the encoder's, or 2 mm in the plane (3D: all ways)."""
+    neighbours: int | None = None
+    """2D: slices above and below that join as channels (2.5D); automatic: the encoder's, or 0."""
+    exclude: tuple[str, ...] = ()
+    """Files or folders below the data folder to leave out; * stands for anything."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    save_every_minutes: float = 5.0
+    """Between two saves; so much is lost at most when the machine goes down."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.save_every_minutes > 0:
+            raise InputError(f"The minutes between saves must be above 0, not {self.save_every_minutes:g}.")
+        if (self.data is None) == (self.cases is None):
+            raise InputError("Give either a data folder or a case store to learn from.")
+        if self.data is not None and not self.segments:
+            raise InputError("Name the segments to find in the data folder.")
+        if self.name:
+            require_model_name(self.name)
+        if self.encoder is not None and (Path(self.encoder).suffix or Path(self.encoder).is_file()):
+            # A file, not the name of a method: the run may go on from another folder.
+            object.__setattr__(self, "encoder", str(Path(self.encoder).absolute()))
+
+    @property
+    def settings(self) -> FinetuneSettings:
+        """The part that says how."""
+        return FinetuneSettings(**{f.name: getattr(self, f.name) for f in fields(FinetuneSettings)})
+
+
+def finetune(
+    config: FinetuneConfig,
+    cancelled: Callable[[], bool] = never,
+    cases: Sequence[LabelledCase] | None = None,
+) -> Iterator[Progress | Log | TrainingMetric | Preview]:
+    """Train a model, or go on where the run in `config.out` was left.
+
+    Args:
+        config: cases, run folder and settings.
+        cancelled: asked before each step.
+        cases: in place of those in `config.data`, e.g. of a case store.
+
+    Yields:
+        Progress, Log, TrainingMetric and Preview as they come.
+
+    Raises:
+        InputError: no case, nothing annotated, an unknown backbone or segment, a case that has changed since the run
+            began, or the run is another's.
+        ModelError: the encoder does not fit, or the run's state is damaged.
+        StorageError: no space; what was saved last stays.
+        Cancelled: `cancelled` or `medssl runs stop` said so; the run can be resumed.
+    """
+    config = _with_segments(config)
+    with ExitStack() as until_the_end:
+        run = RunFolder.create_or_open(config.out, "finetune", plain(config), _MAY_CHANGE)
+        until_the_end.enter_context(run.occupied())
+        for event in _train(config, run, lambda: cancelled() or run.stop_asked, cases):
+            if isinstance(event, Progress):
+                run.report(event)
+            elif not isinstance(event, Preview):
+                run.append_event(event)
+            yield event
+        if config.name:
+            kept = Log(_keep_model(config, run))
+            run.append_event(kept)
+            yield kept
+
+
+def _with_segments(config: FinetuneConfig) -> FinetuneConfig:
+    """Take all segments that a case store teaches, where none are named."""
+    if config.cases is None or config.segments:
+        return config
+    return replace(config, segments=tuple(taught_segments(CaseStore(config.cases).cases())))
+
+
+def _keep_model(config: FinetuneConfig, run: RunFolder) -> str:
+    version = ModelStore(config.models or models_folder()).add(run.checkpoint, config.name)
+    return f"Kept as {version.id}, which '{version.name}' now stands for."
+
+
+def _material(
+    config: FinetuneConfig, given: Sequence[LabelledCase] | None, saved: Mapping[str, Any] | None
+) -> tuple[Sequence[LabelledCase], dict[str, str]]:
+    """Cases to learn from and, from a case store, the fingerprint of each by its id.
+
+    A run that goes on learns from the cases it began with; those that have joined the store since wait.
+    """
+    if given is not None:
+        return given, {}
+    if config.data is not None:
+        return find_cases(config.data, config.exclude), {}
+    store = CaseStore(config.cases or cases_folder())
+    chosen = teaching_cases(store.cases(), config.segments)
+    if saved is not None:
+        chosen = unchanged_cases(chosen, saved["cases"])
+    return labelled_cases(chosen, config.segments), {case.id: case.fingerprint for case in chosen}
+
+
+def _train(
+    config: FinetuneConfig,
+    run: RunFolder,
+    cancelled: Callable[[], bool],
+    cases: Sequence[LabelledCase] | None,
+) -> Iterator[Progress | Log | TrainingMetric | Preview]:
+    device = pick_device(config.device)
+    saved = run.load_resume()
+    cases, fingerprints = _material(config, cases, saved)
+    encoder = None if config.encoder is None else read_encoder(config.encoder)
+    info = _model_info(config, encoder, cases)
+    said: list[Log] = []
+    scans = LabelledScans.from_cases(
+        cases, info.contract, config.segments, slices=config.slices, cancelled=cancelled,
+        on_event=lambda event: said.append(event) if isinstance(event, Log) else None,
+    )  # fmt: skip
+    yield from said
+    annotated = [AnnotatedCase.of(scan) for scan in scans]
+    content = _content(annotated)
+    learn_from, measure_on, words = hold_out(annotated, config.seed, config.validation)
+    yield Log(f"{len(learn_from)} cases to learn from; {words}.")
+
+    torch.manual_seed(config.seed)
+    model = SegmentationModel.build(info)
+    if encoder is not None:
+        yield Log(str(load_encoder(model.network.backbone, encoder)))
+    if saved is None:
+        seconds = step_seconds(
+            model.network, learn_from, info.contract, info.names,
+            automatic(replace(config.settings, steps=3, minutes=None), model.network, len(learn_from), True), device,
+        )  # fmt: skip
+        settings = automatic(config.settings, model.network, len(learn_from), encoder is not None, seconds)
+        state = Fitted()
+        yield Log(f"{settings.steps} steps will take about {duration(seconds * (settings.steps or 1))}.")
+    else:
+        if saved["content"] != content:
+            raise InputError(
+                f"The cases have changed since the run {run.path} began; put them back to go on, or give another"
+                " folder to start again."
+            )
+        settings, state = FinetuneSettings(**saved["settings"]), Fitted(**saved["state"])
+        run.forget_after(state.step)
+        yield Log(f"Going on after step {state.step} of {settings.steps}.")
+    lineage = fingerprints.values() or {case.scan.id for case in learn_from}
+    info = replace(info, cases=tuple(sorted(lineage)), settings=asdict(settings))
+
+    def keep(state: Fitted) -> None:
+        shallow = {f.name: getattr(state, f.name) for f in fields(Fitted)}
+        run.save_resume(
+            {"settings": asdict(settings), "state": shallow, "cases": fingerprints, "content": content}
+        )
+
+    def write_best() -> None:
+        measured = replace(info, dice=state.best_dice or {})
+        write_model(run.checkpoint, SegmentationModel(model.network, measured))
+
+    begun, steps, measured_at = time.monotonic(), 0, state.step
+    for event in fit(
+        model.network, learn_from, measure_on, info.contract, info.names, settings,
+        state=state, device=device, on_checkpoint=keep, save_every_s=60.0 * config.save_every_minutes,
+        cancelled=cancelled,
+    ):  # fmt: skip
+        if isinstance(event, FinetuneMetric):
+            if event.best:  # so that it can be looked at, and kept if the run is stopped
+                write_best()
+            samples = (settings.batch or 1) * steps
+            yield _metric(event, settings, samples / max(time.monotonic() - begun, 1e-9))
+            measured_at, begun, steps = event.step, time.monotonic(), 0
+            continue
+        if isinstance(event, Preview):
+            run.save_picture(measured_at, _picture(event, measure_on, info))
+        else:
+            steps += 1
+        yield event
+    write_best()  # the network is the best one again
+    yield Log(_result(state))
+
+
+def _content(cases: Sequence[AnnotatedCase]) -> str:
+    """SHA-256 (hex) of what there is to learn from: images, labels and whose they are."""
+    digest = sha256()
+    for case in cases:
+        digest.update(f"{case.scan.id} {case.scan.patient} {case.known.tolist()}".encode())
+        digest.update(np.ascontiguousarray(case.labels).data)
+    return digest.hexdigest()
+
+
+def _model_info(
+    config: FinetuneConfig, encoder: EncoderFile | None, cases: Sequence[LabelledCase]
+) -> ModelInfo:
+    backbone = config.backbone or (encoder.backbone if encoder else _DEFAULT_BACKBONE)
+    if backbone not in BACKBONES:
+        raise InputError(f"There is no backbone '{backbone}'; choose one of {', '.join(BACKBONES)}.")
+    contract = encoder.contract if encoder else _default_contract(BACKBONES[backbone].spatial_dims, cases)
+    changes: dict[str, Any] = {}
+    if config.size:
+        changes["size"] = config.size
+    if config.spacing:
+        changes["spacing_kji_mm"] = tuple(step or None for step in config.spacing)
+    if config.neighbours is not None:
+        changes["neighbours"] = config.neighbours
+    colors = {
+        s.name: s.color_rgb for c in cases if isinstance(c.labels, Segmentation) for s in c.labels.segments
+    }
+    segments = [
+        Segment(name, n, colors.get(name, default_color(n)))
+        for n, name in enumerate(config.segments, start=1)
+    ]
+    return ModelInfo(
+        backbone=backbone,
+        contract=replace(contract, **changes),
+        segments=tuple(segments),
+        encoder={}
+        if encoder is None
+        else {"method": encoder.method, "step": encoder.step, "data": list(encoder.data)},
+    )
+
+
+def _default_contract(dims: Literal[2, 3], cases: Sequence[LabelledCase]) -> InputContract:
+    """For random weights: a CT window that shows soft tissue and bone, or an MR's own statistics."""
+    volume, _ = cases[0].read()
+    spacing = (_SPACING_MM if dims == 3 else None, _SPACING_MM, _SPACING_MM)
+    common: dict[str, Any] = {"spatial_dims": dims, "size": _SIZE[dims], "spacing_kji_mm": spacing}
+    if not looks_like_ct(volume):
+        return InputContract(**common, scale="volume", modality="MR")
+    return InputContract(**common, window_hu=(-200.0, 400.0), mean_hu=100.0, std_hu=200.0)
+
+
+def _metric(event: FinetuneMetric, settings: FinetuneSettings, samples_per_second: float) -> TrainingMetric:
+    values = {"loss": event.loss, **{f"dice {name}": value for name, value in event.dice.items()}}
+    if event.dice:
+        values["dice"] = event.mean_dice
+    return TrainingMetric(event.step, event.step, values, settings.learning_rate or 0.0, samples_per_second)
+
+
+def _picture(preview: Preview, measure_on: Sequence[AnnotatedCase], info: ModelInfo) -> NDArray[np.uint8]:
+    """(J, I, 3) the slice, front up, with the segments' colours over it."""
+    case = next(case for case in measure_on if case.scan.name == preview.scan)
+    image = case.image[preview.k].astype(np.float32)
+    low, high = np.percentile(image, (2.0, 99.0))
+    grey = np.clip((image - low) / max(high - low, 1.0), 0.0, 1.0)
+    picture = np.repeat(grey[..., None], 3, axis=-1)
+    for label, segment in enumerate(info.segments, start=1):
+        found = preview.labels == label
+        picture[found] = 0.5 * picture[found] + 0.5 * np.array(segment.color_rgb, np.float32)
+    return np.ascontiguousarray((picture[::-1, ::-1] * _BRIGHT).astype(np.uint8))
+
+
+def _result(state: Fitted) -> str:
+    if not state.best_dice:
+        return f"Done after {state.step} steps; nothing was held out to measure on."
+    scores = ", ".join(f"{name} {100 * value:.1f} %" for name, value in state.best_dice.items())
+    return f"Best after {state.best_step} of {state.step} steps: Dice {scores}."

@@ -1,0 +1,162 @@
+"""Segmentation models: a backbone with a 1 x 1 convolution, and the file such a model is kept in.
+
+Axis letters: B samples, C channels, S the spatial axes (J, I in 2D, K, J, I in 3D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__
+from ..backbones import Backbone, build_backbone
+from ..checkpoints import load_into, read_checkpoint, write_checkpoint
+from ..datasets.input_contract import InputContract
+from ..errors import InputError, ModelError
+from ..segmentation import Segment
+
+__all__ = ["ModelInfo", "SegmentationModel", "Segmenter", "read_model", "write_model"]
+
+_KIND = "model"
+
+
+class Segmenter(nn.Module):
+    """A backbone and a head that tells background and segments apart.
+
+    Args:
+        backbone: gives one map at full resolution.
+        segments: how many there are, without the background.
+    """
+
+    def __init__(self, backbone: Backbone, segments: int) -> None:
+        super().__init__()
+        if segments < 1:
+            raise InputError("A model needs at least one segment to find.")
+        convolution = nn.Conv2d if backbone.spatial_dims == 2 else nn.Conv3d
+        self.backbone = backbone
+        self.head = convolution(backbone.decoder.width, segments + 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *S) to logits (B, 1 + segments, *S); channel 0 is the background."""
+        logits: Tensor = self.head(self.backbone(x))
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """Everything about a model but its weights: how it is used and where it comes from."""
+
+    backbone: str
+    """Key of BACKBONES."""
+    contract: InputContract
+    segments: tuple[Segment, ...]
+    """Channel n + 1 of the network finds segments[n]."""
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+    """Where training started: method and scan ids of the encoder; empty for random weights."""
+    cases: tuple[str, ...] = ()
+    """Fingerprints of the scans it was trained on."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the training run."""
+    dice: Mapping[str, float] = field(default_factory=dict)
+    """Measured per segment, 0 .. 1, on what was held out; empty when nothing was."""
+    version: str = __version__
+    """Of the program that trained it."""
+
+    def __post_init__(self) -> None:
+        names = [segment.name for segment in self.segments]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"A model needs segments of different names, not {names}.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The segments' names, in the order of the network's channels."""
+        return tuple(segment.name for segment in self.segments)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a file's header; `from_json` is the inverse."""
+        return {
+            "kind": _KIND,
+            "backbone": self.backbone,
+            "contract": self.contract.to_json(),
+            "segments": [asdict(segment) for segment in self.segments],
+            "encoder": dict(self.encoder),
+            "cases": list(self.cases),
+            "settings": dict(self.settings),
+            "dice": dict(self.dice),
+            "version": self.version,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelInfo:
+        """Read what `to_json` gave.
+
+        Raises:
+            ModelError: the header is not that of a model, or a field is missing.
+        """
+        if values.get("kind") != _KIND:
+            raise ModelError(
+                "The file holds no segmentation model; give one that 'medssl finetune' has written."
+            )
+        try:
+            return cls(
+                backbone=values["backbone"],
+                contract=InputContract.from_json(values["contract"]),
+                segments=_segments(values["segments"]),
+                encoder=values["encoder"],
+                cases=tuple(values["cases"]),
+                settings=values["settings"],
+                dice=values["dice"],
+                version=values["version"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"The model's header is damaged ({error}).") from error
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationModel:
+    """A network with what must be known to use it."""
+
+    network: Segmenter
+    info: ModelInfo
+
+    @classmethod
+    def build(cls, info: ModelInfo) -> SegmentationModel:
+        """Make the network with random weights, drawn from torch's generator."""
+        return cls(
+            Segmenter(build_backbone(info.backbone, info.contract.in_channels), len(info.segments)), info
+        )
+
+
+def write_model(path: str | Path, model: SegmentationModel) -> None:
+    """Write a model as one safetensors file, whole or not at all.
+
+    Raises:
+        StorageError: no space or no permission; nothing is left behind.
+    """
+    write_checkpoint(path, model.network.state_dict(), model.info.to_json())
+
+
+def read_model(path: str | Path, device: torch.device | str = "cpu") -> SegmentationModel:
+    """Read a model, ready to predict.
+
+    Raises:
+        ModelError: the file is missing, damaged, no model, or its weights do not fit its backbone.
+        InputError: its backbone is unknown to this version.
+    """
+    tensors, header = read_checkpoint(path)
+    try:
+        model = SegmentationModel.build(ModelInfo.from_json(header))
+    except ModelError as error:
+        raise ModelError(f"{Path(path).name}: {error}") from error
+    load_into(model.network, tensors)
+    model.network.eval().to(device)
+    return model
+
+
+def _segments(values: Sequence[Mapping[str, Any]]) -> tuple[Segment, ...]:
+    return tuple(Segment(v["name"], int(v["label"]), tuple(v["color_rgb"])) for v in values)

@@ -1,0 +1,207 @@
+"""Models a user has trained, at work in the worker: the ones used last stay in memory. Loads torch when it must."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..home import models_folder
+from ..messages import PredictVolume, SegmentVolume, Streamed
+from ..results import SliceMask, UncertaintyMap
+from ..segmentation import Segment, Segmentation
+from ..streamed_evidence import suggestions
+from ..volume import Volume
+from ..wire.codec import decode_labels
+
+if TYPE_CHECKING:
+    from ..few_labels.segmenter import ModelInfo, SegmentationModel
+    from ..foundation.protocols import ImagePredictor, SliceTracker
+    from ..inference import PredictedSlices
+    from ..segmenting import SegmentOptions, SegmentResult
+
+__all__ = ["TrainedModels", "model_file", "predict_volume", "segment_volume"]
+
+_KEPT = 2
+_AT_WORK_BYTES = 400 << 20
+"""An allowance for a network's activations, beside what grows with the volume; not measured per backbone."""
+_SLICES_AT_ONCE = 16
+_LOADING_FACTOR = 2
+
+
+def model_file(model: str, store: str = "") -> Path:
+    """Find the weights a request means.
+
+    Args:
+        model: "liver", "liver:3", a model file, or a run folder, which stands for what the run keeps.
+        store: model store; empty for the usual one.
+
+    Raises:
+        InputError: there is no such model, or the run has kept none yet.
+    """
+    from ..few_labels.model_store import ModelStore
+    from ..runs.run_folder import RunFolder
+
+    if (Path(model) / "run.json").is_file():
+        run = RunFolder.open(model)
+        if not run.checkpoint.is_file():
+            raise InputError(
+                f"The run {run.path} has not made a model yet; wait until it is done, or resume it."
+            )
+        return run.checkpoint
+    return ModelStore(store or models_folder()).resolve(model)
+
+
+class TrainedModels:
+    """Loads trained models and keeps those used last; a file that has changed since is loaded again."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[Path, int, str], tuple[str, SegmentationModel]] = OrderedDict()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the models in memory were asked for as."""
+        return tuple(name for name, _ in self._kept.values())
+
+    def get(self, model: str, store: str, device: str) -> SegmentationModel:
+        """The model a request means, on a device.
+
+        Raises:
+            InputError: there is none.
+            ModelError: the file is damaged or holds no model.
+        """
+        from ..few_labels.segmenter import read_model
+
+        path = model_file(model, store)
+        key = (path, path.stat().st_mtime_ns, device)
+        if key not in self._kept:
+            while len(self._kept) >= _KEPT:
+                self._kept.popitem(last=False)
+            self._kept[key] = (model, read_model(path, device))
+        self._kept.move_to_end(key)
+        return self._kept[key][1]
+
+    def bytes_needed(self, model: str, store: str, volume: Volume) -> int:
+        """Estimate of the memory a whole volume takes.
+
+        Raises:
+            InputError, ModelError: as `get`.
+        """
+        from ..checkpoints import read_header
+        from ..few_labels.segmenter import ModelInfo
+
+        path = model_file(model, store)
+        info = ModelInfo.from_json(read_header(path))
+        loading = 0 if model in self.names else _LOADING_FACTOR * path.stat().st_size
+        return loading + _AT_WORK_BYTES + _bytes_of_volume(info, volume)
+
+
+def predict_volume(
+    volume: Volume,
+    request: PredictVolume,
+    model: SegmentationModel,
+    device: str,
+    cancelled: Callable[[], bool],
+) -> Generator[Streamed, None, dict[str, Any]]:
+    """Find a model's segments in a volume; the summary says which they are.
+
+    Raises:
+        InputError: the model or the kind of uncertainty does not suit the volume.
+        Cancelled: `cancelled` said so.
+    """
+    from ..inference import PredictedSlices, predict
+
+    for event in predict(
+        model,
+        volume,
+        start=request.start,
+        uncertainty=request.uncertainty,
+        device=device,
+        cancelled=cancelled,
+    ):
+        if isinstance(event, PredictedSlices):
+            yield from _slices(event, model.info.segments, request.maps)
+        else:
+            yield event
+    return {"segments": [asdict(segment) for segment in model.info.segments]}
+
+
+def segment_volume(
+    volume: Volume,
+    request: SegmentVolume,
+    options: SegmentOptions,
+    model: SegmentationModel,
+    predictor: ImagePredictor,
+    tracker: SliceTracker,
+    cancelled: Callable[[], bool],
+) -> Generator[Streamed, None, dict[str, Any]]:
+    """Find, sharpen and carry through; the summary says what is known of each slice.
+
+    Raises:
+        InputError: the model, an option or the annotation does not suit the volume.
+        Cancelled: `cancelled` said so.
+    """
+    from ..segmenting import segment
+
+    annotation = None
+    if request.annotation is not None:
+        labels = decode_labels(request.annotation)
+        annotation = Segmentation(labels, volume.ijk_to_ras, request.segments)
+    result = yield from segment(
+        volume,
+        model,
+        predictor=predictor,
+        tracker=tracker,
+        annotation=annotation,
+        options=options,
+        device=request.device,
+        cancelled=cancelled,
+    )
+    return _summary(volume, result, request.vouched)
+
+
+def _summary(volume: Volume, result: SegmentResult, vouched: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    from ..evidence import of_segmentation
+
+    drawn = result.references if result.prompt == "annotation" else vouched
+    return {
+        "segments": [asdict(segment) for segment in result.segmentation.segments],
+        "prompt": result.prompt,
+        "axis": result.axis,
+        "references": {name: list(indices) for name, indices in result.references.items()},
+        "confidence": dict(result.confidence),
+        "agreement": dict(result.agreement),
+        "suggestions": suggestions(of_segmentation(volume, result, drawn)),
+    }
+
+
+def _slices(
+    found: PredictedSlices, segments: Sequence[Segment], maps: bool
+) -> Iterator[SliceMask | UncertaintyMap]:
+    """One mask per segment and slice, empty ones too: they say that nothing is there."""
+    for n, index in enumerate(found.indices):
+        probability = found.probability[n]
+        for segment in segments:
+            mask = found.labels[n] == segment.label
+            sure = probability[mask] if mask.any() else probability
+            yield SliceMask(segment.name, found.axis, index, mask, float(sure.mean()))
+        if maps:
+            yield UncertaintyMap.of(found.axis, index, found.uncertainty[n])
+
+
+def _bytes_of_volume(info: ModelInfo, volume: Volume) -> int:
+    """Probabilities on the model's grid, those of the slices on their way back, and the image itself."""
+    contract, classes = info.contract, len(info.segments) + 1
+    axes = [volume.axis_of(view) for view in ("axial", "coronal", "sagittal")]
+    voxels = math.prod(
+        volume.shape_kji[axis] * (volume.spacing_kji_mm[axis] / wanted if wanted else 1.0)
+        for axis, wanted in zip(axes, contract.spacing_kji_mm, strict=True)
+    )
+    copies = 2 if contract.spatial_dims == 3 else 1  # blocks are summed up before they are final
+    slice_px = volume.shape_kji[axes[1]] * volume.shape_kji[axes[2]]
+    values = voxels * (classes * copies + 2) + 4 * _SLICES_AT_ONCE * classes * slice_px
+    return int(4 * values)
