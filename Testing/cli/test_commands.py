@@ -168,6 +168,11 @@ def test_a_misspelled_command_ends_with_2(medssl, arguments: list[str]) -> None:
     assert "usage: medssl" in outcome.err
 
 
+def heed_ctrl_c() -> None:
+    """A suite that runs in the background of a shell ignores it, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_with_130_and_leaves_nothing(small_case, tmp_path: Path) -> None:
     output = tmp_path / "organs.nii.gz"
     command = [
@@ -180,7 +185,11 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(small_case, tmp_path: Path) -> 
         small_case.annotation_path,
     ]
     process = subprocess.Popen(
-        [*command, "-o", str(output), "--no-stop"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, "-o", str(output), "--no-stop"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
     )
     assert process.stderr is not None
     assert process.stderr.readline().startswith("Propagating:")
