@@ -16,6 +16,7 @@ from .datasets.labelled import LabelledCase
 from .errors import InputError, MedSSLError
 from .events import Eta, Log, Progress
 from .formats.imagefile import write_image
+from .segmentation import Segmentation
 from .storage import atomic_path, make_folder
 from .volume import read_volume, write_volume
 
@@ -113,10 +114,11 @@ def export_nnunet(
     some_ignored = False
     for done, case in enumerate(cases, start=1):
         write_volume(case.volume(), folder / "imagesTr" / f"{case.id}_0000.nii.gz")
-        labels, known = _label_map(case, names)
+        segmentation = case.segmentation()
+        labels, known = _label_map(case, segmentation, names)
         some_ignored |= not known.all()
         vouched = np.where(known, labels, ignore).astype(np.uint8)
-        write_image(folder / "labelsTr" / f"{case.id}.nii.gz", vouched, case.segmentation().ijk_to_ras)
+        write_image(folder / "labelsTr" / f"{case.id}.nii.gz", vouched, segmentation.ijk_to_ras)
         yield eta.step(done, case.name)
     values = {"background": 0, **{name: n for n, name in enumerate(names, start=1)}}
     if some_ignored:
@@ -149,10 +151,11 @@ def export_monai(store: CaseStore, folder: Path, segments: Sequence[str] | None 
     eta = Eta(len(cases))
     for done, case in enumerate(cases, start=1):
         entry = {part: f"{below}/{case.id}.nii.gz" for part, below in _MONAI_FOLDERS.items()}
-        labels, known = _label_map(case, names)
+        segmentation = case.segmentation()
+        labels, known = _label_map(case, segmentation, names)
         write_volume(case.volume(), folder / entry["image"])
-        write_image(folder / entry["label"], labels, case.segmentation().ijk_to_ras)
-        write_image(folder / entry["vouched"], known.astype(np.uint8), case.segmentation().ijk_to_ras)
+        write_image(folder / entry["label"], labels, segmentation.ijk_to_ras)
+        write_image(folder / entry["vouched"], known.astype(np.uint8), segmentation.ijk_to_ras)
         entries.append({**entry, "fold": patients.index(case.patient) % 5})
         yield eta.step(done, case.name)
     labels_by_value = {"0": "background", **{str(n): name for n, name in enumerate(names, start=1)}}
@@ -174,9 +177,10 @@ def _chosen(store: CaseStore, folder: Path, segments: Sequence[str] | None) -> t
     return cases, names
 
 
-def _label_map(case: Case, names: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def _label_map(
+    case: Case, segmentation: Segmentation, names: Sequence[str]
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """(K, J, I) labels 1 .. n in the order of `names`, and where somebody vouches for all of them."""
-    segmentation = case.segmentation()
     labels = np.zeros(case.shape_kji, np.uint8)
     known = np.ones(case.shape_kji, bool)
     for n, name in enumerate(names, start=1):

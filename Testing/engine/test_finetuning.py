@@ -15,7 +15,13 @@ from medssl.datasets.input_contract import InputContract
 from medssl.datasets.labelled import LabelledCase
 from medssl.errors import Cancelled, InputError, ModelError
 from medssl.events import Progress
-from medssl.few_labels.annotated_samples import AnnotatedCase, AnnotatedSamples, hold_out, is_lateral
+from medssl.few_labels.annotated_samples import (
+    AnnotatedCase,
+    AnnotatedSamples,
+    by_scan,
+    hold_out,
+    is_lateral,
+)
 from medssl.few_labels.augmentation import Augmentation
 from medssl.few_labels.finetune_run import FinetuneConfig, finetune
 from medssl.few_labels.finetuning import (
@@ -24,6 +30,7 @@ from medssl.few_labels.finetuning import (
     Fitted,
     automatic,
     fit,
+    measure,
     parameter_groups,
 )
 from medssl.few_labels.segmentation_loss import segmentation_loss
@@ -187,12 +194,56 @@ def test_few_cases_hold_out_slices_and_more_hold_out_a_patient() -> None:
     learnt, held, words = hold_out([case(0)])
     assert len(held) == 1
     assert not set(held[0].vouched_slices) & set(learnt[0].vouched_slices)
-    assert "slices" in words
+    assert "slice" in words
     learnt, held, _ = hold_out([case(n) for n in range(5)], seed=1)
     assert len(held) == 1
     assert held[0].scan.patient not in {c.scan.patient for c in learnt}
     with pytest.raises(InputError, match=r"nobody is not possible.*case0"):
         hold_out([case(0), case(1)], validation=["case1", "nobody"])
+
+
+def in_parts(seed: int) -> list[AnnotatedCase]:
+    """One scan of which some slices teach both segments, others the bright one alone."""
+    whole = case(seed)
+    alone = replace(case(seed, (True, True, False)).only_slices([1, 2]), scan=whole.scan)
+    return [whole.only_slices([3, 4, 5]), alone]
+
+
+def test_the_parts_of_a_scan_count_once_and_are_named_once() -> None:
+    parts = [part for seed in range(3) for part in in_parts(seed)]
+    assert {scan: len(of_it) for scan, of_it in by_scan(parts).items()} == {"0": 2, "1": 2, "2": 2}
+    learnt, held, words = hold_out(parts)
+    assert (len(by_scan(learnt)), len(by_scan(held))) == (2, 1)
+    assert words == f"measured on {held[0].scan.name}"
+
+
+def test_slices_are_held_out_of_every_part_that_has_three() -> None:
+    bright = replace(case(0, (True, True, False)).only_slices([1, 2, 3]), scan=case(0).scan)
+    dark = replace(case(0, (True, False, True)).only_slices([4, 5]), scan=case(0).scan)
+    learnt, held, words = hold_out([bright, dark, case(1).only_slices([1])])
+    assert [part.vouched_slices.tolist() for part in held] == [[2]]
+    assert [part.vouched_slices.tolist() for part in learnt] == [[1, 3], [4, 5], [1]]
+    assert words == "measured on 1 slice of case0, kept out of the learning"
+
+
+def test_parts_are_drawn_as_often_as_they_have_slices() -> None:
+    """Of 3 scans each comes in a third of the samples, and the parts of one share it 3 to 2."""
+    cases = [*in_parts(0), case(1), case(2)]
+    samples = AnnotatedSamples(cases, CONTRACT)
+    rng = np.random.default_rng(0)
+    counts = np.bincount([samples._which(rng) for _ in range(3000)]) / 3000
+    np.testing.assert_allclose(counts, [0.2, 2 / 15, 1 / 3, 1 / 3], atol=0.03)
+
+
+def test_a_scan_in_parts_is_measured_as_if_it_were_whole() -> None:
+    net = network()
+    segments = ["bright", "dark"]
+    whole, _ = measure(net, [case(3).only_slices([1, 2, 4])], CONTRACT, segments)
+    parts = [case(3).only_slices([1]), case(3).only_slices([2, 4])]
+    found, preview = measure(net, parts, CONTRACT, segments)
+    assert found == whole
+    assert preview is not None
+    assert preview.k in (1, 2, 4)
 
 
 def test_nothing_annotated_is_refused() -> None:

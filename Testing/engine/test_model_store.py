@@ -133,3 +133,13 @@ def test_a_lost_choice_of_version_means_the_newest(store: ModelStore) -> None:
 def test_an_export_to_a_folder_that_is_missing_says_so(store: ModelStore, tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         store.export("liver", tmp_path / "nowhere" / "m.safetensors")
+
+
+def test_looking_a_model_up_reads_no_other(store: ModelStore) -> None:
+    other = store.folder / "spleen"
+    other.mkdir()
+    (other / "v001.safetensors").write_bytes(b"rubbish that must not be read")
+    assert store.find("liver:2").number == 2
+    store.delete("liver:2")
+    with pytest.raises(InputError, match=r"No version of the model 'spleen' can be read: .*v001"):
+        store.find("spleen")

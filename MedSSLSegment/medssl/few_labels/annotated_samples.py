@@ -1,7 +1,8 @@
 """Annotated cases as fine-tuning sees them, and the batches drawn from them.
 
 A case may be annotated on a few slices only, and for some of the segments only; samples are drawn where somebody
-vouched for something, and small organs are seen as often as large ones.
+vouched for something, and small organs are seen as often as large ones. A scan whose slices teach different segments
+comes in several parts, each an `AnnotatedCase` of the same scan; it counts as one wherever cases are counted.
 
 Axis letters: B samples, C channels, N classes (0 is the background), S the spatial axes (J, I or K, J, I).
 """
@@ -27,7 +28,7 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from ..datasets.labelled import LabelledScan
 
-__all__ = ["AnnotatedCase", "AnnotatedSamples", "Batch", "hold_out", "is_lateral"]
+__all__ = ["AnnotatedCase", "AnnotatedSamples", "Batch", "by_scan", "hold_out", "is_lateral"]
 
 _MARGIN = 1.25
 """Samples are drawn this much larger than the network's input, so that a turn brings in real surroundings."""
@@ -116,6 +117,7 @@ class AnnotatedSamples:
         self.contract = contract
         self.organ_share = organ_share
         self.size = tuple(-(-side // divisor) * divisor for side in contract.size)
+        self._scans = [[self.cases.index(part) for part in parts] for parts in by_scan(self.cases).values()]
         self._shown = [
             {label: k for label in range(1, len(case.known)) if (k := case.slices_of(label)).size}
             for case in self.cases
@@ -140,7 +142,7 @@ class AnnotatedSamples:
     def _sample(
         self, rng: np.random.Generator
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:
-        n = int(rng.integers(len(self.cases)))
+        n = self._which(rng)
         case = self.cases[n]
         centre = self._centre(rng, n)
         if self.whole:
@@ -148,6 +150,14 @@ class AnnotatedSamples:
         else:
             image, labels = self._window(case, centre, rng)
         return image, labels, case.known
+
+    def _which(self, rng: np.random.Generator) -> int:
+        """A case: every scan as often, and of its parts each as often as it has slices."""
+        parts = self._scans[int(rng.integers(len(self._scans)))]
+        if len(parts) == 1:
+            return parts[0]
+        slices = np.array([self.cases[n].vouched_slices.size for n in parts])
+        return int(rng.choice(parts, p=slices / slices.sum()))
 
     def _centre(self, rng: np.random.Generator, n: int) -> tuple[int, int, int]:
         """A voxel (k, j, i) to draw around: of a segment, each as often, or anywhere on a vouched slice."""
@@ -187,6 +197,14 @@ class AnnotatedSamples:
         return self.contract.apply(window, case.scan.stats), _cut(labels, starts, larger, IGNORE)
 
 
+def by_scan(cases: Sequence[AnnotatedCase]) -> dict[str, list[AnnotatedCase]]:
+    """The parts of each scan, by its id, in the order in which the scans come."""
+    scans: dict[str, list[AnnotatedCase]] = {}
+    for case in cases:
+        scans.setdefault(case.scan.id, []).append(case)
+    return scans
+
+
 def hold_out(
     cases: Sequence[AnnotatedCase], seed: int = 0, validation: Sequence[str] = ()
 ) -> tuple[list[AnnotatedCase], list[AnnotatedCase], str]:
@@ -212,7 +230,7 @@ def hold_out(
         if unknown or len(chosen) == len(patients):
             raise InputError(
                 f"Validation on {', '.join(unknown or validation)} is not possible; name some, not all, of the cases"
-                f" {', '.join(case.scan.name for case in cases)}."
+                f" {_names(cases)}."
             )
     elif len(patients) >= _FEW_CASES:
         count = max(1, round(_HELD_OUT * len(patients)))
@@ -222,7 +240,7 @@ def hold_out(
         return _hold_out_slices(cases)
     held = [case for case in cases if case.scan.patient in chosen]
     learnt = [case for case in cases if case.scan.patient not in chosen]
-    return learnt, held, "measured on " + ", ".join(case.scan.name for case in held)
+    return learnt, held, f"measured on {_names(held)}"
 
 
 def is_lateral(names: Sequence[str]) -> bool:
@@ -233,22 +251,38 @@ def is_lateral(names: Sequence[str]) -> bool:
 def _hold_out_slices(
     cases: Sequence[AnnotatedCase],
 ) -> tuple[list[AnnotatedCase], list[AnnotatedCase], str]:
-    """Keep a run of neighbouring slices, from the middle of the organ, of the case with most of them."""
-    most = max(range(len(cases)), key=lambda n: cases[n].vouched_slices.size)
-    case = cases[most]
-    shown = np.flatnonzero(((case.labels > 0) & (case.labels != IGNORE)).any(axis=(1, 2)))
-    if shown.size < _FEW_CASES:
+    """Keep a run of neighbouring slices, from the middle of the organ, of each part of the scan with most slices."""
+    scans = by_scan(cases).values()
+    chosen = max(scans, key=lambda parts: sum(part.vouched_slices.size for part in parts))
+    kept = {n: run for n, case in enumerate(cases) if case in chosen and (run := _middle(case)).size}
+    if not kept:
         return list(cases), [], "nothing is held out: there are too few annotated slices"
-    length = max(1, round(_HELD_OUT * shown.size))
-    first = (shown.size - length) // 2
-    kept = shown[first : first + length]
-    others = np.setdiff1d(case.vouched_slices, kept)
-    learnt = [case.only_slices(others) if n == most else c for n, c in enumerate(cases)]
+    learnt = [
+        case.only_slices(np.setdiff1d(case.vouched_slices, kept[n])) if n in kept else case
+        for n, case in enumerate(cases)
+    ]
+    held = [cases[n].only_slices(run) for n, run in kept.items()]
+    count = np.unique(np.concatenate(list(kept.values()))).size
     return (
         learnt,
-        [case.only_slices(kept)],
-        f"measured on slices {kept[0]} to {kept[-1]} of {case.scan.name}",
+        held,
+        f"measured on {count} slice{'s' * (count > 1)} of {_names(held)}, kept out of the learning",
     )
+
+
+def _middle(case: AnnotatedCase) -> NDArray[np.intp]:
+    """Slices to hold out of a case: a fifth of those that show a segment; none of fewer than three."""
+    shown = np.flatnonzero(((case.labels > 0) & (case.labels != IGNORE)).any(axis=(1, 2)))
+    if shown.size < _FEW_CASES:
+        return shown[:0]
+    length = max(1, round(_HELD_OUT * shown.size))
+    first = (shown.size - length) // 2
+    return shown[first : first + length]
+
+
+def _names(cases: Sequence[AnnotatedCase]) -> str:
+    """Of the scans, each once."""
+    return ", ".join(parts[0].scan.name for parts in by_scan(cases).values())
 
 
 def _slab(image: NDArray[np.int16], k: int, neighbours: int) -> NDArray[np.int16]:

@@ -27,7 +27,7 @@ from ..learning.transfer import EncoderFile, load_encoder, read_encoder
 from ..runs.run_folder import RunFolder, TrainingMetric, plain
 from ..segmentation import Segment, Segmentation, default_color
 from ..volume import looks_like_ct
-from .annotated_samples import AnnotatedCase, hold_out
+from .annotated_samples import AnnotatedCase, by_scan, hold_out
 from .finetuning import FinetuneMetric, FinetuneSettings, Fitted, Preview, automatic, fit, step_seconds
 from .model_store import ModelStore, require_model_name
 from .segmenter import ModelInfo, SegmentationModel, write_model
@@ -188,7 +188,8 @@ def _train(
     annotated = [AnnotatedCase.of(scan) for scan in scans]
     content = _content(annotated)
     learn_from, measure_on, words = hold_out(annotated, config.seed, config.validation)
-    yield Log(f"{len(learn_from)} cases to learn from; {words}.")
+    count = len(by_scan(learn_from))
+    yield Log(f"{count} case{'s' * (count > 1)} to learn from; {words}.")
 
     torch.manual_seed(config.seed)
     model = SegmentationModel.build(info)
@@ -197,9 +198,9 @@ def _train(
     if saved is None:
         seconds = step_seconds(
             model.network, learn_from, info.contract, info.names,
-            automatic(replace(config.settings, steps=3, minutes=None), model.network, len(learn_from), True), device,
+            automatic(replace(config.settings, steps=3, minutes=None), model.network, count, True), device,
         )  # fmt: skip
-        settings = automatic(config.settings, model.network, len(learn_from), encoder is not None, seconds)
+        settings = automatic(config.settings, model.network, count, encoder is not None, seconds)
         state = Fitted()
         yield Log(f"{settings.steps} steps will take about {duration(seconds * (settings.steps or 1))}.")
     else:

@@ -26,7 +26,7 @@ from ..datasets.input_contract import InputContract
 from ..errors import Cancelled, InputError, ModelError
 from ..events import Eta, Progress
 from ..learning.recipe import Recipe
-from .annotated_samples import AnnotatedCase, AnnotatedSamples, is_lateral
+from .annotated_samples import AnnotatedCase, AnnotatedSamples, by_scan, is_lateral
 from .augmentation import Augmentation
 from .segmentation_loss import segmentation_loss
 from .segmenter import Segmenter
@@ -337,32 +337,39 @@ def measure(
     device: torch.device | str = "cpu",
     cancelled: Callable[[], bool] = never,
 ) -> tuple[dict[str, float], Preview | None]:
-    """Dice per segment, each case counting once, over the voxels that somebody vouched for.
+    """Dice per segment, each scan counting once, over the voxels that somebody vouched for.
 
     Returns:
-        Dice by segment, of those that any case knows, and the slice of the first case that shows most of them.
+        Dice by segment, of those that any case knows, and the slice of the first scan that shows most of them.
     """
     network.eval()
     predictor = predictor_of(network, contract, device)
     scores: dict[str, list[float]] = {}
     preview = None
-    for case in cases:
-        found = np.full(case.labels.shape, IGNORE, np.uint8)
-        for slab in predictor.slabs(
-            case.image, case.scan.stats, wanted=case.vouched_slices.tolist(), cancelled=cancelled
-        ):
+    for parts in by_scan(cases).values():
+        found = np.full(parts[0].labels.shape, IGNORE, np.uint8)
+        wanted = np.unique(np.concatenate([part.vouched_slices for part in parts])).tolist()
+        for slab in predictor.slabs(parts[0].image, parts[0].scan.stats, wanted=wanted, cancelled=cancelled):
             found[slab.first : slab.stop] = slab.probabilities.argmax(0)
-        vouched = case.labels != IGNORE
         for label, name in enumerate(segments, start=1):
-            if case.known[label]:
-                a, b = (found == label) & vouched, case.labels == label
-                size = np.count_nonzero(a) + np.count_nonzero(b)
-                scores.setdefault(name, []).append(2 * np.count_nonzero(a & b) / size if size else 1.0)
+            if any(part.known[label] for part in parts):
+                scores.setdefault(name, []).append(_dice(parts, found, label))
         if preview is None:
-            shown = ((case.labels > 0) & vouched).sum(axis=(1, 2))
-            k = int(shown.argmax())
-            preview = Preview(case.scan.name, k, found[k])
+            shown = sum(((part.labels > 0) & (part.labels != IGNORE)).sum(axis=(1, 2)) for part in parts)
+            k = int(np.argmax(shown))
+            preview = Preview(parts[0].scan.name, k, found[k])
     return {name: float(np.mean(values)) for name, values in scores.items()}, preview
+
+
+def _dice(parts: Sequence[AnnotatedCase], found: NDArray[np.uint8], label: int) -> float:
+    """Of one segment on a scan, over the parts that know it; 1 where it is neither found nor there."""
+    overlap = size = 0
+    for part in parts:
+        if part.known[label]:
+            a, b = (found == label) & (part.labels != IGNORE), part.labels == label
+            overlap += np.count_nonzero(a & b)
+            size += np.count_nonzero(a) + np.count_nonzero(b)
+    return 2 * overlap / size if size else 1.0
 
 
 def step_seconds(

@@ -70,8 +70,7 @@ class ModelStore:
         """All models by name; a damaged version is left out and named to `on_problem`."""
         if not self.folder.is_dir():
             return []
-        folders = (f for f in sorted(self.folder.iterdir()) if f.is_dir() and f.name != _REMOVED)
-        found = (self._read(folder, on_problem) for folder in folders)
+        found = (self._read(folder, on_problem) for folder in self._folders())
         return [model for model in found if model is not None]
 
     def find(self, model: str) -> ModelVersion:
@@ -81,12 +80,10 @@ class ModelStore:
             InputError: there is none; the message lists those there are.
         """
         name, _, number = model.partition(":")
-        known = {stored.name: stored for stored in self.models()}
-        if name not in known:
-            raise InputError(f"There is no model '{name}'; the store holds {', '.join(known) or 'none'}.")
+        stored = self._stored(name)
         if not number:
-            return known[name].in_use
-        versions = {str(version.number): version for version in known[name].versions}
+            return stored.in_use
+        versions = {str(version.number): version for version in stored.versions}
         if number not in versions:
             raise InputError(f"Model {name} has no version {number}; it has {', '.join(versions)}.")
         return versions[number]
@@ -139,7 +136,7 @@ class ModelStore:
             InputError: there is none.
         """
         version = self.find(model)
-        (stored,) = (stored for stored in self.models() if stored.name == version.name)
+        stored = self._stored(version.name)
         chosen = [version] if ":" in model else list(stored.versions)
         make_folder(self.folder / _REMOVED / version.name)
         for each in chosen:
@@ -161,6 +158,27 @@ class ModelStore:
             raise InputError(f"A model is exported to a .safetensors file, not to {Path(path).name}.")
         with atomic_path(path) as temporary:
             shutil.copyfile(self.find(model).path, temporary)
+
+    def _folders(self) -> list[Path]:
+        """Of the models, by name."""
+        found = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        return [folder for folder in found if folder.is_dir() and folder.name != _REMOVED]
+
+    def _stored(self, name: str) -> StoredModel:
+        """One model, without a look at the others.
+
+        Raises:
+            InputError: there is none; the message lists those there are.
+        """
+        problems: list[Log] = []
+        folder = next((folder for folder in self._folders() if folder.name == name), None)
+        stored = None if folder is None else self._read(folder, problems.append)
+        if stored is not None:
+            return stored
+        if problems:
+            raise InputError(f"No version of the model '{name}' can be read: {problems[0].text}")
+        known = ", ".join(folder.name for folder in self._folders())
+        raise InputError(f"There is no model '{name}'; the store holds {known or 'none'}.")
 
     def _read(self, folder: Path, on_problem: Callable[[Log], None]) -> StoredModel | None:
         versions = []
