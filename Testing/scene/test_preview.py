@@ -163,3 +163,48 @@ def test_removing_the_segmentation_under_an_answer_is_no_error(a_desk: Desk) -> 
     a_desk.answer()
     a_desk.session.choose(a_desk.volume_node, None)
     assert a_desk.prompts.previews == {}
+
+
+def test_after_opening_a_scene_the_prompts_wait_and_the_preview_is_asked_for_when_the_person_goes_on(
+    a_scene: Any, a_client: Any, a_desk: Desk
+) -> None:
+    accepted = a_desk.click(2, 5, 4)
+    a_desk.answer()
+    a_desk.prompts.accept()
+    waiting = a_desk.click(3, 5, 4)
+    a_desk.answer()
+    assert a_desk.prompts.pending() == (waiting,)
+
+    again = Session(a_scene.scene, a_scene.logic, a_client)
+    asked = len(a_client.asked)
+    again.choose(a_desk.volume_node, a_desk.node)
+    assert again.prompts.place == waiting != accepted
+    assert again.prompts.message.startswith("1 slice has prompts from before")
+    assert len(a_client.asked) == asked
+    again.prompts.accept()
+    assert len(a_client.asked) == asked + 1
+    assert not a_desk.masks()[3].any()
+    a_desk.session, a_desk.prompts = again, again.prompts
+    mask = a_desk.answer()
+    again.prompts.accept()
+    np.testing.assert_array_equal(a_desk.masks()[3], mask)
+    assert again.prompts.pending() == ()
+
+
+def test_restored_prompts_can_be_dropped_and_those_of_a_removed_segment_do_not_come_back(
+    a_scene: Any, a_client: Any, a_desk: Desk
+) -> None:
+    place = a_desk.click(3, 5, 4)
+    again = Session(a_scene.scene, a_scene.logic, a_client)
+    again.choose(a_desk.volume_node, a_desk.node)
+    again.prompts.drop()
+    assert again.prompts.marks(place) == ()
+    a_desk.click(4, 5, 4)
+    a_desk.node.GetSegmentation().RemoveSegment(a_desk.liver)
+    assert a_desk.prompts.pending() == ()
+
+
+def test_prompts_are_answered_on_the_sessions_device(a_desk: Desk) -> None:
+    a_desk.session.device = "cpu"
+    a_desk.click(3, 5, 4)
+    assert a_desk.client.asked[-1]["device"] == "cpu"

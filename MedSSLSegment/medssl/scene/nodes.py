@@ -28,6 +28,7 @@ __all__ = [
     "create_segmentation_node",
     "guess_axis",
     "list_segments",
+    "place_beside",
     "read_drawn",
     "read_segment",
     "read_slice",
@@ -108,7 +109,19 @@ def create_segmentation_node(scene: Any, volume_node: Any, name: str = "") -> An
     node.CreateDefaultDisplayNodes()
     node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
     set_reference_geometry(node, volume_node)
+    place_beside(scene, node, volume_node)
     return node
+
+
+def place_beside(scene: Any, node: Any, volume_node: Any) -> None:
+    """Put a new node into the volume's folder (its study, for a DICOM series) in the list of data."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    if hierarchy is None:
+        return
+    item, beside = hierarchy.GetItemByDataNode(node), hierarchy.GetItemByDataNode(volume_node)
+    invalid = hierarchy.GetInvalidItemID()
+    if item != invalid and beside != invalid:
+        hierarchy.SetItemParent(item, hierarchy.GetItemParent(beside))
 
 
 def set_reference_geometry(segmentation_node: Any, volume_node: Any) -> None:

@@ -10,16 +10,12 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import vtk
-from vtk.util import numpy_support
-
 from ..errors import Cancelled, InputError, MedSSLError
 from ..events import Log, Progress
 from ..registry import DEFAULT_MODEL
 from ..results import SliceMask, UncertaintyMap
 from . import nodes, tags
-from .layers import array_kji
+from .overlay import UncertaintyOverlay
 from .streaming import Target, Writer
 
 if TYPE_CHECKING:
@@ -48,8 +44,8 @@ class PredictDesk:
         self.seconds_left: float | None = None
         self.message = ""
         """One sentence."""
-        self.uncertainty_node: Any = None
-        """vtkMRMLScalarVolumeNode, 0 (sure) .. 255 (no idea), where maps were asked for."""
+        self.overlay = UncertaintyOverlay(session)
+        """How unsure the model was, where maps were asked for."""
         self.shown = "final"
         """The stage that is visible."""
 
@@ -57,6 +53,11 @@ class PredictDesk:
     def is_running(self) -> bool:
         """Whether `poll` has to be called."""
         return self._run is not None
+
+    @property
+    def uncertainty_node(self) -> Any:
+        """vtkMRMLScalarVolumeNode, 0 (sure) .. 255 (no idea); None without one."""
+        return self.overlay.node
 
     def predict(self, model: str, *, start: int | None = None, maps: bool = False) -> None:
         """Find a trained model's segments in the chosen volume.
@@ -70,7 +71,15 @@ class PredictDesk:
         uncertainty = "flip-average" if maps else "off"
         client: Any = self._session.client
         self._begin(
-            model, client.predict_volume(volume, model, start=start, uncertainty=uncertainty, maps=maps)
+            model,
+            client.predict_volume(
+                volume,
+                model,
+                start=start,
+                uncertainty=uncertainty,
+                maps=maps,
+                device=self._session.device,
+            ),
         )
 
     def segment_everything(
@@ -86,7 +95,14 @@ class PredictDesk:
         client: Any = self._session.client
         self._begin(
             model,
-            client.segment_volume(volume, model, dict(options or {}), refiner=refiner, tracker=tracker),
+            client.segment_volume(
+                volume,
+                model,
+                dict(options or {}),
+                refiner=refiner,
+                tracker=tracker,
+                device=self._session.device,
+            ),
         )
 
     def _require(self) -> Any:
@@ -98,6 +114,7 @@ class PredictDesk:
         session = self._session
         volume, node = session.volume(), session.segmentation_node
         nodes.set_reference_geometry(node, session.volume_node)
+        self.overlay.clear()
         self._run, self._model = run, model
         rules = {node: session.rules()}
         # Everything a model sends lies across one axis, known from the first mask.
@@ -110,7 +127,8 @@ class PredictDesk:
             return
         run, writer = self._run, self._writer
         if self._session.segmentation_node is None or self._session.volume_node is None:
-            self.cancel()
+            run.cancel()
+            self._run = None
             self.message = "The prediction was cancelled because its volume or segmentation was removed."
             return
         is_last = run.done
@@ -119,19 +137,18 @@ class PredictDesk:
                 self._take(event, writer)
             writer.write(budget_s, is_last)
             if is_last and not writer.pending:
-                self._run = None
                 run.result()
                 self._finish(writer)
         except Cancelled:
-            self._run, self.message = None, "The prediction was cancelled."
+            self._end("The prediction was cancelled.")
         except MedSSLError as error:
-            self._run, self.message = None, str(error)
+            self._end(str(error))
 
     def cancel(self) -> None:
         """Stop; what was written stays and can be undone."""
         if self._run is not None:
             self._run.cancel()
-            self._run, self.message = None, "The prediction was cancelled."
+            self._end("The prediction was cancelled.")
 
     def _take(self, event: object, writer: Writer) -> None:
         if isinstance(event, Progress):
@@ -141,7 +158,10 @@ class PredictDesk:
         elif isinstance(event, Log):
             self.message = event.text
         elif isinstance(event, UncertaintyMap):
-            self._put_map(event)
+            is_first = self.overlay.node is None
+            self.overlay.put(event)
+            if is_first:
+                self.overlay.show(True)
         elif isinstance(event, SliceMask):
             writer.axis = event.axis
             is_final = event.stage in ("", "final")
@@ -149,15 +169,26 @@ class PredictDesk:
             writer.put(Target(node, _segment(node, event.segment)), event.index, event.mask, event.confidence)
 
     def _finish(self, writer: Writer) -> None:
-        session = self._session
-        for target, indices in writer.written.items():
-            if target.node is session.segmentation_node:
-                step = tags.Step("segment", self._model, axis=writer.axis, slices=len(indices))
-                session.note_step(target.segment, step)
-        writer.end()
-        self.fraction, self.seconds_left = 1.0, None
-        self.message = f"Found {len(writer.written)} segments." if writer.written else "Nothing was found."
+        self._end(f"Found {len(writer.written)} segments." if writer.written else "Nothing was found.")
+        self.fraction = 1.0
         self.show("final")
+
+    def _end(self, message: str) -> None:
+        """Nothing more is written: remember in the segments how what was came about."""
+        writer, self._run, self._writer = self._writer, None, None
+        self.message, self.seconds_left = message, None
+        node = self._session.segmentation_node
+        if writer is None or node is None:
+            return
+        steps = [
+            self._session.note_step(
+                target.segment, tags.Step("segment", self._model, axis=writer.axis, slices=len(indices))
+            )
+            for target, indices in writer.written.items()
+            if target.node is node and node.GetSegmentation().GetSegment(target.segment) is not None
+        ]
+        writer.end()
+        self.overlay.belong_to(steps)
 
     # Comparing
 
@@ -196,36 +227,6 @@ class PredictDesk:
             node = nodes.create_segmentation_node(session.scene, session.volume_node, name)
             node.GetDisplayNode().SetVisibility(False)
             owner.SetNodeReferenceID(f"{_STAGE}.{stage}", node.GetID())
-        return node
-
-    def _put_map(self, event: UncertaintyMap) -> None:
-        node = self._map_node()
-        image = node.GetImageData()
-        (top, left), (height, width) = event.start_hw, event.levels.shape
-        part = np.moveaxis(array_kji(image), event.axis, 0)[event.index]
-        part[...] = 0
-        part[top : top + height, left : left + width] = event.levels
-        image.GetPointData().GetScalars().Modified()
-        image.Modified()
-
-    def _map_node(self) -> Any:
-        """A volume on the chosen one's grid, whose zeros cost nothing until they are touched."""
-        session = self._session
-        if self.uncertainty_node is not None and session.scene.IsNodePresent(self.uncertainty_node):
-            return self.uncertainty_node
-        volume, source = session.volume(), session.volume_node
-        image = vtk.vtkImageData()
-        image.SetDimensions(*volume.shape_kji[::-1])
-        zeros = np.zeros(int(np.prod(volume.shape_kji)), np.uint8)
-        image.GetPointData().SetScalars(numpy_support.numpy_to_vtk(zeros, deep=False))
-        node = session.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", f"{source.GetName()} uncertainty")
-        matrix = vtk.vtkMatrix4x4()
-        source.GetIJKToRASMatrix(matrix)
-        node.SetIJKToRASMatrix(matrix)
-        node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
-        node.SetAndObserveImageData(image)
-        node.CreateDefaultDisplayNodes()
-        self.uncertainty_node = node
         return node
 
 

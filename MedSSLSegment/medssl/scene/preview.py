@@ -44,7 +44,6 @@ class PromptDesk:
         """One sentence: what to do next, or what went wrong."""
         self.model = DEFAULT_MODEL
         """Model id of the registry that answers."""
-        self.device = "auto"
 
     # Placing
 
@@ -91,6 +90,7 @@ class PromptDesk:
             if x0 == x1 or y0 == y1:
                 raise InputError("The box is empty; draw it from one corner to the opposite one.")
         self._book().add(place, Mark(kind, points, positive))
+        self._book().note_pending(place, True)
         self.ask(place)
         return place
 
@@ -102,7 +102,25 @@ class PromptDesk:
         """Every slice with prompts on it, accepted or not."""
         return self._book().places() if self._session.segmentation_node else ()
 
+    def pending(self) -> tuple[Place, ...]:
+        """Slices whose prompts were neither accepted nor dropped, the one prompted last at the end."""
+        if not self._session.segmentation_node:
+            return ()
+        ids = {segment.id for segment in self._session.segments()}
+        return tuple(place for place in self._book().pending() if place.segment in ids)
+
     # Asking and deciding
+
+    def restore(self) -> None:
+        """Take up what a saved scene holds: the slice prompted last is in hand again, its preview not asked for yet.
+
+        The worker starts when the person goes on: `accept` then asks for the preview first.
+        """
+        waiting = self.pending()
+        if self.place is None and waiting:
+            self.place = waiting[-1]
+            what = "1 slice has" if len(waiting) == 1 else f"{len(waiting)} slices have"
+            self.message = f"{what} prompts from before; Enter asks for the preview again, Esc drops it."
 
     def ask(self, place: Place) -> None:
         """Have the prompts of a slice answered again, e.g. when it is looked at after a scene was opened."""
@@ -114,10 +132,10 @@ class PromptDesk:
             self._show(place, None)
             self.message = "Put a point or a box on the object."
             return
-        self.message = "Looking at the slice..."
         volume = self._session.volume()
+        self.message = "Looking at the slice..."
         run = self._session.client.predict(
-            volume, prompt, segment=place.segment, model=self.model, device=self.device
+            volume, prompt, segment=place.segment, model=self.model, device=self._session.device
         )
         self._run = place, run
 
@@ -155,10 +173,15 @@ class PromptDesk:
     def accept(self) -> Place:
         """Make the preview of the slice prompted last the segment's: one step of undo, and a reference slice.
 
+        Where its prompts are from a saved scene, the preview is asked for first, and accepted the next time.
+
         Raises:
             InputError: there is no preview yet, or its segment was removed.
         """
         place = self.place
+        if place is not None and place not in self._masks and self._run is None and place in self.pending():
+            self.ask(place)
+            return place
         if place is None or place not in self._masks:
             raise InputError("There is nothing to accept yet; put a point or a box on the object first.")
         if place.segment not in {s.id for s in self._session.segments()}:
@@ -169,6 +192,7 @@ class PromptDesk:
         self._session.write_slice(place.segment, place.axis, place.index, mask, step)
         node = self._session.segmentation_node
         tags.note_confidences(node, place.segment, {(place.axis, place.index): confidence})
+        self._book().note_pending(place, False)
         self._show(place, None)
         waiting = len(self._masks)
         self.message = f"Accepted. {waiting} more wait on other slices." if waiting else "Accepted."
@@ -179,6 +203,7 @@ class PromptDesk:
         self._stop()
         if self.place is not None and self._session.segmentation_node:
             self._book().replace(self.place, ())
+            self._book().note_pending(self.place, False)
             self._masks.pop(self.place, None)
             self._show(self.place, None)
         self.message = ""
@@ -212,6 +237,8 @@ class PromptDesk:
     # Showing
 
     def _show(self, place: Place, mask: NDArray[np.bool_] | None) -> None:
+        if mask is None and self._node is None:
+            return
         node, volume = self._preview_node(), self._session.volume()
         empty = np.zeros([n for a, n in enumerate(volume.shape_kji) if a != place.axis], bool)
         slices = {place.index: empty if mask is None else mask}

@@ -22,6 +22,7 @@ from ..volume import Volume
 __all__ = ["Mark", "Place", "PromptBook", "as_prompt", "axis_of_normal", "place_of", "position_ras_mm"]
 
 _ATTRIBUTE = "MedSSLSegment.Prompts"
+_PENDING = "MedSSLSegment.PendingPrompts"
 _POINTS_PER_SCRIBBLE = 5
 
 
@@ -90,6 +91,18 @@ class PromptBook:
         if not marks:
             del slices[_slice_key(place)]
         self._node.SetAttribute(_ATTRIBUTE, json.dumps(book, separators=(",", ":")))
+
+    def pending(self) -> tuple[Place, ...]:
+        """Slices whose prompts were neither accepted nor dropped, the one prompted last at the end."""
+        entries = json.loads(self._node.GetAttribute(_PENDING) or "[]")
+        places = [Place(segment, int(axis), int(index)) for segment, axis, index in entries]
+        return tuple(place for place in places if self.marks(place))
+
+    def note_pending(self, place: Place, is_pending: bool) -> None:
+        """Remember whether the prompts of a slice still wait to be accepted."""
+        others = [each for each in self.pending() if each != place]
+        entries = [[p.segment, p.axis, p.index] for p in (*others, *([place] if is_pending else []))]
+        self._node.SetAttribute(_PENDING, json.dumps(entries, separators=(",", ":")))
 
     def _read(self) -> dict[str, dict[str, list[Any]]]:
         book: dict[str, dict[str, list[Any]]] = json.loads(self._node.GetAttribute(_ATTRIBUTE) or "{}")

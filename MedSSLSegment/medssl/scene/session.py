@@ -17,7 +17,7 @@ in the segmentation and its segments, so a saved scene goes on where it was left
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -42,7 +42,7 @@ from .nodes import SegmentInfo
 from .preview import PromptDesk
 from .rules import EditingRules, Overlap
 from .streaming import Target, Writer
-from .survey import Survey, look
+from .survey import ReferenceSlice, Survey, look
 
 __all__ = ["Plan", "PropagateRequest", "Propagator", "Run", "Session", "State", "Status"]
 
@@ -103,8 +103,8 @@ class PropagateRequest:
     """Stop where the object ends; False fills the whole range."""
     model: str = DEFAULT_MODEL
     """Model id of the registry."""
-    device: str = "auto"
-    """"auto", "cpu", "cuda", "cuda:N" or "mps"."""
+    device: str | None = None
+    """"auto", "cpu", "cuda", "cuda:N" or "mps"; None = the session's."""
     overlap: Overlap = Overlap.ALLOW
     """What to do where the result meets another segment; a session's `editor_node` has its own say instead."""
     only_changed: bool = False
@@ -202,6 +202,8 @@ class Session:
         self.history: History = history or SegmentationHistories()
         self.editor_node: Any = None
         """vtkMRMLSegmentEditorNode whose masking and overwriting hold for all that is written; None = no rules."""
+        self.device = "auto"
+        """What all models compute on: "auto", "cpu", "cuda", "cuda:N" or "mps"."""
         self._segmentations_logic = segmentations_logic
         self.wait_s = wait_s
         """How long a call may wait for arrays to be looked through; None = to the end."""
@@ -231,6 +233,8 @@ class Session:
             self._volume = None
         self._volume_node = volume_node
         self._segmentation_node = segmentation_node
+        if self._is_present(volume_node) and self._is_present(segmentation_node):
+            self.prompts.restore()
         if self._is_present(volume_node) and volume_node.GetImageData() is not None:
             try:
                 self._begin_reading()
@@ -319,6 +323,27 @@ class Session:
         """Reference slices, areas and confidence of every segment, when they were last looked at."""
         return self._survey
 
+    def references(self) -> tuple[ReferenceSlice, ...]:
+        """The slices somebody drew, as last looked at: those that are used, and those that were left out."""
+        return self._survey.references if self._survey is not None else ()
+
+    def use_reference(self, segment_id: str, axis: int, index: int, used: bool) -> None:
+        """Start from a drawn slice, or leave it out; remembered in the scene.
+
+        A slice that is left out is not used by propagation, suggestions or cases, and is filled like any other.
+
+        Raises:
+            InputError: the segment was removed.
+        """
+        if segment_id not in {s.id for s in self.segments()}:
+            raise InputError("The segment was removed; choose another one.")
+        node = self._segmentation_node
+        left = tags.left_out(node, segment_id)
+        tags.note_left_out(node, segment_id, left - {(axis, index)} if used else left | {(axis, index)})
+        survey = self._survey
+        if survey is not None and survey.axis == axis and segment_id in survey.segments:
+            self._survey = survey.with_used(segment_id, index, used)
+
     def suggestions(self, count: int = 5) -> list[Suggestion]:
         """Slices worth annotating next, the best first; their segment is an id.
 
@@ -350,6 +375,8 @@ class Session:
 
     def _plan(self, request: PropagateRequest, survey: Survey) -> Plan:
         drawn = survey.drawn
+        if not drawn and survey.references:
+            raise InputError("Every reference slice is left out; tick at least one to start from.")
         if not drawn:
             names = {s.id: s.name for s in self.segments()}
             ids, node = request.segment_ids, self._segmentation_node
@@ -420,9 +447,10 @@ class Session:
             for index in indices
         ]
         node = self._segmentation_node
+        device = request.device or self.device
         self._propagation = _Propagation(
             run=self.client.propagate(
-                volume, references, _options(request, plan), model=request.model, device=request.device
+                volume, references, _options(request, plan), model=request.model, device=device
             ),
             request=request,
             plan=plan,
@@ -531,6 +559,7 @@ class Session:
         request = propagation.request
         for segment_id, drawn in propagation.plan.drawn.items():
             count = len(propagation.arrived[segment_id])
+            self._forget_left_out(segment_id, propagation.plan.axis, propagation.arrived[segment_id])
             self.note_step(
                 segment_id,
                 tags.Step(
@@ -542,6 +571,13 @@ class Session:
                     options=_plain(request),
                 ),
             )
+
+    def _forget_left_out(self, segment_id: str, axis: int, indices: Iterable[int]) -> None:
+        """Slices that were written anew: what is drawn on them from now on is used again."""
+        left = tags.left_out(self._segmentation_node, segment_id)
+        kept = left.difference((axis, index) for index in indices)
+        if kept != left:
+            tags.note_left_out(self._segmentation_node, segment_id, kept)
 
     # One slice at a time
 
@@ -556,15 +592,21 @@ class Session:
         marks = tags.predicted_slices(node, segment_id)
         if marks.pop((axis, index), None) is not None:
             tags.note_predicted(node, segment_id, marks)
+        self._forget_left_out(segment_id, axis, [index])
         self.note_step(segment_id, step)
         writing.refresh_surfaces(node, [segment_id])
 
-    def note_step(self, segment_id: str, step: tags.Step) -> None:
-        """Remember in the segment how it came about, with the model's hash, the program's version and the time."""
+    def note_step(self, segment_id: str, step: tags.Step) -> tags.Step:
+        """Remember in the segment how it came about, with the model's hash, the program's version and the time.
+
+        Returns:
+            The step as it is remembered.
+        """
         sha256 = {entry.id: entry.sha256 for entry in load_registry()}.get(step.model, "")
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         step = replace(step, sha256=sha256, program=__version__, when=now)
         tags.add_step(self._segmentation_node, segment_id, step)
+        return step
 
     # Undoing
 

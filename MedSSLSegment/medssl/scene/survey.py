@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,23 @@ from ..suggest import Evidence
 from ..volume import Volume, as_stack
 from .layers import Layer
 from .nodes import annotated_slices, guess_axis
-from .tags import confidences, predicted_slices
+from .tags import confidences, left_out, predicted_slices
 
-__all__ = ["SegmentSurvey", "Survey", "look"]
+__all__ = ["ReferenceSlice", "SegmentSurvey", "Survey", "look"]
+
+
+@dataclass(frozen=True)
+class ReferenceSlice:
+    """A slice that a person drew, corrected or accepted."""
+
+    segment: str
+    """Id of its segment."""
+    axis: int
+    """Slice axis, 0 = K, 1 = J, 2 = I."""
+    index: int
+    """Slice index along `axis`."""
+    used: bool
+    """Ticked: propagation starts from it. One that is not is filled like any other slice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +41,21 @@ class SegmentSurvey:
 
     id: str
     drawn: tuple[int, ...]
-    """Reference slices: what a person drew, corrected or accepted; rising."""
+    """Reference slices: what a person drew, corrected or accepted, and did not leave out; rising."""
     area_px: NDArray[np.float64]
     """(N,) pixels of the segment."""
     confidence: NDArray[np.float64]
     """(N,) of the program, 0 .. 1; NaN where it wrote nothing."""
+    left_out: tuple[int, ...] = ()
+    """Slices that would be reference slices, had the person not left them out; rising."""
+
+    def with_used(self, index: int, used: bool) -> SegmentSurvey:
+        """The same, with a slice used as a reference slice or left out; unchanged where nobody drew."""
+        found = {*self.drawn, *self.left_out}
+        if index not in found:
+            return self
+        left = {*self.left_out} - {index} if used else {*self.left_out, index}
+        return replace(self, drawn=tuple(sorted(found - left)), left_out=tuple(sorted(left)))
 
     def evidence(self, volume: Volume, axis: int) -> Evidence:
         """For `medssl.suggest`."""
@@ -65,6 +89,20 @@ class Survey:
         """Segment id -> its reference slices, for those that have any."""
         return {i: list(segment.drawn) for i, segment in self.segments.items() if segment.drawn}
 
+    @property
+    def references(self) -> tuple[ReferenceSlice, ...]:
+        """Every slice that somebody drew, used or left out, segment by segment and rising."""
+        return tuple(
+            ReferenceSlice(i, self.axis, index, index in segment.drawn)
+            for i, segment in self.segments.items()
+            for index in sorted((*segment.drawn, *segment.left_out))
+        )
+
+    def with_used(self, segment_id: str, index: int, used: bool) -> Survey:
+        """The same, with a slice used as a reference slice or left out."""
+        changed = {segment_id: self.segments[segment_id].with_used(index, used)}
+        return replace(self, segments={**self.segments, **changed})
+
 
 def look(
     segmentation_node: Any, segment_ids: Sequence[str], volume: Volume, axis: int | None = None
@@ -86,25 +124,28 @@ def look(
             Layer.of(segmentation_node, i, volume),
             predicted_slices(segmentation_node, i),
             confidences(segmentation_node, i),
+            left_out(segmentation_node, i),
         )
         for i in segment_ids
     ]
     return lambda: _count(parts, volume, axis)
 
 
-def _count(parts: Sequence[tuple[str, Layer, Any, Any]], volume: Volume, axis: int | None) -> Survey:
-    drawings = {i: layer.drawn(volume.shape_kji, marks) for i, layer, marks, _ in parts}
+def _count(parts: Sequence[tuple[str, Layer, Any, Any, Any]], volume: Volume, axis: int | None) -> Survey:
+    drawings = {i: layer.drawn(volume.shape_kji, marks) for i, layer, marks, _, _ in parts}
     if axis is None:
         axis = guess_axis(mask for _, mask in drawings.values() if mask.any())
     segments = {}
-    for i, layer, _, sure in parts:
+    for i, layer, _, sure, left in parts:
         start, mask = drawings[i]
-        drawn = tuple(start[axis] + n for n in annotated_slices(mask, axis))
+        found = [start[axis] + n for n in annotated_slices(mask, axis)]
+        drawn = tuple(n for n in found if (axis, n) not in left)
+        unused = tuple(n for n in found if (axis, n) in left)
         curve = np.full(volume.shape_kji[axis], np.nan)
         for (marked_axis, index), value in sure.items():
             if marked_axis == axis and index < len(curve):
                 curve[index] = value
-        segments[i] = SegmentSurvey(i, drawn, _areas(layer, volume, axis), curve)
+        segments[i] = SegmentSurvey(i, drawn, _areas(layer, volume, axis), curve, unused)
     return Survey(axis, volume.view_of(axis), segments)
 
 

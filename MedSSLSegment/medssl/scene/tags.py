@@ -7,7 +7,7 @@ them by "|", so no tag holds one.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +17,9 @@ __all__ = [
     "Step",
     "add_step",
     "confidences",
+    "left_out",
     "note_confidences",
+    "note_left_out",
     "note_predicted",
     "predicted_slices",
     "steps",
@@ -25,6 +27,7 @@ __all__ = [
 
 _PREDICTED = "MedSSLSegment.Predicted"
 _CONFIDENCE = "MedSSLSegment.Confidence"
+_LEFT_OUT = "MedSSLSegment.LeftOut"
 _STEPS = "MedSSLSegment.Provenance"
 _STEPS_KEPT = 50
 
@@ -76,6 +79,18 @@ def note_confidences(segmentation_node: Any, segment_id: str, new: Mapping[tuple
     known = confidences(segmentation_node, segment_id) | dict(new)
     entries = (f"{axis}/{index}/{round(100 * value)}" for (axis, index), value in sorted(known.items()))
     _write(segmentation_node, segment_id, _CONFIDENCE, " ".join(entries))
+
+
+def left_out(segmentation_node: Any, segment_id: str) -> frozenset[tuple[int, int]]:
+    """Slices, as (axis, index), that are drawn and that the user does not want to be reference slices."""
+    entries = (entry.split("/") for entry in _read(segmentation_node, segment_id, _LEFT_OUT).split())
+    return frozenset((int(axis), int(index)) for axis, index in entries)
+
+
+def note_left_out(segmentation_node: Any, segment_id: str, slices: Collection[tuple[int, int]]) -> None:
+    """Replace what `left_out` says."""
+    text = " ".join(f"{axis}/{index}" for axis, index in sorted(slices))
+    _write(segmentation_node, segment_id, _LEFT_OUT, text)
 
 
 def steps(segmentation_node: Any, segment_id: str) -> tuple[Step, ...]:
