@@ -27,6 +27,7 @@ from .messages import (
     AddCase,
     AdoptRun,
     DeleteModel,
+    EstimateRun,
     ExportModel,
     Failed,
     Finished,
@@ -356,6 +357,17 @@ class WorkerClient:
                 "out" the run gets a new folder.
         """
         return self._submit(StartRun("pretrain", plain(settings)))
+
+    def estimate_pretrain(self, settings: Any) -> Ticket[Finished]:
+        """Ask what pre-training would cost before it begins; the outcome holds "estimate", one line for a person.
+
+        A few steps are measured in a process of its own: it takes as long as reading the scans does, and can be
+        cancelled. Other requests on cases, runs and models wait meanwhile.
+
+        Args:
+            settings: as for `start_pretrain`.
+        """
+        return self._submit(EstimateRun(plain(settings)))
 
     def list_runs(self, folder: str = "") -> Ticket[Finished]:
         """Ask for all runs in a folder; the outcome holds "folder" and "runs" (see `run_facts`), the newest first."""

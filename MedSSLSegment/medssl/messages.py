@@ -35,6 +35,7 @@ __all__ = [
     "AdoptRun",
     "Cancel",
     "DeleteModel",
+    "EstimateRun",
     "ExportModel",
     "Failed",
     "Finished",
@@ -276,6 +277,14 @@ class StartRun:
 
 
 @dataclass(frozen=True)
+class EstimateRun:
+    """Ask what pre-training would cost; a few steps are measured, so it takes as long as reading the scans does."""
+
+    settings: dict[str, Any]
+    """As for `StartRun`."""
+
+
+@dataclass(frozen=True)
 class ListRuns:
     """Ask for the runs in a folder and those below it."""
 
@@ -469,6 +478,7 @@ MESSAGES: dict[str, type[Any]] = {
     "remove_case": RemoveCase,
     "restore_case": RestoreCase,
     "start_run": StartRun,
+    "estimate_run": EstimateRun,
     "list_runs": ListRuns,
     "read_run": ReadRun,
     "stop_run": StopRun,

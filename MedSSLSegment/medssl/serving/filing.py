@@ -24,6 +24,7 @@ from ..messages import (
     AddCase,
     AdoptRun,
     DeleteModel,
+    EstimateRun,
     ExportModel,
     ImportModel,
     ListCases,
@@ -141,6 +142,12 @@ def _start_run(request: StartRun, desk: Desk) -> Facts:
         settings["cases"] = str(cases_folder())
     settings["out"] = str(settings.get("out") or _new_run(request.kind))
     return {"run": run_facts(start_detached(request.kind, settings, cancelled=desk.cancelled))}
+
+
+def _estimate_run(request: EstimateRun, desk: Desk) -> Facts:
+    from ..runs.estimating import estimate_apart
+
+    return {"estimate": estimate_apart(request.settings, cancelled=desk.cancelled)}
 
 
 def _new_run(kind: str) -> Path:
@@ -279,6 +286,7 @@ _ANSWERS: dict[type, Callable[[Any, Desk], Facts]] = {
     RemoveCase: _remove_case,
     RestoreCase: _restore_case,
     StartRun: _start_run,
+    EstimateRun: _estimate_run,
     ListRuns: _list_runs,
     ReadRun: _read_run,
     StopRun: _stop_run,
