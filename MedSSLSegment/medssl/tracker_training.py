@@ -1,7 +1,8 @@
 """Trains the small default tracker on labelled, unlabelled and drawn CT; resumable, on the CPU or a GPU.
 
 The tracker runs on its own answers during training, as it will in use: each slice sees the mask it found on the slice
-before. A fifth of the steps teaches clicks and boxes instead. Read `train_tracker` first.
+before. A share of the steps teaches prompts on one slice instead: clicks, boxes, and coarse masks to be sharpened. Read
+`train_tracker` first.
 
 Axis letters: B clips, T slices, S side of the crop, P points.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from .volume import read_volume
 
 __all__ = ["Metric", "TrackerTrainConfig", "train_tracker"]
 
+_COARSE_SHARE = 0.5  # of the prompts: a coarse mask and its box
+_LEAST_COARSE_DICE = 0.3  # of a coarse mask with the truth
 _LEAST = {"steps": 1, "batch": 1, "slices": 2, "save_every": 1, "phantoms": 0}
 
 
@@ -65,6 +68,8 @@ class TrackerTrainConfig:
     """Case folders never to be read, e.g. held-out patients."""
     pseudo_share: float = 0.25
     """Share of label-free pseudo-objects among the clips, 0 .. 1."""
+    prompt_share: float = 0.2
+    """Share of the steps that teach prompts on one slice, 0 .. 1; 1 for weights that only answer prompts."""
     phantoms: int = 6
     """Phantoms to add."""
     device: str = "auto"
@@ -80,8 +85,9 @@ class TrackerTrainConfig:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise InputError(f"Training needs {name} of at least {least}, not {getattr(self, name)}.")
-        if not 0.0 <= self.pseudo_share <= 1.0:
-            raise InputError(f"The share of pseudo-objects must lie in 0 .. 1, not {self.pseudo_share:g}.")
+        for share in (self.pseudo_share, self.prompt_share):
+            if not 0.0 <= share <= 1.0:
+                raise InputError(f"A share of pseudo-objects or prompts must lie in 0 .. 1, not {share:g}.")
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def train_tracker(
         image, mask, valid = (part.to(device) for part in sampler.batch(rng, batch, slices))
         model.train()
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
-            if rng.random() < 0.2:
+            if rng.random() < config.prompt_share:
                 loss, scores = _prompt_loss(model, image, mask, rng)
             else:
                 loss, scores = _tracking_loss(model, image, mask, valid, rng)
@@ -216,12 +222,15 @@ def _tracking_loss(
 def _prompt_loss(
     model: NanoModel, image: Tensor, mask: Tensor, rng: np.random.Generator
 ) -> tuple[Tensor, tuple[float, float]]:
-    """Answer clicks and boxes on single slices, then a correcting click on the answer."""
+    """Answer clicks, boxes and coarse masks on single slices, then a correcting click on the answer."""
     image, mask = image.flatten(0, 1), mask.flatten(0, 1)
     there = mask.sum((1, 2, 3)) > 12.0
     image, mask = image[there], mask[there]
-    points = _draw_points(mask, rng)
+    hinted = torch.from_numpy(rng.random(len(mask)) < _COARSE_SHARE).to(mask.device)
+    coarse = torch.where(hinted[:, None, None, None], _coarse(mask, rng), mask)
+    points = _draw_points(coarse, hinted.tolist(), rng)
     guess = prior_mask(*points, model.config.image_size)
+    guess = torch.where(hinted[:, None, None, None], coarse, guess)
     losses, dices = [], []
     for _ in range(2):
         appearance = learn_appearance(image, guess)
@@ -272,6 +281,36 @@ def _imperfect(mask: Tensor, rng: np.random.Generator) -> Tensor:
     return torch.where(usable, drawn, mask)
 
 
+def _coarse(mask: Tensor, rng: np.random.Generator) -> Tensor:
+    """(B, 1, S, S) 0 or 1: masks as a network taught by a few labels finds them, with leaks, gaps and rough outlines.
+
+    The blurred mask is pushed up and down by smooth noise and cut at one half; some lose a side. A mask that little of
+    its object is left in stays as it is.
+    """
+    count, size = len(mask), mask.shape[-1]
+    radius = int(rng.choice([size // 28, size // 14, size // 8]))
+    soft = F.avg_pool2d(mask, 2 * radius + 1, 1, radius)
+    grain = int(rng.choice([4, 7, 12]))
+    noise = torch.from_numpy(rng.standard_normal((count, 1, grain, grain), np.float32))
+    noise = F.interpolate(noise, size=(size, size), mode="bicubic")
+    strength, bias = rng.uniform(0.05, 0.4, count), rng.normal(0.0, 0.12, count)
+    push = _column(strength) * noise + _column(bias)
+    angle, cut = rng.uniform(-np.pi, np.pi, count), rng.uniform(-0.1, 0.35, count)
+    cut[rng.random(count) < 0.75] = 1.0
+    place = (torch.arange(size) + 0.5) / size - 0.5
+    across = _column(np.cos(angle)) * place + _column(np.sin(angle)) * place[:, None]
+    near = F.max_pool2d(mask, 4 * radius + 1, 1, 2 * radius) > 0.5
+    coarse = (near & (soft + push.to(mask) > 0.5) & (across < _column(cut)).to(mask.device)).to(mask.dtype)
+    left = (coarse * mask).sum((1, 2, 3), keepdim=True)
+    sizes = coarse.sum((1, 2, 3), keepdim=True) + mask.sum((1, 2, 3), keepdim=True)
+    usable = (2.0 * left > _LEAST_COARSE_DICE * sizes) & (left > 12.0)
+    return torch.where(usable, coarse, mask)
+
+
+def _column(values: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))[:, None, None, None]
+
+
 def _dice(probability: Tensor, target: Tensor) -> float:
     found, true = probability > 0.5, target > 0.5
     size = (found.sum((1, 2, 3)) + true.sum((1, 2, 3))).float()
@@ -289,7 +328,7 @@ def _presence_accuracy(answer: Decoded, mask: Tensor, valid: Tensor) -> float:
 # --------------------------------------------------------------------------------------------------------- prompts
 
 
-def _draw_points(mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def _draw_points(mask: Tensor, box_only: Sequence[bool], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """(B, 3, 2) x, y and (B, 3) labels: a box, a click inside, or both, sometimes a click outside."""
     count, size = len(mask), mask.shape[-1]
     points = np.zeros((count, 3, 2), np.float32)
@@ -299,8 +338,10 @@ def _draw_points(mask: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor
     for row in range(count):
         inside = solid[row] if solid[row].any() else deep[row] >= deep[row].max()
         slot = 0
-        if rng.random() < 0.55:
+        if box_only[row] or rng.random() < 0.55:
             points[row, :2], labels[row, :2], slot = _loose_box(inside, rng), (2, 3), 2
+        if box_only[row]:
+            continue
         if slot == 0 or rng.random() < 0.3:
             depth = np.where(inside, deep[row] + rng.uniform(0.0, 0.5, inside.shape), -1.0)
             points[row, slot], labels[row, slot] = np.unravel_index(depth.argmax(), depth.shape)[::-1], 1
