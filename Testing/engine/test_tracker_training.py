@@ -19,7 +19,14 @@ from medssl.foundation.nano import load_nano
 from medssl.foundation.nano_model import NanoConfig
 from medssl.registry import DEFAULT_MODEL, find_entry, model_path
 from medssl.tracker_clips import ClipSampler, LabelledVolume
-from medssl.tracker_training import Metric, TrackerTrainConfig, _new_model, _tracking_loss, train_tracker
+from medssl.tracker_training import (
+    Metric,
+    TrackerTrainConfig,
+    _coarse,
+    _new_model,
+    _tracking_loss,
+    train_tracker,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -149,6 +156,29 @@ def test_the_loss_falls_on_one_repeated_batch() -> None:
     assert np.mean(losses[-3:]) < 0.75 * losses[0]
 
 
+def test_a_run_may_teach_prompts_alone(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("a clip was tracked")
+
+    monkeypatch.setattr("medssl.tracker_training._tracking_loss", never)
+    events = train(a_config(data, tmp_path / "run", prompt_share=1.0))
+    assert any(isinstance(event, Metric) and event.step == 4 for event in events)
+
+
+def test_a_coarse_mask_is_another_one_that_still_shows_its_object() -> None:
+    rows, columns = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
+    disc = (((rows - 64) / 26) ** 2 + ((columns - 64) / 34) ** 2 < 1).float().expand(40, 1, 128, 128)
+    for seed in range(5):
+        coarse = _coarse(disc, np.random.default_rng(seed))
+        dice = 2 * (coarse * disc).sum((1, 2, 3)) / (coarse.sum((1, 2, 3)) + disc.sum((1, 2, 3)))
+        assert set(coarse.unique().tolist()) == {0.0, 1.0}
+        assert float(dice.min()) >= 0.3
+        assert float(dice.mean()) < 0.95
+    speck = torch.zeros(1, 1, 128, 128)
+    speck[..., 60:63, 60:63] = 1.0
+    assert torch.equal(_coarse(speck, np.random.default_rng(0)), speck), "too little would be left of it"
+
+
 def test_excluded_cases_are_never_read_and_are_named_in_run_and_checkpoint(
     data: Path, tmp_path: Path
 ) -> None:
@@ -214,7 +244,15 @@ def test_a_damaged_training_state_is_one_clear_error(data: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"steps": 0}, {"batch": 0}, {"slices": 1}, {"save_every": 0}, {"pseudo_share": 1.5}]
+    "changes",
+    [
+        {"steps": 0},
+        {"batch": 0},
+        {"slices": 1},
+        {"save_every": 0},
+        {"pseudo_share": 1.5},
+        {"prompt_share": -0.1},
+    ],
 )
 def test_numbers_out_of_range_are_refused(tmp_path: Path, changes: dict[str, float]) -> None:
     with pytest.raises(InputError):
