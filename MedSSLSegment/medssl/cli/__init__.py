@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..errors import Cancelled, MedSSLError
 from . import (
+    app,
     batch,
     cases,
     demo,
@@ -40,6 +41,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS: dict[str, Command] = {
     "demo": demo.COMMAND,
+    "app": app.COMMAND,
     "info": info.COMMAND,
     "propagate": propagate.COMMAND,
     "refine": refine.COMMAND,

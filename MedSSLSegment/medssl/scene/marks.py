@@ -1,0 +1,93 @@
+"""The prompts of the chosen segmentation, shown where they were placed, in every view.
+
+Points are markups of 3D Slicer, so each view draws them on their slice and on no other; a box is a closed curve. The
+nodes cannot be moved, are in no list and no file: what counts are the prompts of the session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import vtk
+
+from ..errors import InputError
+from .prompting import Mark, Place, position_ras_mm
+
+if TYPE_CHECKING:
+    from ..volume import Volume
+    from .session import Session
+
+__all__ = ["PromptMarks"]
+
+_ON_RGB, _OFF_RGB = (0.35, 0.9, 0.4), (1.0, 0.35, 0.35)
+_SIZE_PERCENT = 1.6
+"""Of the view."""
+
+_Key = tuple[Place, tuple[Mark, ...]]
+
+
+class PromptMarks:
+    """Shows the prompts; call `show` whenever they may have changed.
+
+    Args:
+        session: whose prompts.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._shown: frozenset[_Key] = frozenset()
+        self._nodes: list[Any] = []
+
+    def show(self) -> None:
+        """Show the prompts there are now; nothing happens if none has changed."""
+        prompts = self._session.prompts
+        wanted = frozenset((place, prompts.marks(place)) for place in prompts.places())
+        if wanted == self._shown and all(map(self._session.scene.IsNodePresent, self._nodes)):
+            return
+        try:
+            volume = self._session.volume()
+        except InputError:  # it is still being read, or there is none any more: the next call shows them
+            return
+        self._remove()
+        self._shown = wanted
+        for place, marks in wanted:
+            for mark in marks:
+                self._add(volume, place, mark)
+
+    def _remove(self) -> None:
+        for node in self._nodes:
+            if self._session.scene.IsNodePresent(node):
+                self._session.scene.RemoveNode(node)
+        self._nodes = []
+
+    def _add(self, volume: Volume, place: Place, mark: Mark) -> None:
+        kinds = {"point": "Fiducial", "box": "ClosedCurve", "scribble": "Curve"}
+        points = _corners(mark.points_xy_px) if mark.kind == "box" else mark.points_xy_px
+        node = self._session.scene.CreateNodeByClass(f"vtkMRMLMarkups{kinds[mark.kind]}Node")
+        node.UnRegister(None)
+        node.SetName("MedSSLSegment prompt mark")
+        node.SetSaveWithScene(False)
+        node.SetHideFromEditors(True)
+        if mark.kind != "point":
+            node.SetCurveTypeToLinear()
+        self._session.scene.AddNode(node)
+        node.CreateDefaultDisplayNodes()
+        _style(node.GetDisplayNode(), mark)
+        for point in points:
+            node.AddControlPointWorld(vtk.vtkVector3d(position_ras_mm(volume, place, point)), "")
+        node.SetLocked(True)
+        self._nodes.append(node)
+
+
+def _style(display: Any, mark: Mark) -> None:
+    display.SetSelectedColor(*(_ON_RGB if mark.positive else _OFF_RGB))
+    display.SetColor(*(_ON_RGB if mark.positive else _OFF_RGB))
+    display.SetPointLabelsVisibility(False)
+    display.SetPropertiesLabelVisibility(False)
+    display.SetGlyphScale(_SIZE_PERCENT if mark.kind == "point" else 0.5)
+
+
+def _corners(points_xy_px: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    (x0, y0), (x1, y1) = points_xy_px
+    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]

@@ -1,0 +1,196 @@
+"""Files in and out of the scene: trame-slicer reads and writes them, this file knows what is what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+from trame_slicer.core import SlicerApp
+
+from ..errors import InputError, StorageError
+from ..formats.dicom_seg import write_dicom_seg
+from ..scene import nodes
+from ..segmentation import Segment, Segmentation, write_segmentation
+from ..volume import Volume
+
+__all__ = ["Documents", "Format", "Opened"]
+
+_SOURCE = "MedSSLSegment.Source"
+"""Attribute of a volume node: where it was read from."""
+_ROLES = ("inputVolume", "segmentation")
+"""References of the parameter node, by the names the panel in 3D Slicer gives them."""
+
+
+class Format(Enum):
+    """What can be saved."""
+
+    SEG_NRRD = ".seg.nrrd"
+    NIFTI = ".nii.gz"
+    DICOM_SEG = ".dcm"
+    SCENE = ".mrb"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What to work on after opening; either may be None."""
+
+    volume_node: Any = None
+    segmentation_node: Any = None
+
+
+class Documents:
+    """Opens and saves.
+
+    Args:
+        slicer_app: whose scene the nodes live in.
+    """
+
+    def __init__(self, slicer_app: SlicerApp) -> None:
+        self._app = slicer_app
+        self._scene = slicer_app.scene
+
+    # Opening
+
+    def open(self, path: Path) -> Opened:
+        """Read a volume, a DICOM folder, a segmentation or a scene; a scene replaces what is there.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        name = path.name.lower()
+        if name.endswith((".mrb", ".mrml")):
+            return self._open_scene(path)
+        if name.endswith((".seg.nrrd", ".seg.nhdr")):
+            return Opened(segmentation_node=self._open_segmentation(path))
+        return Opened(volume_node=self._open_volume(path))
+
+    def _open_volume(self, path: Path) -> Any:
+        files = (
+            sorted(str(file) for file in path.iterdir() if file.is_file()) if path.is_dir() else [str(path)]
+        )
+        volumes = self._app.io_manager.load_volumes(files)
+        if not volumes:
+            raise InputError(
+                f"{path.name} cannot be read as an image; give NIfTI, NRRD, MetaImage or a DICOM folder."
+            )
+        node = max(volumes, key=lambda each: each.GetImageData().GetNumberOfPoints())
+        node.SetAttribute(_SOURCE, str(path))
+        if not path.is_dir():
+            node.SetName(_stem(path))
+        return node
+
+    def _open_segmentation(self, path: Path) -> Any:
+        node = self._app.io_manager.load_segmentation(path)
+        if node is None:
+            raise InputError(f"{path.name} cannot be read as a segmentation of 3D Slicer.")
+        node.SetName(_stem(path))
+        return node
+
+    def _open_scene(self, path: Path) -> Opened:
+        self._scene.Clear()
+        if not self._app.io_manager.load_scene(path):
+            raise InputError(f"{path.name} cannot be read as a scene of 3D Slicer.")
+        found = Opened(*(self.parameter_node().GetNodeReference(role) for role in _ROLES))
+        return Opened(
+            found.volume_node or next(iter(self.volumes()), None),
+            found.segmentation_node or next(iter(self.segmentations()), None),
+        )
+
+    # What there is
+
+    def volumes(self) -> list[Any]:
+        """Volumes a person can choose: grey images, no label maps."""
+        found = self._scene.GetNodesByClass("vtkMRMLScalarVolumeNode")
+        return [
+            node
+            for node in found
+            if not node.IsA("vtkMRMLLabelMapVolumeNode") and not node.GetHideFromEditors()
+        ]
+
+    def segmentations(self) -> list[Any]:
+        """Segmentations a person can choose."""
+        return [
+            n for n in self._scene.GetNodesByClass("vtkMRMLSegmentationNode") if not n.GetHideFromEditors()
+        ]
+
+    def remember(self, opened: Opened) -> None:
+        """Keep in the scene what is worked on, for when it is opened again here or in 3D Slicer."""
+        chosen = (opened.volume_node, opened.segmentation_node)
+        for role, node in zip(_ROLES, chosen, strict=True):
+            self.parameter_node().SetNodeReferenceID(role, None if node is None else node.GetID())
+
+    def parameter_node(self) -> Any:
+        """The node that keeps the choices, as the panel in 3D Slicer keeps them."""
+        found = self._scene.GetSingletonNode("MedSSLSegment", "vtkMRMLScriptedModuleNode")
+        if found is not None:
+            return found
+        node = slicer.vtkMRMLScriptedModuleNode()
+        node.SetSingletonTag("MedSSLSegment")
+        node.SetModuleName("MedSSLSegment")
+        node.SetName("MedSSLSegment")
+        return self._scene.AddNode(node)
+
+    # Saving
+
+    def writer(self, form: Format, volume: Volume, opened: Opened) -> Callable[[Path], None]:
+        """Read from the scene what is to be saved; what is returned writes it, and may do so in another thread.
+
+        Raises:
+            InputError: there is nothing to save, or not in this format.
+        """
+        if form is Format.SCENE:
+            raise AssertionError("a scene is written by `write_scene`")
+        segmentation = as_segmentation(opened.segmentation_node, volume)
+        if form is Format.NIFTI:
+            return lambda path: write_segmentation(segmentation, path)
+        source = Path(opened.volume_node.GetAttribute(_SOURCE) or "")
+        if not source.is_dir():
+            raise InputError(
+                "DICOM SEG refers to DICOM images; save as .seg.nrrd or .nii.gz, or open a DICOM folder."
+            )
+        return lambda path: write_dicom_seg(segmentation, source, path)
+
+    def write_scene(self, path: Path) -> None:
+        """Write everything, as a bundle that 3D Slicer opens too.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        if not self._app.io_manager.write_scene(path):
+            raise StorageError(f"{path} cannot be written; choose a folder with space and permission.")
+
+    def write_seg_nrrd(self, segmentation_node: Any, path: Path) -> None:
+        """Write a segmentation with all that is known of it: names, colours, overlaps, what was predicted.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self._app.io_manager.write_node(segmentation_node, path, slicer.vtkMRMLSegmentationStorageNode, False)
+        if not path.is_file():
+            raise StorageError(f"{path} cannot be written; choose a folder with space and permission.")
+
+
+def as_segmentation(segmentation_node: Any, volume: Volume) -> Segmentation:
+    """A segmentation node as labels on a volume's grid; where segments overlap the last one has the voxel.
+
+    Raises:
+        InputError: two segments have the same name, or it lies on another grid.
+    """
+    labels = np.zeros(volume.shape_kji, np.uint16)
+    segments = []
+    for label, segment in enumerate(nodes.list_segments(segmentation_node), start=1):
+        labels[nodes.read_segment(segmentation_node, segment.id, volume)] = label
+        segments.append(Segment(segment.name, label, segment.color_rgb))
+    return Segmentation(labels, volume.ijk_to_ras, tuple(segments), segmentation_node.GetName())
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    for suffix in (".gz", ".nii", ".nrrd", ".seg", ".mha", ".mhd", ".nhdr"):
+        name = name.removesuffix(suffix)
+    return name

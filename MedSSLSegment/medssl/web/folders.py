@@ -1,0 +1,75 @@
+"""The folders a page may open files from, and save them to: those named on the command line, and what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+
+__all__ = ["Entry", "Folders"]
+
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mrb", ".mrml")
+"""Files that can be opened; .seg.nrrd is an .nrrd."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a folder's list."""
+
+    name: str
+    path: str
+    """What `Folders.resolve` takes."""
+    is_folder: bool
+
+
+class Folders:
+    """A door to some folders and nothing else.
+
+    Args:
+        roots: folders; of a file, the folder it is in.
+    """
+
+    def __init__(self, roots: Iterable[Path]) -> None:
+        resolved = (path.resolve() for path in roots)
+        folders = (path if path.is_dir() else path.parent for path in resolved)
+        self.roots = tuple(dict.fromkeys(folders))
+
+    def resolve(self, path: str) -> Path:
+        """A path that a page names.
+
+        Raises:
+            InputError: it leads out of the folders, also through a link, or is not there.
+        """
+        found = Path(path).resolve()
+        if not any(found.is_relative_to(root) for root in self.roots):
+            raise InputError(f"{path} is not in a folder that was named when the workstation was started.")
+        if not found.exists():
+            raise InputError(f"{path} is not there any more; open the folder again.")
+        return found
+
+    def entries(self, path: str = "") -> list[Entry]:
+        """What can be opened in a folder: folders first, then files; the roots for an empty path.
+
+        Raises:
+            InputError: as `resolve`, or it is not a folder.
+        """
+        if not path:
+            return [Entry(str(root), str(root), True) for root in self.roots]
+        folder = self.resolve(path)
+        if not folder.is_dir():
+            raise InputError(f"{path} is a file; open it, or choose a folder.")
+        shown = [child for child in folder.iterdir() if self._is_shown(child)]
+        shown.sort(key=lambda child: (not child.is_dir(), child.name.lower()))
+        return [Entry(child.name, str(child), child.is_dir()) for child in shown]
+
+    def parent(self, path: str) -> str:
+        """The folder above; empty, for the list of roots, above a root."""
+        folder = self.resolve(path)
+        return "" if folder in self.roots else str(folder.parent)
+
+    def _is_shown(self, child: Path) -> bool:
+        if child.name.startswith(".") or not any(child.resolve().is_relative_to(root) for root in self.roots):
+            return False
+        return child.is_dir() or child.name.lower().endswith(SUFFIXES)

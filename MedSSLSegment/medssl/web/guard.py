@@ -1,0 +1,117 @@
+"""Who may talk to the workstation: whoever knows the secret, on this machine, from the workstation's own page.
+
+The server listens on the loopback address only, but every program and every web page on this machine can reach that. So:
+
+- the address that is printed carries a secret; the first request with it gets a cookie, which no script can read and no
+  other site can send; without one of them every request, a websocket too, is answered 403 with an empty page;
+- the secret is also wslink's own key: a websocket that got through says it before anything else is listened to;
+- the Host must be this machine by name or number (a name of somebody else that leads here is refused), and the Origin,
+  where there is one, the page's own;
+- the page may load, and send to, nothing but this server (Content-Security-Policy).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+__all__ = ["LOOPBACK", "Guard"]
+
+LOOPBACK = "127.0.0.1"
+"""The address the server listens on."""
+_NAMES = {LOOPBACK, "localhost", "::1"}
+_PAGE = "/index.html"
+_LAUNCHER = "/paraview/"
+"""Where trame's page asks which websocket to use, and what to say to it."""
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline';"
+        " img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:;"
+        " object-src 'none'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""Inline scripts and `eval` are how trame's page and Vue's templates work; what they may reach is this server alone."""
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Guard:
+    """Stands before every request of a server.
+
+    Args:
+        secret: what the address carries; long and random.
+    """
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret
+        # Cookies do not keep the ports of one machine apart: the name does.
+        self._cookie = f"medssl-{hashlib.sha256(secret.encode()).hexdigest()[:12]}"
+
+    def attach(self, application: web.Application) -> None:
+        """Stand before an application that has not started yet."""
+        application.middlewares.append(self._middleware())
+        application.on_response_prepare.append(self._add_headers)
+
+    def refusal(self, request: web.Request) -> int | None:
+        """The status a request is refused with; None for one that is let through."""
+        if not self._is_from_here(request) or not self._knows_secret(request):
+            return 403
+        if request.method not in ("GET", "HEAD") and (request.method, request.path) != ("POST", _LAUNCHER):
+            return 405
+        # The page would take the address of another server, among other things, from its query.
+        allowed = {"secret"} if request.path == "/" else set() if request.path == _PAGE else {"v"}
+        return 404 if _is_crooked(request.rel_url.raw_path) or set(request.query) - allowed else None
+
+    def _middleware(self) -> Any:
+        @web.middleware
+        async def stand_guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
+            status = self.refusal(request)
+            if status is not None:
+                return web.Response(status=status)
+            if request.path == "/":
+                return self._known(web.Response(status=302, headers={"Location": _PAGE}))
+            if request.path == _LAUNCHER:
+                return web.json_response({"sessionURL": f"ws://{request.host}/ws", "secret": self._secret})
+            return await handler(request)
+
+        return stand_guard
+
+    async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(_HEADERS)
+        if request.path in ("/", _PAGE, _LAUNCHER):
+            response.headers["Cache-Control"] = "no-store"
+
+    def _known(self, response: web.StreamResponse) -> web.StreamResponse:
+        """Give the browser the cookie that its next requests are known by; the secret leaves the address."""
+        response.set_cookie(self._cookie, self._secret, httponly=True, samesite="Strict", path="/")
+        return response
+
+    def _is_from_here(self, request: web.Request) -> bool:
+        """Whether the request names this machine, and comes from the workstation's own page or from none."""
+        if urlsplit(f"//{request.host}").hostname not in _NAMES:
+            return False
+        origin = request.headers.get("Origin")
+        if origin is not None and origin != f"http://{request.host}":
+            return False
+        is_page = request.headers.get("Sec-Fetch-Mode") == "navigate"
+        return is_page or request.headers.get("Sec-Fetch-Site", "none") in ("same-origin", "none")
+
+    def _knows_secret(self, request: web.Request) -> bool:
+        given = request.query.get("secret") or request.cookies.get(self._cookie) or ""
+        return hmac.compare_digest(given.encode(), self._secret.encode())
+
+
+def _is_crooked(raw_path: str) -> bool:
+    """Whether a path tries to leave the folder that is served; no file of the page needs any of this."""
+    lowered = raw_path.lower()
+    return any(part in lowered for part in ("..", "//", "\\", "%2e", "%2f", "%5c", "%00"))

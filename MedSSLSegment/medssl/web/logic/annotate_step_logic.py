@@ -1,0 +1,108 @@
+"""Step 2: what the mouse places becomes the session's prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trame_server import Server
+
+from ...errors import InputError
+from ...scene.marks import PromptMarks
+from ...scene.prompting import Place, axis_of_normal
+from ..prompt_effect import PromptTool, SmartPromptEffect
+from ..ui.annotate_step_ui import AnnotateStepState, AnnotateStepUI
+from ..work import Work
+from .section import SectionLogic, promptable_models
+
+__all__ = ["AnnotateStepLogic"]
+
+_HINT = "Take a tool, then click on the object or drag a box around it in any slice view."
+
+
+class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
+    """Prompts."""
+
+    def __init__(self, server: Server, work: Work) -> None:
+        super().__init__(server, work, AnnotateStepState)
+        self._prompts = self.session.prompts
+        self._marks = PromptMarks(self.session)
+        self._editor = work.editor
+        self._effect = self._editor.get_effect(SmartPromptEffect)
+        self._effect.point_placed.connect(self._on_point)
+        self._effect.box_placed.connect(self._on_box)
+        self._effect.scribble_placed.connect(self._on_scribble)
+        self.data.models = promptable_models()
+        self.data.model = self._prompts.model
+        self.bind_changes({self.name.model: self._on_model})
+        work.editor.active_effect_name_changed.connect(self._show_tool)
+
+    def set_ui(self, ui: AnnotateStepUI) -> None:
+        """Listen to the widgets."""
+        ui.tool_clicked.connect(self.pick)
+        ui.accept_clicked.connect(self.accept)
+        ui.take_back_clicked.connect(self.take_back)
+        ui.drop_clicked.connect(self.drop)
+
+    def pick(self, tool: str) -> None:
+        """Take a tool, or lay it down if it is in hand."""
+        if self.data.tool == tool:
+            self._editor.deactivate_effect()
+            return
+        self.work.attempt(self._require_segment)
+        self._effect.tool = PromptTool(tool)
+        self._editor.set_active_effect_type(SmartPromptEffect)
+        self._show_tool()
+
+    def accept(self) -> None:
+        """Make the preview the segment's."""
+        self._decide(self._prompts.accept)
+
+    def take_back(self) -> None:
+        """Take the last prompt of the slice back."""
+        self._decide(self._prompts.take_back)
+
+    def drop(self) -> None:
+        """Forget the prompts of the slice."""
+        self._decide(self._prompts.drop)
+
+    def show(self) -> None:
+        """Show what there is to accept."""
+        place = self._prompts.place
+        self.data.message = self._prompts.message or _HINT
+        self.data.is_waiting = self._prompts.is_waiting
+        self.data.can_accept = place in self._prompts.previews
+        self.data.can_take_back = place is not None and bool(self._prompts.marks(place))
+        self._marks.show()
+
+    def _decide(self, act: Callable[[], object]) -> None:
+        self.work.attempt(act)
+        self.work.look_soon()
+        self.show()
+
+    def _on_point(self, position: list[float], normal: list[float], positive: bool) -> None:
+        self._place(lambda segment, axis: self._prompts.add_point(segment, position, axis, positive), normal)
+
+    def _on_box(self, corner: list[float], opposite: list[float], normal: list[float]) -> None:
+        self._place(lambda segment, axis: self._prompts.add_box(segment, corner, opposite, axis), normal)
+
+    def _on_scribble(self, way: list[list[float]], normal: list[float], positive: bool) -> None:
+        self._place(lambda segment, axis: self._prompts.add_scribble(segment, way, axis, positive), normal)
+
+    def _place(self, place: Callable[[str, int], Place], normal: list[float]) -> None:
+        def act() -> None:
+            place(self._require_segment(), axis_of_normal(self.session.volume(), normal))
+
+        self.work.attempt(act)
+        self.show()
+
+    def _require_segment(self) -> str:
+        if not self.work.segment:
+            raise InputError("Add a segment first; step 1 has a button for it.")
+        return self.work.segment
+
+    def _show_tool(self, *_: Any) -> None:
+        self.data.tool = self._effect.tool.value if self._effect.is_active else ""
+
+    def _on_model(self, model: str) -> None:
+        self._prompts.model = model

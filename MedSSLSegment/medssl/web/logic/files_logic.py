@@ -1,0 +1,175 @@
+"""Opening and saving: the dialogs over the folders that are allowed, and the scene."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from zipfile import ZipFile
+
+from trame_server import Server
+from trame_server.utils.typed_state import TypedState
+
+from ...errors import InputError, MedSSLError
+from ..documents import Documents, Format, Opened
+from ..folders import Folders
+from ..ui.files_ui import FileRow, FilesState, FilesUI
+from ..ui.parts import Choice
+from ..ui.status_ui import StatusState
+from ..work import Work
+from .section import SectionLogic, kept
+
+__all__ = ["FilesLogic"]
+
+_FORMATS = [
+    Choice("Segmentation for 3D Slicer and for going on here (.seg.nrrd)", Format.SEG_NRRD.value),
+    Choice("Labels (.nii.gz, names beside it)", Format.NIFTI.value),
+    Choice("DICOM SEG (.dcm)", Format.DICOM_SEG.value),
+    Choice("Scene with everything (.mrb)", Format.SCENE.value),
+]
+_DOWNLOAD = Choice("Download with the browser", "")
+_SHOWN_S = 0.15
+"""How long a page gets to show that something is being read."""
+
+
+class FilesLogic(SectionLogic[FilesState]):
+    """Files.
+
+    Args:
+        server: holds the page's state.
+        work: what is worked on.
+        documents: read and write.
+        folders: where files may be opened and saved.
+        choose: works on what was opened.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        work: Work,
+        documents: Documents,
+        folders: Folders,
+        choose: Callable[[Opened], None],
+    ) -> None:
+        super().__init__(server, work, FilesState)
+        self._documents, self._folders, self._choose = documents, folders, choose
+        self._status = TypedState(server.state, StatusState)
+        self.data.formats = list(_FORMATS)
+        self.data.places = [*(Choice(str(root), str(root)) for root in folders.roots), _DOWNLOAD]
+        self.data.place = kept("", self.data.places)
+
+    def set_ui(self, ui: FilesUI) -> None:
+        """Listen to the widgets."""
+        ui.open_clicked.connect(self.show_open)
+        ui.row_clicked.connect(self._on_row)
+        ui.up_clicked.connect(lambda: self._list(self._folders.parent(self.data.folder)))
+        ui.open_folder_clicked.connect(lambda: self._open_soon(self.data.folder))
+        ui.save_clicked.connect(self.show_save)
+        ui.write_clicked.connect(self.save)
+        ui.set_download(self.download)
+
+    # Opening
+
+    def show_open(self) -> None:
+        """Show what can be opened."""
+        self._list(self.data.folder or ("" if len(self._folders.roots) > 1 else str(self._folders.roots[0])))
+        self.data.is_open_shown = True
+
+    def open(self, path: Path) -> None:
+        """Open a file or a DICOM folder, and work on it."""
+        self._choose(self._documents.open(path))
+
+    def _on_row(self, path: str) -> None:
+        if any(row.path == path and row.is_folder for row in self.data.rows):
+            self._list(path)
+        else:
+            self._open_soon(path)
+
+    def _list(self, folder: str) -> None:
+        self.work.attempt(lambda: self._show_folder(folder))
+
+    def _show_folder(self, folder: str) -> None:
+        self.data.rows = [FileRow(e.name, e.path, e.is_folder) for e in self._folders.entries(folder)]
+        self.data.folder = folder
+
+    def _open_soon(self, path: str) -> None:
+        """Close the dialog and say what is read, before the reading keeps the server busy."""
+        self.data.is_open_shown = False
+        self._status.data.loading = f"Reading {Path(path).name} ..."
+        asyncio.get_event_loop().call_later(_SHOWN_S, self._open_now, path)
+
+    def _open_now(self, path: str) -> None:
+        with self.state:
+            self.work.attempt(lambda: self.open(self._folders.resolve(path)))
+            self._status.data.loading = ""
+
+    # Saving
+
+    def show_save(self) -> None:
+        """Ask what to save, and where."""
+        node = self.session.segmentation_node or self.session.volume_node
+        if node is None:
+            self.work.said("There is nothing to save yet; open a volume first.", True)
+            return
+        self.data.file_name = self.data.file_name or node.GetName().replace("/", "-")
+        self.data.is_save_shown = True
+
+    async def save(self) -> None:
+        """Write into the chosen folder."""
+        self.data.is_saving = True
+        try:
+            path = self._folders.resolve(self.data.place) / self._file_name()
+            await self._write(path)
+            self.data.is_save_shown = False
+            self.work.said(f"Saved as {path}.", False)
+        except (MedSSLError, OSError) as error:
+            self.work.said(str(error), True)
+        finally:
+            self.data.is_saving = False
+
+    async def download(self) -> Any:
+        """Write into the browser's downloads; several files become one archive."""
+        self.data.is_saving = True
+        try:
+            with TemporaryDirectory() as folder:
+                await self._write(Path(folder) / self._file_name())
+                return self.server.protocol.addAttachment(_packed(Path(folder)))
+        except (MedSSLError, OSError) as error:
+            self.work.said(str(error), True)
+            return None
+        finally:
+            self.data.is_saving = self.data.is_save_shown = False
+
+    def _file_name(self) -> str:
+        name = self.data.file_name.strip()
+        if not name or name.startswith(".") or set(name) & set('/\\:*?"<>|'):
+            raise InputError(f"'{name}' cannot be the name of a file; use letters, digits, spaces, - and _.")
+        return name + str(self.data.format)
+
+    async def _write(self, path: Path) -> None:
+        form, opened = (
+            Format(self.data.format),
+            Opened(self.session.volume_node, self.session.segmentation_node),
+        )
+        if form is Format.SCENE:
+            self._documents.write_scene(path)
+        elif opened.segmentation_node is None:
+            raise InputError("There is no segmentation to save; step 1 makes one.")
+        elif form is Format.SEG_NRRD:
+            self._documents.write_seg_nrrd(opened.segmentation_node, path)
+        else:
+            await asyncio.to_thread(self._documents.writer(form, self.session.volume(), opened), path)
+
+
+def _packed(folder: Path) -> bytes:
+    """The only file of a folder, or an archive of several."""
+    files = sorted(folder.iterdir())
+    if len(files) == 1:
+        return files[0].read_bytes()
+    archive = folder / "archive.zip"
+    with ZipFile(archive, "w") as zipped:
+        for file in files:
+            zipped.write(file, file.name)
+    return archive.read_bytes()

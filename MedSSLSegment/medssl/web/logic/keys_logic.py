@@ -1,0 +1,57 @@
+"""The keyboard, and the overlay that lists it: every key in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trame_server import Server
+
+from ..ui.help_ui import HelpState
+from ..ui.parts import Choice
+from ..work import Work
+from .section import SectionLogic
+
+__all__ = ["KeysLogic"]
+
+_MOUSE = (
+    ("Wheel", "Scroll through the slices"),
+    ("Ctrl + wheel", "Zoom"),
+    ("Middle button", "Move the image"),
+    ("Right button", "Zoom"),
+    ("Shift + mouse", "Crosshair: the other views follow"),
+    ("Click", "With + Point: on the object"),
+    ("Shift + click", "With + Point: beside the object"),
+    ("Drag", "With + Point or Box: a box around the object"),
+)
+
+
+class KeysLogic(SectionLogic[HelpState]):
+    """Keys.
+
+    Args:
+        server: holds the page's state.
+        work: what is worked on.
+        actions: {key as the page sends it: (what it does, in words, what to call)}.
+    """
+
+    def __init__(
+        self, server: Server, work: Work, actions: dict[str, tuple[str, Callable[[], object]]]
+    ) -> None:
+        super().__init__(server, work, HelpState)
+        self._actions = {**actions, "?": ("This list", self.toggle_help)}
+        keys = [Choice(what, key) for key, (what, _) in self._actions.items() if what]
+        self.data.rows = keys + [Choice(what, movement) for movement, what in _MOUSE]
+
+    @property
+    def known(self) -> list[str]:
+        """Keys the page sends."""
+        return list(self._actions)
+
+    def press(self, key: str) -> None:
+        """Do what a key is for."""
+        if key in self._actions:
+            self._actions[key][1]()
+
+    def toggle_help(self) -> None:
+        """Show the list, or hide it."""
+        self.data.is_shown = not self.data.is_shown

@@ -1,0 +1,124 @@
+"""Step 5: cases, runs, models and encoders of the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trame_server import Server
+
+from ...scene.teaching import Curve, Proposal
+from ..ui.parts import Choice
+from ..ui.teach_step_ui import TeachStepState, TeachStepUI
+from ..work import Work
+from .section import SectionLogic, kept
+
+__all__ = ["TeachStepLogic"]
+
+_PRESETS = ("auto", "cpu", "gpu", "paper")
+
+
+class TeachStepLogic(SectionLogic[TeachStepState]):
+    """Teaching."""
+
+    def __init__(self, server: Server, work: Work) -> None:
+        super().__init__(server, work, TeachStepState)
+        self._desk = work.teach
+        self._proposal: Proposal | None = None
+        self.data.presets = [Choice(preset, preset) for preset in _PRESETS]
+        self.bind_changes({self.name.run: self._on_run})
+
+    def set_ui(self, ui: TeachStepUI) -> None:
+        """Listen to the widgets."""
+        ui.use_as_case_clicked.connect(self.propose)
+        ui.case_confirmed.connect(self.keep_case)
+        ui.remove_case_clicked.connect(lambda case: self._do(lambda: self._desk.remove_case(case)))
+        ui.finetune_clicked.connect(self.finetune)
+        ui.stop_clicked.connect(lambda: self._do(self._desk.stop))
+        ui.resume_clicked.connect(lambda: self._do(self._desk.resume))
+        ui.adopt_clicked.connect(lambda: self._do(lambda: self._desk.adopt(self.data.model_name.strip())))
+        ui.use_version_clicked.connect(lambda: self._do(lambda: self._desk.use(self.data.version)))
+        ui.pretrain_clicked.connect(self.pretrain)
+
+    def refresh(self) -> None:
+        """Ask the worker what there is."""
+        self.work.attempt(self._desk.refresh)
+
+    def propose(self) -> None:
+        """Show what would be vouched for."""
+        self.work.attempt(self._propose)
+
+    def keep_case(self) -> None:
+        """Put the volume into the case store."""
+        self.data.is_proposal_shown = False
+        proposal = self._proposal
+        if proposal is not None:
+            self._do(lambda: self._desk.add_case(proposal))
+
+    def finetune(self) -> None:
+        """Begin to fine-tune on the cases."""
+        settings = {"minutes": self.data.minutes, "encoder": self.data.encoder}
+        self._do(lambda: self._desk.finetune({name: value for name, value in settings.items() if value}))
+
+    def pretrain(self) -> None:
+        """Begin to pre-train."""
+        settings = {
+            "method": self.data.method,
+            "data": self.data.data_folder.strip(),
+            "preset": self.data.preset,
+            "minutes": self.data.pretrain_minutes,
+        }
+        self._do(lambda: self._desk.pretrain(settings))
+
+    def show(self) -> None:
+        """Show what the desk knows."""
+        data, desk = self.data, self._desk
+        data.cases = [Choice(f"{case['name']}: {case['summary']}", case["id"]) for case in desk.cases]
+        encoders = [Choice(f"{e['name']} ({e['method']})", e["path"]) for e in desk.encoders]
+        data.encoders = [*encoders, Choice("Random weights", "")]
+        data.runs = [Choice(f"{run['name']}: {run['state']}", run["path"]) for run in desk.runs]
+        data.versions = [Choice(v["id"], v["id"]) for model in desk.models for v in model["versions"]]
+        data.version = kept(data.version, data.versions)
+        data.methods = [Choice(method["title"], method["name"]) for method in desk.methods]
+        data.method = kept(data.method, data.methods)
+        data.advice = next((m["advice"] for m in desk.methods if m["name"] == data.method), "")
+        data.message = desk.message
+        self._show_run()
+
+    def _show_run(self) -> None:
+        data, run = self.data, self._desk.run
+        data.run = "" if run is None else run["path"]
+        curve = self._desk.curve("dice")
+        data.curve.points, data.curve.label = _points(curve), _label(curve)
+        data.can_stop = run is not None and run["state"] == "running"
+        data.can_resume = run is not None and run["state"] in ("stopped", "failed", "lost")
+        data.can_adopt = run is not None and run["kind"] == "finetune" and run["has_result"]
+
+    def _propose(self) -> None:
+        self._proposal = self._desk.propose()
+        self.data.proposal = self._proposal.text()
+        self.data.is_proposal_shown = True
+
+    def _on_run(self, path: str) -> None:
+        if path and (self._desk.run is None or self._desk.run["path"] != path):
+            self._do(lambda: self._desk.follow(path))
+
+    def _do(self, act: Callable[[], Any]) -> None:
+        self.work.attempt(act)
+        self.show()
+
+
+def _points(curve: Curve) -> list[list[float]]:
+    last = max(curve.steps[-1], 1e-9) if curve.steps else 1.0
+    return [
+        [round(x / last, 4), round(min(max(y, 0.0), 1.0), 4)]
+        for x, y in zip(curve.steps, curve.values, strict=True)
+    ]
+
+
+def _label(curve: Curve) -> str:
+    return (
+        f"Dice {curve.values[-1]:.3f} after {curve.steps[-1]:.0f} steps"
+        if curve.values
+        else "Dice: not measured yet"
+    )

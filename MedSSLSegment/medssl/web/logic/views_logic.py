@@ -1,0 +1,190 @@
+"""The views: window presets, crosshair, what is shown in 3D, labels of slices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import slicer
+from trame_server import Server
+from trame_server.utils.typed_state import TypedState
+from trame_slicer.app.logic import LayoutButtonLogic, get_view_trame_id
+from trame_slicer.core import LayoutManager, VolumeWindowLevel
+from trame_slicer.rca_view import register_rca_factories
+from trame_slicer.views import SliceView
+from vtkmodules.vtkCommonCore import vtkCommand
+
+from ...errors import InputError
+from ...volume import WINDOWS
+from ..ui.parts import Choice
+from ..ui.views_ui import SliceLabelState, ViewsState, ViewsUI, create_slice_view_ui
+from ..work import Work
+from .section import SectionLogic
+
+__all__ = ["ViewsLogic"]
+
+_CT_AIR_HU = -500.0
+"""A volume with anything darker is taken for a CT."""
+_FIRST_WINDOW = "soft-tissue"
+_VR_PRESET = "CT-Coronary-Arteries-3"
+
+
+class ViewsLogic(SectionLogic[ViewsState]):
+    """How the volume is shown."""
+
+    def __init__(self, server: Server, work: Work) -> None:
+        super().__init__(server, work, ViewsState)
+        views = self._slicer_app.view_manager
+        register_rca_factories(views, server, slice_view_ui_f=create_slice_view_ui)
+        self._layouts = LayoutButtonLogic(server, self._slicer_app)
+        self._sizes: dict[str, tuple[int, ...]] = {}
+        self._labels: dict[str, TypedState[SliceLabelState]] = {}
+        for view in views.get_slice_views():
+            self._prepare(view)
+        self.data.windows = [Choice(_title(name), name) for name in WINDOWS]
+        work.chosen.connect(self._on_nodes_chosen)
+
+    @property
+    def layout_manager(self) -> LayoutManager:
+        """trame-slicer's, for the page."""
+        return self._layouts.layout_manager
+
+    def set_ui(self, ui: ViewsUI) -> None:
+        """Listen to the widgets."""
+        ui.window_clicked.connect(self.set_window)
+        ui.window_tool_clicked.connect(self.toggle_window_tool)
+        ui.crosshair_clicked.connect(self.toggle_crosshair)
+        ui.volume_in_3d_clicked.connect(self.toggle_volume_in_3d)
+        ui.reset_clicked.connect(self.fit)
+
+    def set_window(self, name: str) -> None:
+        """Apply a preset."""
+        if self.session.volume_node is not None:
+            window = WINDOWS[name]
+            VolumeWindowLevel.set_volume_node_window_level(
+                self.session.volume_node, window.width, window.level
+            )
+        self.show()
+
+    def set_nth_window(self, number: int) -> None:
+        """Apply the preset with this number, the first is 1."""
+        if number <= len(WINDOWS):
+            self.set_window(list(WINDOWS)[number - 1])
+
+    def next_layout(self) -> None:
+        """Show the next layout, round and round."""
+        ids = self.layout_manager.get_layout_ids()
+        self._layouts.data.current_layout_id = ids[(ids.index(self.layout_manager.layout_id) + 1) % len(ids)]
+
+    def toggle_window_tool(self) -> None:
+        """Dragging in a slice view changes the window, or not."""
+        interaction = self.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
+        is_on = interaction.GetCurrentInteractionMode() == interaction.AdjustWindowLevel
+        if not is_on:
+            self.work.editor.deactivate_effect()
+        interaction.SetCurrentInteractionMode(
+            interaction.ViewTransform if is_on else interaction.AdjustWindowLevel
+        )
+        self.show()
+
+    def toggle_crosshair(self) -> None:
+        """Show the crosshair, or hide it."""
+        node = self.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+        is_on = node.GetCrosshairMode() != node.NoCrosshair
+        node.SetCrosshairMode(node.NoCrosshair if is_on else node.ShowBasic)
+        self.show()
+
+    def toggle_volume_in_3d(self) -> None:
+        """Render the volume in the 3D view, or not."""
+        self.work.attempt(self._toggle_volume_in_3d)
+        self.show()
+
+    def fit(self) -> None:
+        """Show all of the volume in every view."""
+        self._slicer_app.display_manager.reset_views()
+
+    def show(self) -> None:
+        """Show how the views stand."""
+        volume, data = self.session.volume_node, self.data
+        data.window = "" if volume is None else _window_text(volume.GetDisplayNode())
+        crosshair = self.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+        data.is_crosshair_on = crosshair is not None and crosshair.GetCrosshairMode() != crosshair.NoCrosshair
+        interaction = self.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
+        data.is_window_tool_on = (
+            interaction is not None
+            and interaction.GetCurrentInteractionMode() == interaction.AdjustWindowLevel
+        )
+        rendering = None if volume is None else self._slicer_app.volume_rendering.get_vr_display_node(volume)
+        data.is_volume_in_3d = rendering is not None and bool(rendering.GetVisibility())
+
+    def _on_nodes_chosen(self) -> None:
+        volume = self.session.volume_node
+        shown = self._slicer_app.view_manager.get_slice_views()[0].get_background_volume_id()
+        if volume is None or volume.GetID() == shown:
+            return
+        self._slicer_app.display_manager.show_volume_in_slice_background(volume)
+        if volume.GetDisplayNode() is None:
+            volume.CreateDefaultDisplayNodes()
+        if volume.GetImageData().GetScalarRange()[0] < _CT_AIR_HU:
+            self.set_window(_FIRST_WINDOW)
+        self.fit()
+
+    def _toggle_volume_in_3d(self) -> None:
+        volume, rendering = self.session.volume_node, self._slicer_app.volume_rendering
+        if volume is None:
+            raise InputError("Open a volume first.")
+        node = rendering.get_vr_display_node(volume)
+        if node is None:
+            rendering.create_display_node(volume, _VR_PRESET)
+        else:
+            node.SetVisibility(not node.GetVisibility())
+
+    def _prepare(self, view: SliceView) -> None:
+        view.set_orientation_marker(
+            slicer.vtkMRMLAbstractViewNode.OrientationMarkerTypeAxes,
+            slicer.vtkMRMLAbstractViewNode.OrientationMarkerSizeSmall,
+        )
+        view.set_ruler(slicer.vtkMRMLAbstractViewNode.RulerTypeThin)
+        namespace = get_view_trame_id(self.server, view)
+        self._labels[namespace] = TypedState(self.state, SliceLabelState, namespace=namespace)
+        view.modified.connect(self._show_label)
+        view.interactor().AddObserver(vtkCommand.WindowResizeEvent, lambda *_: self._fit_new_size(view))
+
+    def _fit_new_size(self, view: SliceView) -> None:
+        """Fit a view whose size has changed, on the slice it shows; a page that is loaded again changes nothing."""
+        size = tuple(view.render_window().GetSize())
+        if self._sizes.get(view.name) != size:
+            self._sizes[view.name] = size
+            offset = view.get_slice_value()
+            view.fit_view_to_content()
+            view.set_slice_value(offset)
+
+    def _show_label(self, view: SliceView) -> None:
+        label = self._labels[get_view_trame_id(self.server, view)]
+        label.data.text = self._label(view)
+
+    def _label(self, view: SliceView) -> str:
+        volume_id = view.get_background_volume_id()
+        node = self.scene.GetNodeByID(volume_id) if volume_id else None
+        if node is None:
+            return str(view.get_orientation())
+        low, high = view.get_slice_range()
+        step = view.get_slice_step()
+        count = max(round((high - low) / step) + 1, 1)
+        number = round((view.get_slice_value() - low) / step)
+        return f"{view.get_orientation()} {number + 1} / {count}\n{view.get_slice_value():.1f} mm"
+
+
+def _title(name: str) -> str:
+    window = WINDOWS[name]
+    return f"{name.replace('-', ' ').capitalize()} ({window.level:g} / {window.width:g})"
+
+
+def _window_text(display: Any) -> str:
+    """The preset's name, or level and width."""
+    if display is None:
+        return ""
+    level, width = display.GetLevel(), display.GetWindow()
+    for name, window in WINDOWS.items():
+        if abs(window.level - level) < 0.5 and abs(window.width - width) < 0.5:
+            return name.replace("-", " ").capitalize()
+    return f"L {level:.0f} W {width:.0f}"

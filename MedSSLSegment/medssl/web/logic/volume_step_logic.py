@@ -1,0 +1,85 @@
+"""Step 1: nodes of the scene in lists, and the chosen ones in the session."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trame_server import Server
+
+from ...errors import InputError
+from ...scene import nodes
+from ..documents import Documents, Opened
+from ..ui.parts import Choice
+from ..ui.volume_step_ui import VolumeStepState, VolumeStepUI
+from ..work import Work
+from .section import SectionLogic
+
+__all__ = ["VolumeStepLogic"]
+
+
+class VolumeStepLogic(SectionLogic[VolumeStepState]):
+    """Chooses what is worked on.
+
+    Args:
+        server: holds the page's state.
+        work: what is worked on.
+        documents: know what there is.
+    """
+
+    def __init__(self, server: Server, work: Work, documents: Documents) -> None:
+        super().__init__(server, work, VolumeStepState)
+        self._documents = documents
+        self.bind_changes({self.name.volume: self._on_chosen, self.name.segmentation: self._on_chosen})
+
+    def set_ui(self, ui: VolumeStepUI) -> None:
+        """Listen to the widgets."""
+        ui.new_segmentation_clicked.connect(self.begin_segmentation)
+
+    def choose(self, opened: Opened) -> None:
+        """Work on what was opened; what it lacks stays as it is, or is made."""
+        volume = opened.volume_node or self.session.volume_node
+        segmentation = opened.segmentation_node
+        if segmentation is None and opened.volume_node is None:
+            segmentation = self.session.segmentation_node
+        if volume is not None and segmentation is None:
+            segmentation = nodes.create_segmentation_node(self.scene, volume)
+        self._work_on(volume, segmentation)
+
+    def begin_segmentation(self) -> None:
+        """Begin another segmentation of the chosen volume."""
+        volume = self.session.volume_node
+        if volume is None:
+            self.work.said("Open a volume first.", True)
+            return
+        self._work_on(volume, nodes.create_segmentation_node(self.scene, volume))
+
+    def show(self) -> None:
+        """Show what there is to choose from."""
+        self.data.volumes = [_choice(node) for node in self._documents.volumes()]
+        self.data.segmentations = [_choice(node) for node in self._documents.segmentations()]
+        self.data.volume = _id(self.session.volume_node)
+        self.data.segmentation = _id(self.session.segmentation_node)
+        self.data.is_locked = self.work.is_running
+
+    def _on_chosen(self, *_: Any) -> None:
+        volume = self.scene.GetNodeByID(self.data.volume)
+        segmentation = self.scene.GetNodeByID(self.data.segmentation)
+        if (volume, segmentation) != (self.session.volume_node, self.session.segmentation_node):
+            self._work_on(volume, segmentation)
+
+    def _work_on(self, volume: Any, segmentation: Any) -> None:
+        if self.work.is_running:
+            raise InputError(
+                "Wait for what runs, or cancel it, before you choose another volume or segmentation."
+            )
+        self._documents.remember(Opened(volume, segmentation))
+        self.work.choose(volume, segmentation)
+        self.show()
+
+
+def _choice(node: Any) -> Choice:
+    return Choice(node.GetName(), node.GetID())
+
+
+def _id(node: Any) -> str:
+    return "" if node is None else str(node.GetID())

@@ -1,0 +1,53 @@
+"""The workstation's server: trame's, on this machine only and behind a guard."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import webbrowser
+from collections.abc import Callable
+from typing import Any
+
+from trame_server.core import Server
+
+from .guard import LOOPBACK, Guard
+
+__all__ = ["serve"]
+
+
+def serve(server: Server, *, port: int, announce: Callable[[str], None], open_browser: bool = True) -> None:
+    """Serve until it is interrupted.
+
+    Args:
+        server: holds the page and its state.
+        port: 0 takes a free one.
+        announce: called with the address, the secret in it, once the server listens.
+        open_browser: show the address in the user's browser.
+    """
+    secret = secrets.token_urlsafe(32)
+    guard = Guard(secret)
+    # trame reads the command line, which is ours, unless this variable is there: only what is said here counts.
+    os.environ["TRAME_ARGS"] = "--server"
+    server.cli.set_defaults(authKey=secret)
+
+    def bind(wslink_server: Any) -> None:
+        guard.attach(wslink_server.app)
+
+    def ready(**_: Any) -> None:
+        address = f"http://{LOOPBACK}:{server.port}/?secret={secret}"
+        announce(address)
+        if open_browser:
+            webbrowser.open(address)
+
+    server.controller.on_server_bind.add(bind)
+    server.controller.on_server_ready.add(ready)
+    # No time-out: a closed tab must lose nothing, however long it stays closed.
+    server.start(
+        port=port,
+        host=LOOPBACK,
+        timeout=0,
+        backend="aiohttp",
+        open_browser=False,
+        show_connection_info=False,
+        follow_symlinks=False,
+    )

@@ -1,0 +1,1 @@
+"""Widgets and the state behind them, without logic; `logic/` has a file for each."""

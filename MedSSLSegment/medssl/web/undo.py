@@ -1,0 +1,81 @@
+"""Undo and redo: the program's steps on trame-slicer's undo stack, so that they and painting are one history."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import slicer
+from trame_slicer.core import SegmentationEditor
+from undo_stack import UndoCommand, UndoStack
+
+from ..scene.history import UNDO_LEVELS
+
+__all__ = ["EditorHistory"]
+
+
+class EditorHistory:
+    """`medssl.scene.history.History` over the segment editor of trame-slicer.
+
+    Args:
+        editor: whose undo stack is shared; it gets a longer one.
+    """
+
+    def __init__(self, editor: SegmentationEditor) -> None:
+        self._editor = editor
+        self.stack = UndoStack(undo_limit=UNDO_LEVELS)
+        editor.set_undo_stack(self.stack)
+
+    def save(self, segmentation_node: Any) -> None:
+        """Remember how the segmentation is now."""
+        self.stack.push(_Step(segmentation_node))
+
+    def can_undo(self, segmentation_node: Any) -> bool:
+        """Whether there is something to take back."""
+        return self._is_edited(segmentation_node) and bool(self.stack.can_undo())
+
+    def can_redo(self, segmentation_node: Any) -> bool:
+        """Whether there is something to bring back."""
+        return self._is_edited(segmentation_node) and bool(self.stack.can_redo())
+
+    def undo(self, segmentation_node: Any) -> None:
+        """Take the last step back."""
+        self.stack.undo()
+
+    def redo(self, segmentation_node: Any) -> None:
+        """Bring back what was taken back."""
+        self.stack.redo()
+
+    def _is_edited(self, segmentation_node: Any) -> bool:
+        return self._editor.active_segmentation_node is segmentation_node
+
+
+class _Step(UndoCommand):  # type: ignore[misc]
+    """One step of the program, from when it began; how it ended is copied when it is first taken back.
+
+    Args:
+        segmentation_node: as it is before the step.
+    """
+
+    def __init__(self, segmentation_node: Any) -> None:
+        super().__init__()
+        self._node = segmentation_node
+        self._before = _copy(segmentation_node.GetSegmentation())
+        self._after: Any = None
+
+    def undo(self) -> None:
+        self._after = _copy(self._node.GetSegmentation())
+        self._put(self._before)
+
+    def redo(self) -> None:
+        self._put(self._after)
+
+    def _put(self, state: Any) -> None:
+        self._node.GetSegmentation().DeepCopy(state)
+        self._node.GetSegmentation().Modified()
+        self._node.Modified()
+
+
+def _copy(segmentation: Any) -> Any:
+    copy = slicer.vtkSegmentation()
+    copy.DeepCopy(segmentation)
+    return copy

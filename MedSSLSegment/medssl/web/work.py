@@ -1,0 +1,166 @@
+"""What the browser works on: one scene, one session and its desks, kept going whether or not a page is open."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from trame_server.state import State as PageState
+from trame_slicer.core import SlicerApp
+from undo_stack import Signal
+
+from ..client import WorkerClient
+from ..errors import MedSSLError
+from ..scene.predicting import PredictDesk
+from ..scene.session import Session, State
+from ..scene.teaching import TeachDesk
+from .undo import EditorHistory
+
+__all__ = ["Work"]
+
+_log = logging.getLogger(__name__)
+
+_BUSY_S = 0.03
+"""Between two looks at what has arrived, while something is under way."""
+_IDLE_S = 0.5
+_RUN_S = 2.0
+"""Between two questions to a training run."""
+_PAINTING_PAUSES_S = 0.3
+
+
+class Work:
+    """One person's work on trame-slicer's scene.
+
+    Args:
+        slicer_app: scene, views and segment editor.
+        client: the worker.
+        cases: case store, None = the usual one.
+    """
+
+    said = Signal(str, bool)
+    """A sentence for the person, and whether it tells of something that went wrong."""
+    chosen = Signal()
+    """Another volume or segmentation was chosen."""
+    polled = Signal()
+    """Something may have changed: show it."""
+
+    def __init__(self, slicer_app: SlicerApp, client: WorkerClient, cases: Path | None = None) -> None:
+        self.slicer_app = slicer_app
+        self.client = client
+        self.editor = slicer_app.segmentation_editor
+        self.session = Session(
+            slicer_app.scene,
+            slicer_app.segmentations_logic,
+            client,
+            wait_s=0.0,
+        )
+        self.session.editor_node = self.editor.editor_node
+        self.predict = PredictDesk(self.session)
+        self.teach = TeachDesk(self.session, "" if cases is None else str(cases))
+        self.follows_run = False
+        """Whether the training run that is followed is asked for news: the person looks at it."""
+        self._look_at_s: float | None = None
+        self._news_at_s = 0.0
+        self._wake = asyncio.Event()
+        self.editor.segmentation_modified.connect(self.look_soon)
+
+    def share_undo(self) -> None:
+        """Make painting and the program's steps one history; called once the segment editor has its logic."""
+        self.session.history = EditorHistory(self.editor)
+
+    def choose(self, volume_node: Any, segmentation_node: Any) -> None:
+        """Work on these nodes; either may be None."""
+        self.session.choose(volume_node, segmentation_node)
+        if volume_node is not None and segmentation_node is not None:
+            self.editor.set_active_segmentation(segmentation_node, volume_node)
+        self.look_soon()
+        self.chosen()
+
+    @property
+    def segment(self) -> str:
+        """Id of the segment in hand; empty without one."""
+        return str(self.editor.get_active_segment_id() or "")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a propagation or a prediction is under way."""
+        return self.session.status.state is State.RUNNING or self.predict.is_running
+
+    def attempt(self, action: Callable[[], object]) -> None:
+        """Do what the person asked for; what cannot be done is said in one sentence."""
+        with self._errors_said():
+            action()
+        self._wake.set()
+
+    def look_soon(self, *_: Any) -> None:
+        """Look through the segments again, once painting has paused."""
+        self._look_at_s = asyncio.get_event_loop().time() + _PAINTING_PAUSES_S
+
+    async def run(self, page: PageState) -> None:
+        """Take what has arrived, for ever: often while something is under way, seldom else.
+
+        Args:
+            page: sent to the browsers after every look.
+        """
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), _BUSY_S if self._is_busy else _IDLE_S)
+            self._wake.clear()
+            with page:
+                self.poll()
+
+    def poll(self) -> None:
+        """Take what has arrived, and have it shown."""
+        was_running = self.is_running
+        with self._errors_said():
+            self.session.poll()
+            self.predict.poll()
+            self.teach.poll()
+            self._ask_for_news()
+        if was_running and not self.is_running:
+            self._say_what_failed()
+            self.look_soon()
+        self._look_if_due()
+        self.polled()
+
+    @property
+    def _is_busy(self) -> bool:
+        return (
+            self.is_running
+            or self.session.is_looking
+            or self.session.prompts.is_waiting
+            or self.teach.is_waiting
+            or self._look_at_s is not None
+        )
+
+    def _look_if_due(self) -> None:
+        if self._look_at_s is None or self.is_running:
+            return
+        if asyncio.get_event_loop().time() >= self._look_at_s:
+            self._look_at_s = None
+            self.session.look()
+
+    def _ask_for_news(self) -> None:
+        now_s = asyncio.get_event_loop().time()
+        if self.follows_run and now_s >= self._news_at_s:
+            self._news_at_s = now_s + _RUN_S
+            self.teach.look()
+
+    def _say_what_failed(self) -> None:
+        status = self.session.status
+        if status.state is State.FAILED:
+            self.said(status.text, True)
+
+    @contextmanager
+    def _errors_said(self) -> Iterator[None]:
+        try:
+            yield
+        except MedSSLError as error:
+            self.said(str(error), True)
+        except Exception:
+            _log.exception("The workstation failed unexpectedly.")
+            self.said("MedSSLSegment failed unexpectedly; the terminal it was started from says where.", True)
