@@ -12,27 +12,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, Literal
 
 import slicer
 
 __all__ = ["EditingRules", "Overlap"]
 
-_Node = slicer.vtkMRMLSegmentationNode
-_Editor = slicer.vtkMRMLSegmentEditorNode
-_AREAS: dict[int, tuple[Literal["everywhere", "inside", "outside"], Literal["all", "visible", "one"]]] = {
-    _Node.EditAllowedEverywhere: ("everywhere", "all"),
-    _Node.EditAllowedInsideAllSegments: ("inside", "all"),
-    _Node.EditAllowedInsideVisibleSegments: ("inside", "visible"),
-    _Node.EditAllowedOutsideAllSegments: ("outside", "all"),
-    _Node.EditAllowedOutsideVisibleSegments: ("outside", "visible"),
-    _Node.EditAllowedInsideSingleSegment: ("inside", "one"),
-}
-_OVERWRITES: dict[int, Literal["all", "visible", "none"]] = {
-    _Editor.OverwriteAllSegments: "all",
-    _Editor.OverwriteVisibleSegments: "visible",
-    _Editor.OverwriteNone: "none",
-}
+_Area = tuple[Literal["everywhere", "inside", "outside"], Literal["all", "visible", "one"]]
+_Overwrite = Literal["all", "visible", "none"]
+
+
+@cache
+def _areas() -> dict[int, _Area]:
+    """Mask modes of the Segment Editor and what they stand for."""
+    node = slicer.vtkMRMLSegmentationNode
+    return {
+        node.EditAllowedEverywhere: ("everywhere", "all"),
+        node.EditAllowedInsideAllSegments: ("inside", "all"),
+        node.EditAllowedInsideVisibleSegments: ("inside", "visible"),
+        node.EditAllowedOutsideAllSegments: ("outside", "all"),
+        node.EditAllowedOutsideVisibleSegments: ("outside", "visible"),
+        node.EditAllowedInsideSingleSegment: ("inside", "one"),
+    }
+
+
+@cache
+def _overwrites() -> dict[int, _Overwrite]:
+    """Overwrite modes of the Segment Editor; a module of 3D Slicer brings the class, so it is asked for late."""
+    node = slicer.vtkMRMLSegmentEditorNode
+    return {
+        node.OverwriteAllSegments: "all",
+        node.OverwriteVisibleSegments: "visible",
+        node.OverwriteNone: "none",
+    }
 
 
 class Overlap(Enum):
@@ -64,12 +77,12 @@ class EditingRules:
     @classmethod
     def from_editor(cls, editor_node: Any) -> EditingRules:
         """The rules set in a vtkMRMLSegmentEditorNode."""
-        area, area_of = _AREAS[editor_node.GetMaskMode()]
+        area, area_of = _areas()[editor_node.GetMaskMode()]
         intensities = None
         if editor_node.GetSourceVolumeIntensityMask():
             low, high = editor_node.GetSourceVolumeIntensityMaskRange()
             intensities = (low, high)
-        overwrite = _OVERWRITES[editor_node.GetOverwriteMode()]
+        overwrite = _overwrites()[editor_node.GetOverwriteMode()]
         return cls(area, area_of, editor_node.GetMaskSegmentID() or "", intensities, overwrite)
 
     @classmethod
