@@ -165,3 +165,25 @@ def test_nothing_drawn_is_nothing_to_teach(a_scene: Any) -> None:
     desk.session.choose(None, None)
     with pytest.raises(InputError, match="No slice is drawn"):
         desk.teach.propose()
+
+
+def test_the_cost_of_pretraining_is_asked_for_before_it_begins(a_desk: Desk) -> None:
+    settings = {"method": "mae", "data": "/scans", "minutes": 60.0}
+    a_desk.teach.ask_estimate(settings)
+    assert a_desk.teach.is_estimating
+    assert a_desk.client.asked[-1][:2] == ("estimate_pretrain", (settings,))
+    a_desk.client.answer("estimate_pretrain", estimate="10 steps will take about 1 min and 2.0 GB of memory.")
+    a_desk.teach.poll()
+    assert a_desk.teach.estimate.endswith("2.0 GB of memory.")
+    assert not a_desk.teach.is_estimating
+
+
+def test_changed_settings_and_a_run_that_begins_stop_the_estimate(a_desk: Desk) -> None:
+    a_desk.teach.ask_estimate({"method": "mae"})
+    first = a_desk.client.asked[-1][3]
+    a_desk.teach.ask_estimate({"method": "simclr"})
+    second = a_desk.client.asked[-1][3]
+    assert first.was_cancelled
+    a_desk.teach.pretrain({"method": "simclr"})
+    assert second.was_cancelled
+    assert [name for name, _, _, _ in a_desk.client.asked][-1] == "start_pretrain"

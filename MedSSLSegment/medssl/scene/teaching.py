@@ -60,10 +60,12 @@ class TeachDesk:
 
     Args:
         session: its client does the work; its nodes become cases.
+        store: case store on the worker's machine; empty = the usual one.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, store: str = "") -> None:
         self._session = session
+        self._store = store
         self._waiting: list[tuple[Any, Callable[[_Facts], None]]] = []
         self._packing: Task[Callable[[], None]] | None = None
         self.cases: list[_Facts] = []
@@ -72,6 +74,10 @@ class TeachDesk:
         self.runs: list[_Facts] = []
         self.encoders: list[_Facts] = []
         self.methods: list[_Facts] = []
+        self.backbones: list[_Facts] = []
+        self.estimate = ""
+        """What pre-training with the settings last asked about would take, in one line; empty before it is known."""
+        self._estimating: Any = None
         self.run: _Facts | None = None
         """The run being followed."""
         self.events: list[_Facts] = []
@@ -113,16 +119,20 @@ class TeachDesk:
 
     def refresh(self) -> None:
         """Ask for cases, models, runs, encoders and methods."""
-        self._ask(self._client.list_cases(), lambda facts: self._take("cases", facts))
+        self._ask(self._client.list_cases(self._store), lambda facts: self._take("cases", facts))
         self._ask(self._client.list_models(), self._take_models)
         self._ask(self._client.list_runs(), lambda facts: self._take("runs", facts))
         self._ask(self._client.list_encoders(), lambda facts: self._take("encoders", facts))
-        self._ask(self._client.list_methods(), lambda facts: self._take("methods", facts))
+        self._ask(self._client.list_methods(), self._take_methods)
 
     def _take(self, name: str, facts: _Facts) -> None:
         setattr(self, name, list(facts[name]))
         if facts.get("problems"):
             self.message = facts["problems"][0]
+
+    def _take_methods(self, facts: _Facts) -> None:
+        self._take("methods", facts)
+        self.backbones = list(facts["backbones"])
 
     def _take_models(self, facts: _Facts) -> None:
         self._take("models", facts)
@@ -171,32 +181,65 @@ class TeachDesk:
 
     def _send_case(self, volume: Any, labels: Any, proposal: Proposal, known: _Facts | None) -> None:
         if known is None:
-            ticket = self._client.add_case(volume, labels, proposal.segments, proposal.vouched)
+            ticket = self._client.add_case(
+                volume, labels, proposal.segments, proposal.vouched, store=self._store
+            )
         else:
-            ticket = self._client.update_case(known["id"], labels, proposal.segments, proposal.vouched)
+            ticket = self._client.update_case(
+                known["id"], labels, proposal.segments, proposal.vouched, store=self._store
+            )
         self._ask(ticket, self._case_kept)
 
     def _case_kept(self, facts: _Facts) -> None:
         self.message = f"Kept: {facts['case']['summary']}"
-        self._ask(self._client.list_cases(), lambda listed: self._take("cases", listed))
+        self._ask(self._client.list_cases(self._store), lambda listed: self._take("cases", listed))
 
     def remove_case(self, case_id: str) -> None:
         """Take a case out of the store; the store keeps it aside."""
-        self._ask(self._client.remove_case(case_id), self._case_removed)
+        self._ask(self._client.remove_case(case_id, store=self._store), self._case_removed)
 
     def _case_removed(self, facts: _Facts) -> None:
         self.message = f"Removed; it is kept aside as {facts['removed']}."
-        self._ask(self._client.list_cases(), lambda listed: self._take("cases", listed))
+        self._ask(self._client.list_cases(self._store), lambda listed: self._take("cases", listed))
 
     # Runs
 
     def finetune(self, settings: Mapping[str, Any]) -> None:
         """Begin to fine-tune on the case store; fields of `FinetuneConfig`, e.g. {"minutes": 10.0}."""
         self.message = "Starting to fine-tune."
-        self._ask(self._client.start_finetune(dict(settings)), self._run_began)
+        store = {"cases": self._store} if self._store else {}
+        self._ask(self._client.start_finetune({**store, **settings}), self._run_began)
+
+    def ask_estimate(self, settings: Mapping[str, Any]) -> None:
+        """Ask what pre-training would take, before it begins; `estimate` has it after a while.
+
+        Args:
+            settings: as for `pretrain`.
+        """
+        self.drop_estimate()
+        self.message = "Measuring a few steps; the scans are read for that."
+        self._estimating = self._client.estimate_pretrain(dict(settings))
+        self._ask(self._estimating, self._take_estimate)
+
+    @property
+    def is_estimating(self) -> bool:
+        """Whether an estimate is under way."""
+        return self._estimating is not None and not self._estimating.done
+
+    def drop_estimate(self) -> None:
+        """Stop measuring, and forget what was measured: the settings have changed."""
+        if self._estimating is not None and not self._estimating.done:
+            self._estimating.cancel()
+            self._waiting = [each for each in self._waiting if each[0] is not self._estimating]
+            self.message = ""
+        self._estimating, self.estimate = None, ""
+
+    def _take_estimate(self, facts: _Facts) -> None:
+        self.estimate, self.message = str(facts["estimate"]), ""
 
     def pretrain(self, settings: Mapping[str, Any]) -> None:
         """Begin to pre-train; fields of `PretrainConfig`, at least method and data."""
+        self.drop_estimate()
         self.message = "Starting to pre-train."
         self._ask(self._client.start_pretrain(dict(settings)), self._run_began)
 
