@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from medssl.errors import InputError
+from medssl.scene.marks import PromptMarks
 from medssl.scene.prompting import axis_of_normal
 from medssl.scene.session import Session
 from slicer.i18n import tr as _
@@ -27,7 +28,8 @@ class AnnotateSection:
     def __init__(self, ui: Any, session: Session, scene: Any) -> None:
         self.ui = ui
         self.session = session
-        self.views = SliceViews(scene, self.onPlaced)
+        self.views = SliceViews(scene, self.onPlaced, self.onStopped)
+        self.marks = PromptMarks(session)
         self._way: list[list[float]] = []
         self.tools = {
             "positive": ui.positiveButton,
@@ -60,6 +62,11 @@ class AnnotateSection:
             self.views.startPlacing()
         elif not self.tool:
             self.views.stopPlacing()
+
+    def onStopped(self) -> None:
+        """Another tool of 3D Slicer was taken."""
+        for button in self.tools.values():
+            button.checked = False
 
     def onPlaced(self, positionRas: list[float], normalRas: list[float]) -> None:
         """A click in a slice view."""
@@ -103,12 +110,19 @@ class AnnotateSection:
             self.session.prompts.take_back()
         self.show()
 
-    def show(self) -> None:
-        """Show what there is to accept."""
+    @property
+    def hasPrompts(self) -> bool:
+        """Whether there is something to accept, drop or take back."""
         prompts = self.session.prompts
-        hasPrompts = prompts.place is not None and bool(prompts.marks(prompts.place))
-        self.ui.acceptButton.enabled = prompts.place in prompts.previews
-        self.ui.takeBackButton.enabled = self.ui.dropButton.enabled = hasPrompts
+        return prompts.place is not None and bool(prompts.marks(prompts.place))
+
+    def show(self) -> None:
+        """Show the prompts, and what there is to accept."""
+        prompts = self.session.prompts
+        self.marks.show()
+        canGoOn = prompts.place in prompts.previews or (prompts.place in prompts.pending())
+        self.ui.acceptButton.enabled = canGoOn and not prompts.is_waiting
+        self.ui.takeBackButton.enabled = self.ui.dropButton.enabled = self.hasPrompts
         hint = _("Paint with the Segment Editor below, or prompt in a slice view.")
         self.ui.promptLabel.text = prompts.message or hint
 

@@ -77,17 +77,19 @@ class ConfidenceStrip(qt.QWidget):
 
 
 class CurvePlot(qt.QWidget):
-    """A curve from 0 to 1 over steps, e.g. the Dice of a run as it trains."""
+    """A curve over the steps of a run, e.g. the Dice of fine-tuning or the loss of pre-training."""
 
     def __init__(self) -> None:
         qt.QWidget.__init__(self)
+        self.name = ""
         self.steps: Sequence[float] = ()
         self.values: Sequence[float] = ()
+        self.top = 1.0
         self.minimumHeight = 80
 
-    def display(self, steps: Sequence[float], values: Sequence[float]) -> None:
-        """Show a curve; values are clipped to 0 .. 1."""
-        self.steps, self.values = steps, values
+    def display(self, name: str, steps: Sequence[float], values: Sequence[float], top: float = 1.0) -> None:
+        """Show a curve between 0 and `top`; values outside are clipped."""
+        self.name, self.steps, self.values, self.top = name, steps, values, max(top, 1e-9)
         self.update()
 
     def paintEvent(self, event: Any) -> None:
@@ -101,14 +103,14 @@ class CurvePlot(qt.QWidget):
         if len(self.values):
             last = max(float(self.steps[-1]), 1e-9)
             points = [
-                (round((width - 1) * x / last), round((height - 1) * (1 - min(max(y, 0.0), 1.0))))
+                (round((width - 1) * x / last), round((height - 1) * (1 - min(max(y / self.top, 0.0), 1.0))))
                 for x, y in zip(self.steps, self.values, strict=True)
             ]
             painter.setPen(qt.QColor("#3fb950"))
             for (x0, y0), (x1, y1) in itertools.pairwise(points):
                 painter.drawLine(x0, y0, x1, y1)
             painter.setPen(qt.QColor("#ffffff"))
-            painter.drawText(6, 14, f"Dice {self.values[-1]:.3f}")
+            painter.drawText(6, 14, f"{self.name} {self.values[-1]:.3f}")
         painter.end()
 
 

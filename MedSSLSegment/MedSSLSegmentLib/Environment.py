@@ -1,8 +1,10 @@
 """The worker's own Python environment: what it will hold, and making, checking and removing it.
 
-Nothing is ever installed into 3D Slicer's own Python. An environment is made in a folder of the user's, by uv where
-there is one, else by Python's own venv and pip; the work is done by processes in a thread, can be cancelled, and goes
-on where it stopped when it is started again (both installers keep what they have downloaded).
+Nothing is ever installed into 3D Slicer's own Python. An environment is made in a folder of the user's: by uv, where
+there is one, with a Python of its own; else pip puts the packages into the folder and PythonSlicer, with that folder
+first on its path, is the worker's Python. (Slicer's Python cannot be the base of a venv: it finds its library through
+PYTHONHOME, which its launcher sets and a venv must not have.) The work is done by processes in a thread, can be
+cancelled, and goes on where it stopped when it is started again: both installers keep what they have downloaded.
 """
 
 from __future__ import annotations
@@ -18,21 +20,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import slicer.util
+from medssl.client import LocalCommand
 from medssl.errors import Cancelled, StorageError, WorkerError
 from medssl.registry import user_folder
 
 __all__ = [
     "EnvironmentPlan",
     "SetUp",
+    "environmentCommand",
     "environmentFolder",
-    "environmentPython",
     "isReady",
     "removeEnvironment",
+    "slicerPython",
 ]
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+UV_PYTHONS = ">=3.11,<3.14"
+"""Versions of Python that uv may take from the computer, or else download."""
 MARKER = "medssl-environment.json"
+PACKAGES = "packages"
+"""Folder of the packages, where PythonSlicer is the worker's Python."""
 CPU_GB, CUDA_GB = 2.5, 8.0
 VOLUME_GB = 3.0
 """Memory a worker needs for a CT of 512 x 512 x 500 with the shipped model."""
@@ -43,16 +52,30 @@ def environmentFolder() -> Path:
     return user_folder().parent / "environment"
 
 
-def environmentPython(folder: Path | None = None) -> Path:
-    """The Python of an environment, whether it is there or not."""
+def slicerPython() -> str:
+    """3D Slicer's own Python, as a program that can be started from anywhere."""
+    return shutil.which("PythonSlicer") or sys.executable
+
+
+def environmentCommand(folder: Path | None = None) -> LocalCommand:
+    """How to start the worker in an environment, whether it is there or not."""
     folder = folder or environmentFolder()
-    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python = _venvPython(folder)
+    if python.exists():
+        return LocalCommand(python=str(python), base_environment=slicer.util.startupEnvironment())
+    packages = [str(folder / PACKAGES), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, packages))}
+    return LocalCommand(python=slicerPython(), base_environment=environment)
 
 
 def isReady(folder: Path | None = None) -> bool:
-    """Whether an environment was made to the end."""
+    """Whether an environment was made to the end, and is still there."""
     folder = folder or environmentFolder()
-    return (folder / MARKER).is_file() and environmentPython(folder).exists()
+    return (folder / MARKER).is_file() and (_venvPython(folder).exists() or (folder / PACKAGES).is_dir())
+
+
+def _venvPython(folder: Path) -> Path:
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def removeEnvironment(folder: Path | None = None) -> None:
@@ -64,7 +87,8 @@ def removeEnvironment(folder: Path | None = None) -> None:
     folder = folder or environmentFolder()
     if not folder.exists():
         return
-    if not (folder / "pyvenv.cfg").is_file() and not (folder / MARKER).is_file() and any(folder.iterdir()):
+    ours = ("pyvenv.cfg", MARKER, PACKAGES)
+    if not any((folder / name).exists() for name in ours) and any(folder.iterdir()):
         raise StorageError(f"{folder} was not made by Set up, so it is not deleted.")
     try:
         shutil.rmtree(folder)
@@ -80,8 +104,8 @@ class EnvironmentPlan:
 
     folder: Path
     """Where."""
-    python: str
-    """The Python it starts from."""
+    uv: str | None
+    """The program uv; without it, 3D Slicer's Python and pip do the work."""
     hasCuda: bool
     """Whether to install the build of torch for NVIDIA GPUs."""
     wheels: Path | None = None
@@ -91,8 +115,7 @@ class EnvironmentPlan:
     @classmethod
     def forThisComputer(cls, wheels: Path | None = None) -> EnvironmentPlan:
         """The plan for the usual folder; a GPU counts when its driver's nvidia-smi is there."""
-        python = shutil.which("PythonSlicer") or sys.executable
-        return cls(environmentFolder(), python, shutil.which("nvidia-smi") is not None, wheels)
+        return cls(environmentFolder(), shutil.which("uv"), shutil.which("nvidia-smi") is not None, wheels)
 
     @property
     def packages(self) -> list[str]:
@@ -113,27 +136,31 @@ class EnvironmentPlan:
         return (
             f"Where: {self.folder} (nothing else is changed, 3D Slicer's own Python neither)\n"
             f"How large: about {self.diskGb:.1f} GB; {free:.0f} GB are free there\n"
-            f"From: {where}, with {'uv' if shutil.which('uv') else 'venv and pip'}\n"
+            f"From: {where}, with {'uv and a Python of its own' if self.uv else 'pip and the Python of 3D Slicer'}\n"
             f"torch: the build {build}\n"
             f"Memory while it works: about {VOLUME_GB:.0f} GB for a CT of 512 x 512 x 500\n"
             f"Packages: {', '.join(self.packages)}"
         )
 
     def commands(self) -> list[list[str]]:
-        """The processes to run, one after the other; running them again does no harm."""
-        python = str(environmentPython(self.folder))
+        """The processes to run, one after the other; running them again does no harm, and mends what is missing."""
         source = ["--no-index", "--find-links", str(self.wheels)] if self.wheels else []
         torch = [p for p in self.packages if p.split(">")[0].strip() in ("torch", "torchvision")]
         index = [] if self.hasCuda or self.wheels else ["--index-url", CPU_INDEX]
-        uv = shutil.which("uv")
-        if uv:
-            make = [uv, "venv", "--allow-existing", "--python", self.python, str(self.folder)]
-            install = [uv, "pip", "install", "--python", python]
-        else:
-            make = [self.python, "-m", "venv", str(self.folder)]
-            install = [python, "-m", "pip", "install", "--disable-pip-version-check"]
+        make, install = self._withUv() if self.uv else self._withPip()
         first = [[*install, *source, *index, *torch]] if torch else []
-        return [make, *first, [*install, *source, "-r", str(self.requirements)]]
+        return [*make, *first, [*install, *source, "-r", str(self.requirements)]]
+
+    def _withUv(self) -> tuple[list[list[str]], list[str]]:
+        """The processes that come first, and the words that every installation begins with."""
+        uv = str(self.uv)
+        make = [uv, "venv", "--allow-existing", "--python", UV_PYTHONS, str(self.folder)]
+        return [make], [uv, "pip", "install", "--python", str(_venvPython(self.folder))]
+
+    def _withPip(self) -> tuple[list[list[str]], list[str]]:
+        target = str(self.folder / PACKAGES)
+        pip = [slicerPython(), "-m", "pip", "install", "--disable-pip-version-check"]
+        return [], [*pip, "--upgrade", "--target", target]
 
 
 class SetUp:
@@ -172,8 +199,8 @@ class SetUp:
         """Stop soon; what was downloaded stays for the next time."""
         self._cancelled.set()
 
-    def result(self) -> Path:
-        """The environment's Python; waits for the end.
+    def result(self) -> LocalCommand:
+        """How to start the worker in it; waits for the end.
 
         Raises:
             WorkerError: an installer failed.
@@ -183,7 +210,7 @@ class SetUp:
         self._ended.wait()
         if self.error is not None:
             raise self.error
-        return environmentPython(self.plan.folder)
+        return environmentCommand(self.plan.folder)
 
     def _work(self) -> None:
         try:
@@ -200,6 +227,7 @@ class SetUp:
             raise StorageError(
                 f"Set up needs about {plan.diskGb:.1f} GB in {plan.folder}, but {free:.1f} GB are free; make room."
             )
+        plan.folder.mkdir(parents=True, exist_ok=True)
         (plan.folder / MARKER).unlink(missing_ok=True)
         for command in plan.commands():
             status = self._run(command, self._hear, self._cancelled)
@@ -208,7 +236,7 @@ class SetUp:
             if status != 0:
                 raise WorkerError(f"Set up failed at {Path(command[0]).name}: {self.line}")
             self.step += 1
-        facts = {"python": plan.python, "cuda": plan.hasCuda, "packages": plan.packages}
+        facts = {"uv": plan.uv, "cuda": plan.hasCuda, "packages": plan.packages}
         (plan.folder / MARKER).write_text(json.dumps(facts), "utf-8")
 
     def _hear(self, line: str) -> None:
@@ -217,7 +245,8 @@ class SetUp:
 
 
 def _runProcess(command: Sequence[str], hear: Callable[[str], None], cancelled: threading.Event) -> int:
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONHOME", "PYTHONPATH")}
+    # PythonSlicer sets its own variables again; any other program must not see them.
+    isSlicers = command[0] == slicerPython()
     try:
         process = subprocess.Popen(
             command,
@@ -225,7 +254,7 @@ def _runProcess(command: Sequence[str], hear: Callable[[str], None], cancelled: 
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=environment,
+            env=None if isSlicers else slicer.util.startupEnvironment(),
         )
     except OSError as error:
         raise WorkerError(f"{command[0]} cannot be run ({error}).") from error

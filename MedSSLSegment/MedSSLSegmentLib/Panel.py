@@ -17,6 +17,7 @@ from .EditorHistory import EditorHistory
 from .Errors import errorsShown
 from .ParameterNode import MedSSLSegmentParameterNode
 from .PredictSection import PredictSection
+from .PretrainSection import PretrainSection
 from .PropagateSection import PropagateSection
 from .SettingsSection import SettingsSection
 from .Shortcuts import Shortcuts
@@ -29,6 +30,8 @@ BUSY_MS = 30
 IDLE_MS = 500
 RUN_MS = 2000
 PROGRESS_STEPS = 1000
+DECIDING_KEYS = ("Return", "Esc", "Backspace")
+"""Keys that decide about prompts, and mean something else to fields of text and to effects."""
 
 
 def timeLeftText(seconds: float | None) -> str:
@@ -70,19 +73,19 @@ class Panel:
         self.requireWorker = requireWorker
         self.predict = PredictSection(ui, self.predictDesk, self.teachDesk)
         self.teach = TeachSection(ui, self.teachDesk)
+        self.pretrain = PretrainSection(ui, self.teachDesk)
         self.shortcuts = Shortcuts(self._actions())
-        self.settings = SettingsSection(ui, self.restartWorker, self.shortcuts.text())
+        self.settings = SettingsSection(ui, session, self.restartWorker, self.shortcuts.text())
         self.lookTimer = _timer(300, self.onLook, isSingle=True)
         self.runTimer = _timer(RUN_MS, self.teachDesk.look)
         self.timer = _timer(IDLE_MS, self.onTimer)
         self.timer.start()
-        self.teach.show()
-        self.predict.show()
+        self.showDesks()
         ui.cancelButton.clicked.connect(self.onCancel)
         ui.undoButton.clicked.connect(self.onUndo)
         ui.redoButton.clicked.connect(self.onRedo)
-        ui.teachCollapsibleButton.contentsCollapsed.connect(self.onTeachOpened)
-        ui.predictCollapsibleButton.contentsCollapsed.connect(self.onTeachOpened)
+        for section in self._deskSections():
+            section.contentsCollapsed.connect(self.onTeachOpened)
 
     def _actions(self) -> dict[str, tuple[str, Callable[[], None]]]:
         annotate = self.annotate
@@ -95,10 +98,23 @@ class Panel:
             "Esc": (_("drop the preview"), annotate.onDrop),
             "Backspace": (_("take the last prompt back"), annotate.onTakeBack),
             "C": (_("compare stages"), self.predict.onCompare),
+            "U": (_("uncertainty over the image"), self.predict.toggleUncertainty),
         }
+
+    def _deskSections(self) -> tuple[Any, ...]:
+        """The sections that show what the worker keeps."""
+        ui = self.ui
+        return ui.predictCollapsibleButton, ui.teachCollapsibleButton, ui.pretrainCollapsibleButton
+
+    def showDesks(self) -> None:
+        """Show cases, models, runs and methods."""
+        self.teach.show()
+        self.predict.show()
+        self.pretrain.show()
 
     def enter(self, window: Any) -> None:
         """The module was opened: listen to keys, let the Segment Editor work in the views."""
+        self.pauseKeys()
         self.shortcuts.activate(window)
         self.ui.segmentEditor.setupViewObservations()
         self.timer.start()
@@ -141,6 +157,8 @@ class Panel:
         self.ui.segmentEditor.setSegmentationNode(segmentation)
         self.ui.segmentEditor.setSourceVolumeNode(volume)
         self.propagate.setParameterNode(self.parameterNode)
+        self.annotate.show()
+        self.predict.showOverlay()
         self.updateSegments()
 
     def updateSegments(self) -> None:
@@ -193,11 +211,11 @@ class Panel:
             self.teachDesk.poll()
         self.settings.poll()
         self.annotate.show()
+        self.pauseKeys()
         if wasLooking and not self.session.is_looking:
             self.propagate.showSurvey()
-        if not self.ui.teachCollapsibleButton.collapsed or not self.ui.predictCollapsibleButton.collapsed:
-            self.teach.show()
-            self.predict.show()
+        if any(not section.collapsed for section in self._deskSections()):
+            self.showDesks()
         status = self.session.status
         self.showStatus(status)
         if wasRunning and status.state is not State.RUNNING:
@@ -205,6 +223,12 @@ class Panel:
             if status.state is State.FAILED:
                 slicer.util.errorDisplay(status.text)
         self._pace()
+
+    def pauseKeys(self) -> None:
+        """Return, Esc and Backspace are the program's only while there are prompts and no effect is active."""
+        isEditing = self.ui.segmentEditor.activeEffect() is not None
+        areOurs = self.annotate.hasPrompts and not isEditing
+        self.shortcuts.pause(() if areOurs else DECIDING_KEYS)
 
     def _pace(self) -> None:
         """Look often while something is under way, seldom else."""
@@ -225,7 +249,7 @@ class Panel:
         self._pace()
 
     def onTeachOpened(self, collapsed: bool) -> None:
-        """Ask the worker what there is, when steps 4 or 5 are opened."""
+        """Ask the worker what there is, when a section that shows it is opened."""
         if collapsed:
             return
         with errorsShown():
@@ -241,18 +265,26 @@ class Panel:
 
     def onUndo(self) -> None:
         with errorsShown(waitCursor=True):
+            self.predictDesk.cancel()
             self.session.undo()
-        self.updateSegments()
+        self._showHistory()
 
     def onRedo(self) -> None:
         with errorsShown(waitCursor=True):
+            self.predictDesk.cancel()
             self.session.redo()
+        self._showHistory()
+
+    def _showHistory(self) -> None:
+        """A step was taken back or brought back: show what is there now."""
+        self.predictDesk.overlay.refresh()
+        self.predict.showOverlay()
         self.updateSegments()
 
 
 def _timer(milliseconds: int, act: Callable[[], None], isSingle: bool = False) -> Any:
     timer = qt.QTimer()
     timer.interval = milliseconds
-    timer.singleShot = isSingle
+    timer.setSingleShot(isSingle)
     timer.timeout.connect(act)
     return timer

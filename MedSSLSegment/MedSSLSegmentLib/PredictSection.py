@@ -58,6 +58,7 @@ class PredictSection:
         ui.segmentEverythingButton.clicked.connect(self.onSegmentEverything)
         ui.compareButton.clicked.connect(self.onCompare)
         ui.stageComboBox.currentIndexChanged.connect(self.onStage)
+        ui.showUncertaintyButton.toggled.connect(self.onShowUncertainty)
         ui.trainedModelComboBox.currentIndexChanged.connect(self.show)
 
     def model(self) -> dict[str, Any] | None:
@@ -79,6 +80,15 @@ class PredictSection:
         stages = self.desk.stages()
         fill(self.ui.stageComboBox, [(stage, stage) for stage in stages])
         self.ui.compareButton.enabled = bool(stages)
+        self.showOverlay()
+
+    def showOverlay(self) -> None:
+        """Show whether there is an uncertainty map, and whether it lies over the image."""
+        overlay, button = self.desk.overlay, self.ui.showUncertaintyButton
+        wasBlocked = button.blockSignals(True)
+        button.enabled = overlay.node is not None
+        button.checked = overlay.is_shown
+        button.blockSignals(wasBlocked)
 
     def onPredict(self) -> None:
         with errorsShown():
@@ -92,6 +102,14 @@ class PredictSection:
         stage = self.ui.stageComboBox.itemData(self.ui.stageComboBox.currentIndex)
         if stage:
             self.desk.show(stage)
+
+    def onShowUncertainty(self, on: bool) -> None:
+        self.desk.overlay.show(on)
+
+    def toggleUncertainty(self) -> None:
+        """Lay the map over the image, or take it away; nothing happens where there is none."""
+        self.desk.overlay.show(not self.desk.overlay.is_shown)
+        self.showOverlay()
 
     def onCompare(self) -> None:
         with errorsShown():

@@ -7,15 +7,18 @@ from typing import Any
 
 import qt
 from medssl.registry import DEFAULT_MODEL, find_entry, load_registry
-from medssl.scene.nodes import SegmentInfo
+from medssl.scene.nodes import create_segmentation_node
 from medssl.scene.prompting import Place, position_ras_mm
 from medssl.scene.session import PropagateRequest, Session, State
+from medssl.scene.survey import ReferenceSlice
 from slicer.i18n import tr as _
 
 from .ConfidenceStrip import ConfidenceStrip
 from .Errors import errorsShown
 from .ModelDownload import ensureModel, modelTitle
 from .ParameterNode import MedSSLSegmentParameterNode
+from .ReferenceList import ReferenceList
+from .SegmentList import SegmentList
 
 __all__ = ["PropagateSection"]
 
@@ -45,8 +48,8 @@ class PropagateSection:
         self.requireWorker = requireWorker
         self.onChanged = onChanged
         self.parameterNode: MedSSLSegmentParameterNode | None = None
-        self.uncheckedSegments: set[str] = set()
-        self._segments: tuple[SegmentInfo, ...] = ()
+        self.segments = SegmentList(ui.segmentList, session, onChanged)
+        self.references = ReferenceList(ui.referenceList, session, self.goTo, self.onReferenceTicked)
         self.strip = ConfidenceStrip(self.goTo)
         ui.stripLayout.addWidget(self.strip)
         ui.stopCheckBox.checked = True
@@ -57,8 +60,7 @@ class PropagateSection:
         ui.propagateButton.clicked.connect(lambda: self.onPropagate(onlyChanged=False))
         ui.correctButton.clicked.connect(lambda: self.onPropagate(onlyChanged=True))
         ui.suggestButton.clicked.connect(self.onSuggest)
-        ui.referenceList.itemClicked.connect(self.onReference)
-        ui.segmentList.itemChanged.connect(self.onSegmentChecked)
+        ui.addSegmentButton.clicked.connect(self.onAddSegment)
         ui.modelComboBox.currentIndexChanged.connect(self.onModelChosen)
 
     # From the scene to the widgets
@@ -73,41 +75,16 @@ class PropagateSection:
             self.onModelChosen()
 
     def showSegments(self) -> None:
-        """Show the segments of the segmentation; a segment is checked until the user unchecks it."""
-        segments = self.session.segments()
-        if segments == self._segments:
-            return
-        self._segments = segments
-        listWidget = self.ui.segmentList
-        wasBlocked = listWidget.blockSignals(True)
-        listWidget.clear()
-        for segment in segments:
-            item = qt.QListWidgetItem(_colorIcon(segment.color_rgb), segment.name)
-            item.setData(qt.Qt.UserRole, segment.id)
-            item.setFlags(qt.Qt.ItemIsUserCheckable | qt.Qt.ItemIsEnabled)
-            isChecked = segment.id not in self.uncheckedSegments
-            item.setCheckState(qt.Qt.Checked if isChecked else qt.Qt.Unchecked)
-            listWidget.addItem(item)
-        listWidget.blockSignals(wasBlocked)
+        """Show the segments of the segmentation."""
+        self.segments.show()
 
     def showSurvey(self) -> None:
         """Show the reference slices and the strip, as they were last looked at."""
-        survey = self.session.survey
-        self.ui.referenceList.clear()
+        self.references.show()
+        survey, shown = self.session.survey, self._shownSegment()
         if survey is None:
             self.strip.display([], [], ())
-            return
-        names = {segment.id: segment.name for segment in self.session.segments()}
-        for segmentId, indices in survey.drawn.items():
-            for index in indices:
-                text = _("{segment}: {view} slice {index}").format(
-                    segment=names.get(segmentId, segmentId), view=survey.view, index=index
-                )
-                item = qt.QListWidgetItem(text)
-                item.setData(qt.Qt.UserRole, index)
-                self.ui.referenceList.addItem(item)
-        shown = self._shownSegment()
-        if shown in survey.segments:
+        elif shown in survey.segments:
             segment = survey.segments[shown]
             self.strip.display(segment.area_px, segment.confidence, segment.drawn)
 
@@ -117,6 +94,8 @@ class PropagateSection:
         canStart = not isRunning and not self.hint()
         self.ui.propagateButton.enabled = canStart
         self.ui.correctButton.enabled = canStart
+        hasVolume = bool(self.parameterNode and self.parameterNode.inputVolume)
+        self.ui.addSegmentButton.enabled = hasVolume and not isRunning
         for widget in (self.ui.volumeSelector, self.ui.segmentationSelector, self.ui.segmentList):
             widget.enabled = not isRunning
 
@@ -128,7 +107,7 @@ class PropagateSection:
             return _("Choose a segmentation, or create one and paint a slice in it.")
         if not self.session.segments():
             return _("Add a segment in the Segment Editor and paint it on one slice.")
-        if not self.checkedSegments():
+        if not self.segments.checked():
             return _("Check at least one segment.")
         return ""
 
@@ -139,21 +118,15 @@ class PropagateSection:
         view = self.parameterNode.view.value
         first, last = self.ui.firstSpinBox.value, self.ui.lastSpinBox.value
         return PropagateRequest(
-            segment_ids=tuple(self.checkedSegments()),
+            segment_ids=tuple(self.segments.checked()),
             axis=None if view is None else self.session.axis_of(view),
             first=None if first < 0 else first,
             last=None if last < 0 else last,
             direction=self.parameterNode.direction.value,
             stop=bool(self.ui.stopCheckBox.checked),
             model=self.parameterNode.model,
-            device=str(self.ui.deviceComboBox.itemData(self.ui.deviceComboBox.currentIndex)),
             only_changed=onlyChanged,
         )
-
-    def checkedSegments(self) -> list[str]:
-        """Ids of the segments to propagate."""
-        items = [self.ui.segmentList.item(row) for row in range(self.ui.segmentList.count)]
-        return [item.data(qt.Qt.UserRole) for item in items if item.checkState() == qt.Qt.Checked]
 
     def onPropagate(self, onlyChanged: bool) -> None:
         isHere = False
@@ -178,8 +151,19 @@ class PropagateSection:
             self.jumpTo(position_ras_mm(volume, place, (middle[1], middle[0])))
             self.strip.mark(index, self.strip.suggestions)
 
-    def onReference(self, item: Any) -> None:
-        self.goTo(item.data(qt.Qt.UserRole))
+    def onReferenceTicked(self, reference: ReferenceSlice, used: bool) -> None:
+        with errorsShown():
+            self.session.use_reference(reference.segment, reference.axis, reference.index, used)
+        self.showSurvey()
+        self.onChanged()
+
+    def onAddSegment(self) -> None:
+        """Add a segment to the segmentation, and a segmentation where there is none."""
+        volume = self.parameterNode.inputVolume
+        if not self.parameterNode.segmentation:
+            self.parameterNode.segmentation = create_segmentation_node(self.session.scene, volume)
+        segmentation = self.parameterNode.segmentation.GetSegmentation()
+        self.ui.segmentEditor.setCurrentSegmentID(segmentation.AddEmptySegment())
 
     def onSuggest(self) -> None:
         with errorsShown():
@@ -194,12 +178,6 @@ class PropagateSection:
             )
             self.ui.suggestionLabel.text = text or _("Every slice is near a reference slice.")
 
-    def onSegmentChecked(self, item: Any) -> None:
-        isChecked = item.checkState() == qt.Qt.Checked
-        change = self.uncheckedSegments.discard if isChecked else self.uncheckedSegments.add
-        change(item.data(qt.Qt.UserRole))
-        self.onChanged()
-
     def onModelChosen(self, *_ignored: Any) -> None:
         if self.parameterNode:
             self.parameterNode.model = self.ui.modelComboBox.itemData(self.ui.modelComboBox.currentIndex)
@@ -213,9 +191,3 @@ class PropagateSection:
         for row in range(self.ui.modelComboBox.count):
             entry = find_entry(self.ui.modelComboBox.itemData(row))
             self.ui.modelComboBox.setItemText(row, modelTitle(entry))
-
-
-def _colorIcon(rgb: tuple[float, float, float]) -> Any:
-    pixmap = qt.QPixmap(12, 12)
-    pixmap.fill(qt.QColor.fromRgbF(*rgb))
-    return qt.QIcon(pixmap)

@@ -9,6 +9,7 @@ from typing import Any
 import qt
 import slicer.util
 from medssl.registry import import_from_folder
+from medssl.scene.session import Session
 from slicer.i18n import tr as _
 
 from . import Environment, WorkerPython
@@ -22,12 +23,14 @@ class SettingsSection:
 
     Args:
         ui: the named child widgets.
+        session: computes on the chosen device.
         restartWorker: uses what is chosen now.
         shortcuts: text that lists them.
     """
 
-    def __init__(self, ui: Any, restartWorker: Callable[[], None], shortcuts: str) -> None:
+    def __init__(self, ui: Any, session: Session, restartWorker: Callable[[], None], shortcuts: str) -> None:
         self.ui = ui
+        self.session = session
         self.restartWorker = restartWorker
         self.setUp: Environment.SetUp | None = None
         ui.shortcutsLabel.text = shortcuts
@@ -35,6 +38,9 @@ class SettingsSection:
         ui.hostEdit.text = WorkerPython.chosenHost()
         for device in ("auto", "cpu", "cuda", "mps"):
             ui.deviceComboBox.addItem(device, device)
+        ui.deviceComboBox.currentIndex = max(0, ui.deviceComboBox.findData(WorkerPython.chosenDevice()))
+        session.device = self.device
+        ui.deviceComboBox.currentIndexChanged.connect(self.onDevice)
         ui.workerPythonEdit.editingFinished.connect(self.onPythonEdited)
         ui.hostEdit.editingFinished.connect(self.onHostEdited)
         ui.checkPythonButton.clicked.connect(self.onCheck)
@@ -105,6 +111,10 @@ class SettingsSection:
             WorkerPython.setChosenHost(self.ui.hostEdit.text)
             with errorsShown():
                 self.restartWorker()
+
+    def onDevice(self, *_ignored: Any) -> None:
+        WorkerPython.setChosenDevice(self.device)
+        self.session.device = self.device
 
     def onImport(self) -> None:
         folder = qt.QFileDialog.getExistingDirectory(None, _("Folder with model files"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import qt
 import slicer
 
 __all__ = ["SliceViews"]
@@ -19,41 +20,47 @@ class SliceViews:
     Args:
         scene: vtkMRMLScene.
         onPlaced: called with a position (RAS, mm) and the normal of the view.
+        onStopped: called when the person has taken another tool of 3D Slicer instead.
     """
 
-    def __init__(self, scene: Any, onPlaced: Callable[[list[float], list[float]], None]) -> None:
+    def __init__(
+        self,
+        scene: Any,
+        onPlaced: Callable[[list[float], list[float]], None],
+        onStopped: Callable[[], None] = lambda: None,
+    ) -> None:
         self.scene = scene
         self.onPlaced = onPlaced
+        self.onStopped = onStopped
         self._markups: Any = None
-        self._observation: int | None = None
+        self._observations: list[tuple[Any, int]] = []
+        self._normals: list[list[float]] = []
+        """Of the views of points that are not handed on yet."""
 
     def startPlacing(self) -> None:
         """Let the next clicks in slice views place prompts."""
-        if self._markups is None or not self.scene.IsNodePresent(self._markups):
-            self._markups = self.scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "MedSSLSegment prompt")
-            self._markups.SetSaveWithScene(False)
-            self._markups.SetHideFromEditors(True)
-            self._observation = self._markups.AddObserver(
-                slicer.vtkMRMLMarkupsNode.PointPositionDefinedEvent, self._onPointDefined
-            )
-        selection = self.scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
-        selection.SetReferenceActivePlaceNodeClassName("vtkMRMLMarkupsFiducialNode")
-        selection.SetActivePlaceNodeID(self._markups.GetID())
-        interaction = self.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
+        self._stopObserving()
+        markups, selection, interaction = self._markupsNode(), self._selection(), self._interaction()
+        selection.SetReferenceActivePlaceNodeClassName(markups.GetClassName())
+        selection.SetActivePlaceNodeID(markups.GetID())
         interaction.SetPlaceModePersistence(1)
         interaction.SetCurrentInteractionMode(interaction.Place)
+        self._observe(interaction, interaction.InteractionModeChangedEvent, self._onModeChanged)
+        self._observe(selection, selection.ActivePlaceNodeIDChangedEvent, self._onModeChanged)
+        self._observe(markups, markups.PointPositionDefinedEvent, self._onPointDefined)
 
     def stopPlacing(self) -> None:
-        """Give the mouse back."""
-        interaction = self.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
-        if interaction is not None:
+        """Give the mouse back, unless another tool has taken it."""
+        wasPlacing = self._isPlacing()
+        self._stopObserving()
+        if wasPlacing:
+            interaction = self._interaction()
             interaction.SetCurrentInteractionMode(interaction.ViewTransform)
 
     def close(self) -> None:
         """Leave nothing in the scene."""
         self.stopPlacing()
         if self._markups is not None and self.scene.IsNodePresent(self._markups):
-            self._markups.RemoveObserver(self._observation)
             self.scene.RemoveNode(self._markups)
         self._markups = None
 
@@ -70,9 +77,70 @@ class SliceViews:
         sliceToRas = sliceNode.GetSliceToRAS()
         return [sliceToRas.GetElement(row, 2) for row in range(3)]
 
+    def _interaction(self) -> Any:
+        return self.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
+
+    def _selection(self) -> Any:
+        return self.scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+
+    def _markupsNode(self) -> Any:
+        if self._markups is None or not self.scene.IsNodePresent(self._markups):
+            node = self.scene.CreateNodeByClass("vtkMRMLMarkupsFiducialNode")
+            node.UnRegister(None)
+            node.SetName("MedSSLSegment prompt")
+            node.SetSaveWithScene(False)
+            node.SetHideFromEditors(True)
+            self.scene.AddNode(node)
+            node.CreateDefaultDisplayNodes()
+            node.GetDisplayNode().SetSaveWithScene(False)
+            node.GetDisplayNode().SetPointLabelsVisibility(False)
+            self._markups = node
+        return self._markups
+
+    def _isPlacing(self) -> bool:
+        """Whether the next click is a prompt."""
+        interaction, selection = self._interaction(), self._selection()
+        if self._markups is None or interaction is None or selection is None:
+            return False
+        isOurs = selection.GetActivePlaceNodeID() == self._markups.GetID()
+        return isOurs and interaction.GetCurrentInteractionMode() == interaction.Place
+
+    def _observe(self, node: Any, event: int, method: Callable[[Any, Any], None]) -> None:
+        self._observations.append((node, node.AddObserver(event, method)))
+
+    def _stopObserving(self) -> None:
+        for node, tag in self._observations:
+            node.RemoveObserver(tag)
+        self._observations.clear()
+
+    def _onModeChanged(self, caller: Any, event: Any) -> None:
+        if not self._isPlacing():
+            self._stopObserving()
+            self.onStopped()
+
     def _onPointDefined(self, caller: Any, event: Any) -> None:
-        position = [0.0, 0.0, 0.0]
-        last = caller.GetNumberOfControlPoints() - 1
-        caller.GetNthControlPointPositionWorld(last, position)
-        caller.RemoveNthControlPoint(last)
-        self.onPlaced(position, self.touchedNormal())
+        """Note the view; the point itself is still in the hands of vtkMRMLMarkupsNode::AddControlPoint."""
+        self._normals.append(self.touchedNormal())
+        if len(self._normals) == 1:
+            qt.QTimer.singleShot(0, self._handOn)
+
+    def _handOn(self) -> None:
+        """Hand on the points that were placed; the one under the mouse, not placed yet, stays."""
+        normals, self._normals = self._normals, []
+        markups = self._markups
+        if markups is None or not self.scene.IsNodePresent(markups):
+            return
+        placed = [
+            n
+            for n in range(markups.GetNumberOfControlPoints())
+            if markups.GetNthControlPointPositionStatus(n) == markups.PositionDefined
+        ]
+        positions = []
+        for n in placed:
+            position = [0.0, 0.0, 0.0]
+            markups.GetNthControlPointPositionWorld(n, position)
+            positions.append(position)
+        for n in reversed(placed):
+            markups.RemoveNthControlPoint(n)
+        for position, normal in zip(positions, normals, strict=False):
+            self.onPlaced(position, normal)

@@ -15,6 +15,8 @@ from .PredictSection import fill
 
 __all__ = ["TeachSection"]
 
+PICTURE_WIDTH = 360
+
 
 class TeachSection:
     """Connects the widgets of step 5.
@@ -37,14 +39,10 @@ class TeachSection:
             (ui.resumeRunButton, lambda: self._do(desk.resume)),
             (ui.adoptButton, lambda: self._do(lambda: desk.adopt(self.ui.modelNameEdit.text.strip()))),
             (ui.useVersionButton, self.onUseVersion),
-            (ui.pretrainButton, self.onPretrain),
-            (ui.pretrainBrowseButton, self.onBrowse),
         ):
             button.clicked.connect(handler)
         ui.runComboBox.currentIndexChanged.connect(self.onRun)
-        ui.methodComboBox.currentIndexChanged.connect(self.onMethod)
-        for preset in ("auto", "cpu", "gpu", "paper"):
-            ui.presetComboBox.addItem(preset, preset)
+        self._picture: Any = None
 
     def show(self) -> None:
         """Show what the desk knows."""
@@ -59,20 +57,36 @@ class TeachSection:
         fill(ui.runComboBox, [("", ""), *((f"{r['name']}: {r['state']}", r["path"]) for r in desk.runs)])
         versions = [(v["id"], v["id"]) for model in desk.models for v in model["versions"]]
         fill(ui.versionComboBox, versions)
-        fill(ui.methodComboBox, [(m["title"], m["name"]) for m in desk.methods])
-        self.onMethod()
         self.showRun()
 
     def showRun(self) -> None:
         """Show how the run being followed stands."""
-        run, curve = self.desk.run, self.desk.curve("dice")
-        self.plot.display(curve.steps, curve.values)
+        run = self.desk.run
+        self._showCurve()
+        self._showPicture()
         isRunning = run is not None and run["state"] == "running"
         self.ui.stopRunButton.enabled = isRunning
         self.ui.resumeRunButton.enabled = run is not None and run["state"] in ("stopped", "failed", "lost")
         self.ui.adoptButton.enabled = run is not None and run["kind"] == "finetune" and run["has_result"]
         self.ui.useVersionButton.enabled = self.ui.versionComboBox.count > 0
         self.ui.runLabel.text = self.desk.message
+
+    def _showCurve(self) -> None:
+        run = self.desk.run
+        if run is not None and run["kind"] == "pretrain":
+            loss = self.desk.curve("loss")
+            self.plot.display(_("Loss"), loss.steps, loss.values, max(loss.values, default=1.0))
+        else:
+            dice = self.desk.curve("dice")
+            self.plot.display(_("Dice"), dice.steps, dice.values)
+
+    def _showPicture(self) -> None:
+        """Show what the run has drawn last, e.g. reconstructions; nothing where it has drawn nothing."""
+        picture = self.desk.picture
+        self.ui.pictureLabel.visible = picture is not None
+        if picture is not None and picture is not self._picture:
+            self.ui.pictureLabel.pixmap = _pixmapOf(picture).scaledToWidth(PICTURE_WIDTH)
+        self._picture = picture
 
     def _do(self, action: Any) -> None:
         with errorsShown():
@@ -93,9 +107,10 @@ class TeachSection:
             self._do(lambda: self.desk.remove_case(self.desk.cases[row]["id"]))
 
     def onFinetune(self) -> None:
-        settings = {
+        settings: dict[str, Any] = {
             "minutes": float(self.ui.minutesSpinBox.value),
             "encoder": self.ui.encoderComboBox.itemData(self.ui.encoderComboBox.currentIndex),
+            "device": self.ui.deviceComboBox.itemData(self.ui.deviceComboBox.currentIndex),
         }
         self._do(lambda: self.desk.finetune({name: value for name, value in settings.items() if value}))
 
@@ -109,21 +124,10 @@ class TeachSection:
             lambda: self.desk.use(self.ui.versionComboBox.itemData(self.ui.versionComboBox.currentIndex))
         )
 
-    def onMethod(self, *_ignored: Any) -> None:
-        name = self.ui.methodComboBox.itemData(self.ui.methodComboBox.currentIndex)
-        advice = {method["name"]: method["advice"] for method in self.desk.methods}
-        self.ui.methodLabel.text = advice.get(name, "")
 
-    def onBrowse(self) -> None:
-        folder = qt.QFileDialog.getExistingDirectory(None, _("Folder of scans without labels"))
-        if folder:
-            self.ui.pretrainFolderEdit.text = folder
-
-    def onPretrain(self) -> None:
-        settings = {
-            "method": self.ui.methodComboBox.itemData(self.ui.methodComboBox.currentIndex),
-            "data": self.ui.pretrainFolderEdit.text.strip(),
-            "preset": self.ui.presetComboBox.itemData(self.ui.presetComboBox.currentIndex),
-            "minutes": float(self.ui.pretrainMinutesSpinBox.value),
-        }
-        self._do(lambda: self.desk.pretrain(settings))
+def _pixmapOf(picture: Any) -> Any:
+    """(H, W, 3) uint8 as a QPixmap, by way of the plainest image file there is."""
+    height, width = picture.shape[:2]
+    pixmap = qt.QPixmap()
+    pixmap.loadFromData(b"P6 %d %d 255\n" % (width, height) + picture.tobytes())
+    return pixmap

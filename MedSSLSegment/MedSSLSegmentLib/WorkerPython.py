@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import qt
@@ -16,10 +14,12 @@ from medssl.errors import WorkerError
 from . import Environment
 
 __all__ = [
+    "chosenDevice",
     "chosenHost",
     "chosenPython",
     "missingPackages",
     "requirePackages",
+    "setChosenDevice",
     "setChosenHost",
     "setChosenPython",
     "workerCommand",
@@ -27,6 +27,7 @@ __all__ = [
 
 SETTING = "MedSSLSegment/WorkerPython"
 HOST_SETTING = "MedSSLSegment/WorkerHost"
+DEVICE_SETTING = "MedSSLSegment/Device"
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
 TIMEOUT_S = 60
 
@@ -60,6 +61,16 @@ def setChosenHost(host: str) -> None:
     qt.QSettings().setValue(HOST_SETTING, host.strip())
 
 
+def chosenDevice() -> str:
+    """What models compute on: "auto", "cpu", "cuda" or "mps"."""
+    return str(slicer.util.settingsValue(DEVICE_SETTING, "auto"))
+
+
+def setChosenDevice(device: str) -> None:
+    """Remember what models compute on."""
+    qt.QSettings().setValue(DEVICE_SETTING, device)
+
+
 def workerCommand() -> WorkerCommand:
     """How to start the worker: on the chosen host, in the chosen Python, in its own, or in 3D Slicer's.
 
@@ -68,10 +79,11 @@ def workerCommand() -> WorkerCommand:
     """
     if chosenHost():
         return SshCommand(host=chosenHost())
-    path = chosenPython() or (str(Environment.environmentPython()) if Environment.isReady() else "")
-    if not path:
-        return LocalCommand(python=shutil.which("PythonSlicer") or sys.executable)
-    return LocalCommand(python=path, base_environment=slicer.util.startupEnvironment())
+    if chosenPython():
+        return LocalCommand(python=chosenPython(), base_environment=slicer.util.startupEnvironment())
+    if Environment.isReady():
+        return Environment.environmentCommand()
+    return LocalCommand(python=Environment.slicerPython())
 
 
 def missingPackages(command: WorkerCommand) -> list[str]:

@@ -17,6 +17,8 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+from medssl.client import WorkerClient
+from medssl.messages import Finished
 from medssl.results import SliceMask
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
@@ -42,6 +44,13 @@ _torch_classes = sys.modules.pop("torch.classes", None)
 feature.set_selection(PROPERTIES_AS_ATTRIBUTES, __name__)
 if _torch_classes is not None:
     sys.modules["torch.classes"] = _torch_classes
+
+
+class QTimer(QtCore.QTimer):
+    """PythonQt has the property singleShot and its setter; Slicer's slicerqt.py calls the setter (583e9b3)."""
+
+    def setSingleShot(self, on: bool) -> None:
+        self.setProperty("singleShot", on)
 
 
 class qMRMLNodeComboBox(QtWidgets.QComboBox):
@@ -119,6 +128,12 @@ class qMRMLSegmentEditorWidget(QtWidgets.QFrame):
 
     def currentSegmentID(self) -> str:
         return self.segment
+
+    def setCurrentSegmentID(self, segment: str) -> None:
+        self.segment = segment
+
+    def activeEffect(self) -> Any:
+        return self.effect
 
     def setActiveEffect(self, effect: Any) -> None:
         self.effect = effect
@@ -334,6 +349,7 @@ class Application:
         qt = types.ModuleType("qt")
         qt.__getattr__ = find
         qt.QSettings = lambda: types.SimpleNamespace(setValue=self.settings.__setitem__)
+        qt.QTimer = QTimer
         qt.QEventLoop = QtCore.QEventLoop.ProcessEventsFlag
         return qt
 
@@ -441,20 +457,55 @@ class FakeRun:
             raise self.error
 
 
+class FakeTicket(FakeRun):
+    """A request that ends with facts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.summary: dict[str, Any] = {}
+
+    def result(self) -> Finished:
+        super().result()
+        return Finished(0.1, self.summary)
+
+
 class FakeClient:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.tickets: list[tuple[str, tuple[Any, ...], dict[str, Any], FakeTicket]] = []
         self.was_closed = False
 
     def propagate(self, volume: Any, references: Any, options: Any, *, model: str, device: str) -> FakeRun:
-        self.asked.append({"references": references, "options": options, "model": model})
+        asked = {"references": references, "options": options, "model": model, "device": device}
+        self.asked.append(asked)
         self.run = FakeRun()
         return self.run
 
     def predict(self, volume: Any, prompt: Any, *, segment: str, model: str, device: str) -> FakeRun:
-        self.asked.append({"prompt": prompt, "segment": segment})
+        self.asked.append({"prompt": prompt, "segment": segment, "device": device})
         self.run = FakeRun()
         return self.run
+
+    def __getattr__(self, name: str) -> Any:
+        """Every other request of `medssl.client.WorkerClient` is answered by `answer`."""
+        if name == "status" or not hasattr(WorkerClient, name):
+            raise AttributeError(name)
+
+        def ask(*args: Any, **kwargs: Any) -> FakeTicket:
+            self.tickets.append((name, args, kwargs, FakeTicket()))
+            return self.tickets[-1][3]
+
+        return ask
+
+    def answer(self, name: str, **summary: Any) -> None:
+        """Answer what was asked for under this name and waits."""
+        for asked, _, _, ticket in self.tickets:
+            if asked == name and not ticket.done:
+                ticket.summary, ticket.done = summary, True
+
+    def asked_for(self, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """(arguments, keywords) of every request under this name."""
+        return [(args, kwargs) for asked, args, kwargs, _ in self.tickets if asked == name]
 
     def close(self) -> None:
         self.was_closed = True

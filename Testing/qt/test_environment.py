@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import sys
+import shutil
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,20 @@ def environment(the_module: Any) -> Any:
     return importlib.import_module("MedSSLSegmentLib.Environment")
 
 
+def a_wheel(folder: Path, version: str = "1.0") -> None:
+    """A package of one line, as pip takes it from a folder."""
+    info = f"lungfish-{version}.dist-info"
+    files = {
+        "lungfish.py": "breathes = True\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: lungfish\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD"))
+    with zipfile.ZipFile(folder / f"lungfish-{version}-py3-none-any.whl", "w") as wheel:
+        for name, text in {**files, f"{info}/RECORD": record}.items():
+            wheel.writestr(name, text)
+
+
 def a_plan(environment: Any, tmp_path: Path, *requirements: str) -> Any:
     """An environment of this Python with nothing to download."""
     needs = tmp_path / "requirements.txt"
@@ -24,13 +39,13 @@ def a_plan(environment: Any, tmp_path: Path, *requirements: str) -> Any:
     wheels = tmp_path / "wheels"
     wheels.mkdir(exist_ok=True)
     folder = tmp_path / "environment"
-    return environment.EnvironmentPlan(folder, sys.executable, False, wheels, requirements=needs)
+    return environment.EnvironmentPlan(folder, None, False, wheels, requirements=needs)
 
 
 def test_the_plan_says_what_where_and_how_large_before_anything_is_done(
     environment: Any, tmp_path: Path
 ) -> None:
-    plan = environment.EnvironmentPlan(tmp_path / "new", sys.executable, True)
+    plan = environment.EnvironmentPlan(tmp_path / "new", None, True)
     text = plan.text()
     for told in (str(tmp_path / "new"), "8.0 GB", "torch>=", "CUDA", "Memory"):
         assert told in text
@@ -40,24 +55,59 @@ def test_the_plan_says_what_where_and_how_large_before_anything_is_done(
 def test_torch_is_installed_before_the_rest_and_from_the_build_for_processors(
     environment: Any, tmp_path: Path
 ) -> None:
-    make, torch, rest = environment.EnvironmentPlan(tmp_path, sys.executable, False).commands()
-    assert "venv" in make
+    torch, rest = environment.EnvironmentPlan(tmp_path, None, False).commands()
     assert environment.CPU_INDEX in torch
     assert [p.split(">")[0] for p in torch[-2:]] == ["torch", "torchvision"]
     assert rest[-2:] == ["-r", str(environment.REQUIREMENTS)]
 
 
-def test_an_environment_is_made_verified_and_removed_for_real(environment: Any, tmp_path: Path) -> None:
-    plan = a_plan(environment, tmp_path)
-    work = environment.SetUp(plan)
-    work.start()
-    python = work.result()
-    assert python.exists()
+def test_uv_makes_an_environment_with_a_python_of_its_own(environment: Any, tmp_path: Path) -> None:
+    make, torch, rest = environment.EnvironmentPlan(tmp_path, "/bin/uv", True).commands()
+    assert make == ["/bin/uv", "venv", "--allow-existing", "--python", ">=3.11,<3.14", str(tmp_path)]
+    for command in (torch, rest):
+        assert command[:4] == ["/bin/uv", "pip", "install", "--python"]
+        assert Path(command[4]).is_relative_to(tmp_path)
+    assert environment.CPU_INDEX not in torch
+
+
+def test_slicers_python_is_started_by_its_launcher_and_its_own_packages_stay_as_they_are(
+    environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = tmp_path / "PythonSlicer"
+    launcher.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    torch, rest = environment.EnvironmentPlan(tmp_path / "new", None, False).commands()
+    for command in (torch, rest):
+        assert command[:4] == [str(launcher), "-m", "pip", "install"]
+        assert command[command.index("--target") + 1] == str(tmp_path / "new" / "packages")
+    started = environment.environmentCommand(tmp_path / "new")
+    assert started.argv()[:3] == [str(launcher), "-m", "medssl.worker"]
+    assert str(tmp_path / "new" / "packages") in started.environment()["PYTHONPATH"]
+
+
+def test_an_environment_is_made_verified_broken_repaired_and_removed_for_real(
+    environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = a_plan(environment, tmp_path, "lungfish>=1.0")
+    a_wheel(plan.wheels)
+    python = importlib.import_module("MedSSLSegmentLib.WorkerPython")
+    monkeypatch.setattr(python, "REQUIREMENTS", plan.requirements)
+
+    def setUp() -> Any:
+        work = environment.SetUp(plan)
+        work.start()
+        return work.result()
+
+    command = setUp()
     assert environment.isReady(plan.folder)
-    python.unlink()
-    assert not environment.isReady(plan.folder)
+    assert python.missingPackages(command) == []
+    for path in (plan.folder / "packages").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert python.missingPackages(command) == ["lungfish"]
+    assert python.missingPackages(setUp()) == []
     environment.removeEnvironment(plan.folder)
     assert not plan.folder.exists()
+    assert not environment.isReady(plan.folder)
 
 
 def test_a_package_that_cannot_be_had_fails_in_one_sentence(environment: Any, tmp_path: Path) -> None:
@@ -77,9 +127,7 @@ def test_cancelling_stops_and_starting_again_goes_on(environment: Any, tmp_path:
     plan = a_plan(environment, tmp_path)
 
     def run(command: Any, hear: Any, cancelled: threading.Event) -> int:
-        plan.folder.mkdir(exist_ok=True)
-        environment.environmentPython(plan.folder).parent.mkdir(exist_ok=True)
-        environment.environmentPython(plan.folder).touch()
+        (plan.folder / "packages").mkdir(parents=True, exist_ok=True)
         return 0
 
     work = environment.SetUp(plan, run)

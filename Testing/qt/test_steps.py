@@ -13,7 +13,7 @@ pytest.importorskip("slicer")
 pytest.importorskip("PySide6.QtUiTools")
 
 import vtk
-from medssl.results import SliceMask
+from medssl.results import SliceMask, UncertaintyMap
 from PySide6 import QtCore, QtGui, QtTest, QtWidgets
 from shibokensupport import feature
 
@@ -35,6 +35,7 @@ def place(desk: Any, tool: str, *positions: tuple[float, float, float]) -> None:
     markups = desk.application.scene.GetFirstNodeByName("MedSSLSegment prompt")
     for position in positions:
         markups.AddControlPointWorld(vtk.vtkVector3d(position))
+        QtWidgets.QApplication.processEvents()
 
 
 def answer(desk: Any, index: int) -> np.ndarray:
@@ -44,6 +45,44 @@ def answer(desk: Any, index: int) -> np.ndarray:
     desk.client.run.done = True
     desk.panel.onTimer()
     return mask
+
+
+METHODS = [
+    {
+        "name": "mae",
+        "title": "MAE",
+        "advice": "Vision transformers; the plain baseline.",
+        "presets": {
+            "cpu": {"backbone": "vit-tiny", "spatial_dims": 2},
+            "paper": {"backbone": "vit-b", "spatial_dims": 2},
+        },
+    },
+    {
+        "name": "spark",
+        "title": "SparK",
+        "advice": "3D; masked reconstruction.",
+        "presets": {"cpu": {"backbone": "stunet-s", "spatial_dims": 3}},
+    },
+]
+BACKBONES = [
+    {"name": "vit-tiny", "title": "ViT-Tiny", "spatial_dims": 2},
+    {"name": "stunet-s", "title": "STU-Net S", "spatial_dims": 3},
+]
+
+
+def open_teach(desk: Any, **facts: Any) -> None:
+    """Open step 5, with what the worker answers."""
+    desk.ui.teachCollapsibleButton.collapsed = False
+    empty: dict[str, Any] = {"cases": [], "models": [], "promptable": [], "runs": [], "encoders": []}
+    for name, more in (
+        ("cases", {}),
+        ("models", {"promptable": []}),
+        ("runs", {}),
+        ("encoders", {}),
+        ("methods", {"methods": METHODS, "backbones": BACKBONES}),
+    ):
+        desk.client.answer(f"list_{name}", **{name: facts.get(name, empty.get(name)), **more})
+    desk.panel.onTimer()
 
 
 def test_a_click_in_a_view_is_answered_accepted_and_undone(a_desk: Any) -> None:
@@ -87,12 +126,12 @@ def test_laying_the_tool_down_gives_the_mouse_back(a_desk: Any) -> None:
 def test_keys_work_only_while_the_module_is_open(a_desk: Any) -> None:
     a_desk.choose_nodes()
     a_desk.widget.enter()
-    shortcuts = list(a_desk.panel.shortcuts._shortcuts)
-    assert {s.key.toString() for s in shortcuts} == set(a_desk.panel.shortcuts.actions)
-    next(s for s in shortcuts if s.key.toString() == "B").activated.emit()
+    shortcuts = dict(a_desk.panel.shortcuts._shortcuts)
+    assert {s.key.toString() for s in shortcuts.values()} == set(a_desk.panel.shortcuts.actions)
+    shortcuts["B"].activated.emit()
     assert a_desk.ui.boxButton.checked
     a_desk.widget.exit()
-    assert a_desk.panel.shortcuts._shortcuts == []
+    assert a_desk.panel.shortcuts._shortcuts == {}
     assert not a_desk.ui.boxButton.checked
     assert not a_desk.ui.segmentEditor.observes_views
 
@@ -189,3 +228,167 @@ def test_every_button_and_field_says_what_it_is_for(a_desk: Any) -> None:
         if isinstance(widget, kinds) and not name.startswith("qt_") and not widget.toolTip
     ]
     assert silent == []
+
+
+def test_reference_slices_are_ticked_and_unticked_and_a_click_goes_there(a_desk: Any) -> None:
+    a_desk.writing.write_slices(a_desk.segmentation_node, a_desk.liver, a_desk.volume, 0, {5: a_desk.painted})
+    a_desk.choose_nodes()
+    settle(a_desk)
+    went: list[Any] = []
+    a_desk.panel.propagate.jumpTo = went.append
+    rows = a_desk.ui.referenceList
+    assert [rows.item(n).checkState() for n in range(rows.count)] == [QtCore.Qt.Checked] * 2
+    rows.item(0).setCheckState(QtCore.Qt.Unchecked)
+    rows.itemClicked.emit(rows.item(0))
+    assert went == []
+    assert list(a_desk.panel.propagate.strip.references) == [5]
+    rows.itemClicked.emit(rows.item(1))
+    assert went[0][2] == 5
+    settle(a_desk)
+    assert rows.item(0).checkState() == QtCore.Qt.Unchecked
+    a_desk.ui.propagateButton.click()
+    assert [r.prompt.index for r in a_desk.client.asked[-1]["references"]] == [5]
+    assert a_desk.application.errors_shown == []
+
+
+def test_segments_are_added_and_renamed_in_the_list(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    a_desk.ui.addSegmentButton.click()
+    assert a_desk.ui.segmentList.count == 2
+    assert a_desk.ui.segmentEditor.currentSegmentID() == a_desk.segmentation.GetSegmentIDs()[1]
+    a_desk.ui.segmentList.item(1).setText("spleen")
+    assert [s.name for s in a_desk.panel.session.segments()] == ["liver", "spleen"]
+
+
+def test_adding_a_segment_makes_a_segmentation_where_there_is_none(a_desk: Any) -> None:
+    a_desk.ui.volumeSelector.setCurrentNode(a_desk.volume_node)
+    a_desk.ui.addSegmentButton.click()
+    made = a_desk.ui.segmentationSelector.currentNode()
+    assert made.GetName() == "CT chest segmentation"
+    assert made.GetSegmentation().GetNumberOfSegments() == 1
+
+
+def test_taking_another_tool_of_slicer_lays_the_prompt_down(a_desk: Any) -> None:
+    a_desk.ui.boxButton.click()
+    interaction = a_desk.application.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
+    interaction.SetCurrentInteractionMode(interaction.AdjustWindowLevel)
+    assert not a_desk.ui.boxButton.checked
+    assert interaction.GetCurrentInteractionMode() == interaction.AdjustWindowLevel
+
+
+def test_keys_that_decide_are_left_to_others_while_there_is_nothing_to_decide(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    a_desk.widget.enter()
+    deciding = {"Return", "Esc", "Backspace"}
+    assert not deciding & a_desk.panel.shortcuts.active
+    place(a_desk, "positive", (4.0, 3.0, 4.0))
+    a_desk.panel.onTimer()
+    assert deciding <= a_desk.panel.shortcuts.active
+    a_desk.ui.segmentEditor.setActiveEffect("Draw")
+    a_desk.panel.onTimer()
+    assert not deciding & a_desk.panel.shortcuts.active
+
+
+def test_the_device_of_the_settings_holds_for_prompts_and_propagation_and_is_remembered(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    a_desk.ui.deviceComboBox.currentIndex = a_desk.ui.deviceComboBox.findData("cpu")
+    place(a_desk, "positive", (4.0, 3.0, 4.0))
+    assert a_desk.client.asked[-1]["device"] == "cpu"
+    a_desk.ui.propagateButton.click()
+    assert a_desk.client.asked[-1]["device"] == "cpu"
+    assert a_desk.application.settings["MedSSLSegment/Device"] == "cpu"
+
+
+def test_where_the_model_is_unsure_is_laid_over_the_image_and_taken_away_with_the_prediction(
+    a_desk: Any,
+) -> None:
+    view = a_desk.application.scene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
+    a_desk.choose_nodes()
+    assert not a_desk.ui.showUncertaintyButton.enabled
+    a_desk.panel.predictDesk.predict("liver", maps=True)
+    _, args, kwargs, ticket = a_desk.client.tickets[-1]
+    assert (args[1], kwargs["maps"]) == ("liver", True)
+    ticket.events += [
+        UncertaintyMap.of(0, 3, np.full((8, 10), 0.5, np.float32)),
+        SliceMask("liver", 0, 3, a_desk.painted, 0.9),
+    ]
+    ticket.done = True
+    while a_desk.panel.predictDesk.is_running:
+        a_desk.panel.onTimer()
+    a_desk.panel.predict.show()
+    assert a_desk.ui.showUncertaintyButton.checked
+    map_id = view.GetForegroundVolumeID()
+    a_desk.panel.shortcuts.actions["U"][1]()
+    assert view.GetForegroundVolumeID() is None
+    a_desk.ui.showUncertaintyButton.click()
+    assert view.GetForegroundVolumeID() == map_id
+    a_desk.ui.undoButton.click()
+    assert view.GetForegroundVolumeID() is None
+    assert not a_desk.ui.showUncertaintyButton.enabled
+
+
+def test_what_pretraining_would_take_is_told_before_it_begins(a_desk: Any) -> None:
+    open_teach(a_desk)
+    ui = a_desk.ui
+    assert ui.methodLabel.text == "Vision transformers; the plain baseline."
+    assert [ui.backboneComboBox.itemData(n) for n in range(ui.backboneComboBox.count)] == ["", "vit-tiny"]
+    assert not ui.estimateButton.enabled
+    ui.pretrainFolderEdit.text = "/scans"
+    ui.estimateButton.click()
+    ((settings,), _) = a_desk.client.asked_for("estimate_pretrain")[0]
+    assert settings == {
+        "method": "mae",
+        "data": "/scans",
+        "preset": "auto",
+        "minutes": 60.0,
+        "device": "auto",
+    }
+    assert ui.estimateButton.text == "Cancel estimate"
+    a_desk.client.answer("estimate_pretrain", estimate="10 steps will take about 1 h and 2.0 GB of memory.")
+    a_desk.panel.onTimer()
+    assert ui.estimateLabel.text.endswith("2.0 GB of memory.")
+    ui.methodComboBox.currentIndex = 1
+    assert "GB" not in ui.estimateLabel.text
+    assert [ui.backboneComboBox.itemData(n) for n in range(ui.backboneComboBox.count)] == ["", "stunet-s"]
+    ui.pretrainButton.click()
+    assert a_desk.client.asked_for("start_pretrain")[0][0][0]["method"] == "spark"
+
+
+def test_what_a_run_draws_is_shown_while_it_is_followed(a_desk: Any) -> None:
+    run = {
+        "path": "/runs/1",
+        "name": "1",
+        "state": "running",
+        "kind": "pretrain",
+        "message": "",
+        "has_result": False,
+    }
+    open_teach(a_desk, runs=[run])
+    assert not a_desk.ui.pictureLabel.visible
+    a_desk.ui.runComboBox.currentIndex = 1
+    picture = np.zeros((40, 120, 3), np.uint8)
+    picture[:, :60] = (255, 0, 0)
+    events = [{"type": "metric", "step": n, "values": {"loss": 2.0 / n}} for n in (1, 2, 3)]
+    a_desk.client.answer("read_run", run=run, events=events, first_event=0, picture=picture, picture_step=3)
+    a_desk.panel.onTimer()
+    shown = a_desk.ui.pictureLabel.pixmap.toImage()
+    assert (shown.width(), shown.height()) == (360, 120)
+    assert QtGui.QColor(shown.pixel(20, 50)).red() == 255
+    assert QtGui.QColor(shown.pixel(340, 50)).red() == 0
+    assert (a_desk.panel.teach.plot.name, list(a_desk.panel.teach.plot.values)) == ("Loss", [2.0, 1.0, 2 / 3])
+
+
+def test_prompts_of_a_saved_scene_come_back_with_the_panel(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    place(a_desk, "positive", (4.0, 3.0, 4.0))
+    a_desk.ui.segmentationSelector.setCurrentNode(None)
+    asked = len(a_desk.client.asked)
+    a_desk.choose_nodes()
+    a_desk.panel.onTimer()
+    assert a_desk.ui.promptLabel.text.startswith("1 slice has prompts from before")
+    assert len(a_desk.client.asked) == asked
+    a_desk.ui.acceptButton.click()
+    assert len(a_desk.client.asked) == asked + 1
+    mask = answer(a_desk, 4)
+    a_desk.ui.acceptButton.click()
+    np.testing.assert_array_equal(a_desk.masks()[4], mask)
