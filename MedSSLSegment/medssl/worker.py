@@ -336,6 +336,14 @@ def claim_standard_streams() -> tuple[IO[bytes], IO[bytes]]:
     return os.fdopen(incoming, "rb"), os.fdopen(outgoing, "wb")
 
 
+def _leave_cores_to_others() -> None:
+    """Have torch's threads sleep while they wait for each other; call it before torch is loaded.
+
+    By default they spin, and beside a program that draws images, as 3D Slicer does, one slice then takes seconds.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def _end_process(status: int) -> NoReturn:
     """End at once, whatever the main thread is doing."""
     logging.shutdown()
@@ -383,6 +391,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     incoming, outgoing = claim_standard_streams()
+    _leave_cores_to_others()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     return Worker(EngineBackend(threads=arguments.threads), incoming, outgoing).run()
 

@@ -148,17 +148,7 @@ def test_points_go_where_their_pixels_go() -> None:
 # --------------------------------------------------------------------------------------------------------- tracking
 
 
-@pytest.mark.parametrize("threads", [1, 2, 4])
-def test_jobs_side_by_side_answer_as_they_do_alone(random_model: NanoModel, threads: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        _check_jobs_side_by_side(random_model)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _check_jobs_side_by_side(random_model: NanoModel) -> None:
+def test_jobs_side_by_side_answer_as_they_do_alone(random_model: NanoModel) -> None:
     first, second = two_objects()
     volume = a_scan(first | second)
     jobs = (TrackJob(1, 4, 8), TrackJob(1, 4, 1), TrackJob(2, 5, 0))
@@ -177,6 +167,54 @@ def _check_jobs_side_by_side(random_model: NanoModel) -> None:
     for key, tracked in alone.items():
         np.testing.assert_allclose(together[key].probability, tracked.probability, atol=2e-3)
         assert together[key].score == pytest.approx(tracked.score, abs=2e-3)
+
+
+def test_both_directions_of_an_object_learn_its_reference_slice_together(
+    random_model: NanoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_objects()
+    session = a_session(random_model, a_scan(first | second))
+    session.add_reference(1, SlicePrompt(0, 4, mask=first[4]))
+    session.add_reference(2, SlicePrompt(0, 4, mask=second[4]))
+    rows: list[int] = []
+    encode = random_model.encode
+    monkeypatch.setattr(random_model, "encode", lambda x: (rows.append(len(x)), encode(x))[1])
+    run(session, TrackJob(1, 4, 5), TrackJob(1, 4, 3), TrackJob(2, 4, 5), TrackJob(2, 4, 3))
+    assert rows == [2, 4]
+
+
+def test_the_last_slice_of_a_run_is_not_remembered(
+    random_model: NanoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = two_objects()
+    session = a_session(random_model, a_scan(first))
+    session.add_reference(1, SlicePrompt(0, 4, mask=first[4]))
+    calls: list[int] = []
+    remember = random_model.remember
+    monkeypatch.setattr(random_model, "remember", lambda *a: (calls.append(1), remember(*a))[1])
+    run(session, TrackJob(1, 4, 7))
+    assert len(calls) == 3  # the reference slice and two of three tracked ones
+
+
+def test_the_small_network_computes_on_one_thread_and_gives_the_others_back(
+    random_model: NanoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    encode = random_model.encode
+    monkeypatch.setattr(
+        random_model, "encode", lambda x: (seen.append(torch.get_num_threads()), encode(x))[1]
+    )
+    first, _ = two_objects()
+    session = a_session(random_model, a_scan(first))
+    session.add_reference(1, SlicePrompt(0, 4, mask=first[4]))
+    try:
+        torch.set_num_threads(2)
+        for _ in session.run([TrackJob(1, 4, 7)]):
+            assert torch.get_num_threads() == 2  # what comes in between, such as a click, has them all
+        assert set(seen) == {1}
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_every_slice_comes_once_in_order_and_on_the_slices_own_grid(random_model: NanoModel) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -154,3 +155,13 @@ def test_the_real_worker_started_by_hand_explains_itself() -> None:
         [sys.executable, "-m", "medssl.worker", "--help"], capture_output=True, text=True, check=True
     )
     assert "standard input and output" in run.stdout
+
+
+def test_a_worker_has_torchs_threads_sleep_while_they_wait_unless_told_otherwise() -> None:
+    script = "import medssl.worker as w, os; w._leave_cores_to_others(); print(os.environ['OMP_WAIT_POLICY'])"
+    for chosen, policy in (("", "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        environment |= {"OMP_WAIT_POLICY": chosen} if chosen else {}
+        command = [sys.executable, "-c", script]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert run.stdout.strip() == policy

@@ -1,9 +1,8 @@
 """The shipped default at work: carries masks from slice to slice, and answers clicks and boxes.
 
 Every job works on its own square crop around its object, so the size of the volume costs nothing. Jobs - segments,
-directions, stretches - go through the network as the rows of batches, one batch per CPU core at a time: at this size
-two cores do more with a batch each than with half of every matrix. Where an object drifts to the edge of its crop the
-crop follows it.
+directions, stretches - go through the network as the rows of one batch, on one CPU core: at this size a second core
+would cost more than it does. Where an object drifts to the edge of its crop the crop follows it.
 
 Axis letters: B rows, S side of the crop, H, W rows and columns of a slice.
 """
@@ -25,13 +24,13 @@ from ..errors import InputError
 from ..prompts import SlicePrompt, box_of_mask
 from ..volume import WINDOWS, Volume, Window, as_stack
 from .intensity import IntensityOptions, IntensityTrack
-from .lanes import Lanes
 from .nano_fusion import Fusion, FusionState
 from .nano_inputs import Appearance, learn_appearance, make_channels, update_appearance
-from .nano_model import Decoded, NanoConfig, NanoModel
+from .nano_model import Decoded, Encoded, NanoConfig, NanoModel
 from .nano_prompts import prior_mask
 from .protocols import Prediction, TrackedSlice, TrackingSession, TrackJob
 from .replay import ReplayingSession
+from .runtime import one_thread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -202,13 +201,10 @@ class NanoSession:
         """Track all jobs side by side, every job one slice further per item."""
         self._dropped.clear()
         tracks = [self._begin(job) for job in jobs if job.start != job.stop]
-        with Lanes(next(self._model.parameters()).device) as lanes:
-            shares = [tracks[lane :: lanes.count] for lane in range(min(lanes.count, len(tracks)))]
-            batches = lanes.map(self._batch, shares)
-            while batches:
-                yield [answer for answers in lanes.map(self._advance, batches) for answer in answers]
-                kept = lanes.map(self._regroup, batches)
-                batches = _spread([batch for part in kept for batch in part], lanes.count)
+        batches = [self._first_batch(tracks)] if tracks else []
+        while batches:
+            yield [answer for batch in batches for answer in self._advance(batch)]
+            batches = [part for batch in batches for part in self._regroup(batch)]
 
     def drop(self, job: TrackJob) -> None:
         """Stop computing a job of the run under way."""
@@ -234,8 +230,27 @@ class NanoSession:
         crop = _Crop.around(box, self._spacing)
         return _Track(job, job.start, mask.astype(np.float32), mask, mask, crop, classical, fusion)
 
-    def _batch(self, tracks: list[_Track], appearance: Appearance | None = None) -> _Batch:
-        """Show the network what each object is: its reference slice, or the latest one once it has drifted away."""
+    @one_thread()
+    def _first_batch(self, tracks: list[_Track]) -> _Batch:
+        """Put all jobs into one batch; those of one object on one reference slice learn it together."""
+        places = [(track.job.object_id, track.job.start) for track in tracks]
+        distinct = list(dict.fromkeys(places))
+        appearance, memory = self._learn([tracks[places.index(place)] for place in distinct])
+        rows = torch.tensor([distinct.index(place) for place in places], device=memory["obj_ptr"].device)
+        return self._batch(tracks, appearance.rows(rows), _memory_rows(memory, rows))
+
+    def _batch(self, tracks: list[_Track], appearance: Appearance, memory: dict[str, Any]) -> _Batch:
+        image = self._images([(track.index, track.crop) for track in tracks])
+        return _Batch(tracks, appearance, memory, image, self._latest(tracks))
+
+    def _learn(
+        self, tracks: list[_Track], appearance: Appearance | None = None
+    ) -> tuple[Appearance, dict[str, Any]]:
+        """Show the network what each object is: its reference slice, or the latest one once it has drifted away.
+
+        Returns:
+            What the objects look like, learned here unless it is given, and their memories.
+        """
         anchors = [track.anchor() for track in tracks]
         reference_hu = self._images(
             [(index, track.crop) for (index, _), track in zip(anchors, tracks, strict=True)]
@@ -243,16 +258,13 @@ class NanoSession:
         reference = self._masks(
             [(mask, track.crop) for (_, mask), track in zip(anchors, tracks, strict=True)]
         )
-        if appearance is None:
-            appearance = learn_appearance(reference_hu, reference)
+        appearance = appearance or learn_appearance(reference_hu, reference)
         encoded = self._model.encode(make_channels(appearance, reference_hu, reference_hu, reference))
         decoded = self._model.decode(self._model.alone(encoded), encoded, mask=reference)
         there = torch.full((len(tracks), 1), 10.0, device=reference.device)
-        memory = self._model.remember(encoded, reference, there, decoded.pointer)
-        image = self._images([(track.index, track.crop) for track in tracks])
-        mask = self._latest(tracks)
-        return _Batch(tracks, appearance, memory, image, mask)
+        return appearance, self._model.remember(encoded, reference, there, decoded.pointer)
 
+    @one_thread()
     def _advance(self, batch: _Batch) -> list[tuple[TrackJob, TrackedSlice]]:
         """Take every row of a batch one slice further."""
         for track in batch.tracks:
@@ -264,12 +276,17 @@ class NanoSession:
             self._model.recall(encoded, batch.step, batch.reference, batch.recent), encoded
         )
         answers = self._answers(batch, decoded)
+        if not all(map(self._finished, batch.tracks)):
+            self._remember(batch, image, encoded, decoded.pointer)
+        return answers
+
+    def _remember(self, batch: _Batch, image: Tensor, encoded: Encoded, pointer: Tensor) -> None:
+        """Let the next slice build on this one."""
         batch.image, batch.mask = image, self._latest(batch.tracks)
-        presence = torch.tensor([[answer.score] for _, answer in answers], device=image.device).logit(1e-4)
-        batch.recent[batch.step] = self._model.remember(encoded, batch.mask, presence, decoded.pointer)
+        presence = torch.tensor([[track.score] for track in batch.tracks], device=image.device).logit(1e-4)
+        batch.recent[batch.step] = self._model.remember(encoded, batch.mask, presence, pointer)
         batch.recent.pop(batch.step - self._model.config.memories, None)
         batch.appearance = update_appearance(batch.appearance, image, batch.mask)
-        return answers
 
     def _answers(self, batch: _Batch, decoded: Decoded) -> list[tuple[TrackJob, TrackedSlice]]:
         """Bring the network's answers back to the slice, and settle them with the intensity tracker's."""
@@ -309,6 +326,7 @@ class NanoSession:
         track.classical.correct(track.found)
         return score
 
+    @one_thread()
     def _regroup(self, batch: _Batch) -> list[_Batch]:
         """Drop finished rows; give rows whose object has left its crop a new crop, in a batch of their own."""
         going = [row for row, track in enumerate(batch.tracks) if not self._finished(track)]
@@ -320,7 +338,8 @@ class NanoSession:
             for row in moving:
                 batch.tracks[row].crop = crops[row] or batch.tracks[row].crop
             rows = torch.tensor(moving, device=batch.mask.device)
-            kept.append(self._batch([batch.tracks[row] for row in moving], batch.appearance.rows(rows)))
+            tracks = [batch.tracks[row] for row in moving]
+            kept.append(self._batch(tracks, *self._learn(tracks, batch.appearance.rows(rows))))
         return kept
 
     def _finished(self, track: _Track) -> bool:
@@ -428,18 +447,6 @@ class _Batch:
         )
 
 
-def _spread(batches: list[_Batch], count: int) -> list[_Batch]:
-    """Halve the largest batches until there are `count` of them, or each has one row."""
-    while 0 < len(batches) < count:
-        largest = max(batches, key=lambda batch: len(batch.tracks))
-        rows = list(range(len(largest.tracks)))
-        if len(rows) < 2:
-            break
-        batches.remove(largest)
-        batches += [largest.rows(rows[::2]), largest.rows(rows[1::2])]
-    return batches
-
-
 def _hull(first: tuple[slice, slice], second: tuple[slice, slice]) -> tuple[slice, slice]:
     """The smallest rectangle round two; an empty one does not count."""
     if not all(span.stop > span.start for span in second):
@@ -542,7 +549,7 @@ class NanoImagePredictor:
     ) -> list[Prediction]:
         return self._answer(crops, [prompt] * len(crops), [hint] * len(crops))
 
-    @torch.no_grad()
+    @one_thread()
     def _answer(
         self, crops: list[_Crop], prompts: list[SlicePrompt], hints: Sequence[NDArray[np.bool_] | None]
     ) -> list[Prediction]:

@@ -22,15 +22,22 @@ def prior_mask(points_xy_px: Tensor, labels: Tensor, size: int) -> Tensor:
         (B, 1, S, S) float32, 0 .. 1.
     """
     place = torch.arange(size, device=points_xy_px.device, dtype=torch.float32) + 0.5
-    guess = _discs(points_xy_px, labels == _ON, place, size / 20)
     boxed = (labels == _BOX_FIRST).any(1)
+    if boxed.all():
+        return _ellipse(points_xy_px, labels, place)[:, None]
+    guess = _discs(points_xy_px, labels == _ON, place, size / 20)
+    if boxed.any():
+        guess = torch.where(boxed[:, None, None], _ellipse(points_xy_px, labels, place), guess)
+    return guess[:, None]
+
+
+def _ellipse(points_xy_px: Tensor, labels: Tensor, place: Tensor) -> Tensor:
     first = _corner(points_xy_px, labels == _BOX_FIRST)
     last = _corner(points_xy_px, labels == _BOX_LAST)
     centre, half = (first + last) / 2, ((last - first) / 2).clamp(min=1.0)
     across = ((place[None] - centre[:, :1]) / half[:, :1]).square()  # (B, S) over columns
     down = ((place[None] - centre[:, 1:]) / half[:, 1:]).square()  # (B, S) over rows
-    ellipse = torch.exp(-((across[:, None, :] + down[:, :, None]) ** 2))
-    return torch.where(boxed[:, None, None], ellipse, guess)[:, None]
+    return torch.exp(-((across[:, None, :] + down[:, :, None]) ** 2))
 
 
 def _corner(points_xy_px: Tensor, chosen: Tensor) -> Tensor:
@@ -38,7 +45,8 @@ def _corner(points_xy_px: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _discs(points_xy_px: Tensor, on: Tensor, place: Tensor, radius: float) -> Tensor:
-    across = (place[None, None] - points_xy_px[..., :1]).square()  # (B, P, S) over columns
-    down = (place[None, None] - points_xy_px[..., 1:]).square()  # (B, P, S) over rows
-    discs = torch.exp(-(across[:, :, None, :] + down[:, :, :, None]) / radius**2)
-    return (discs * on[:, :, None, None]).amax(1)
+    """exp(-(x^2 + y^2) / radius^2) round each point, as the product of its two factors: 2 S exponentials, not S^2."""
+    away = (place - points_xy_px[..., None]) / radius  # (B, P, 2, S): columns, then rows
+    across, down = torch.exp(-away.square()).unbind(2)
+    discs = down[:, :, :, None] * (across * on[:, :, None])[:, :, None, :]
+    return discs.amax(1)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from ..errors import ModelError
 
-__all__ = ["ensure_torchvision_operators", "pick_device"]
+__all__ = ["ensure_torchvision_operators", "one_thread", "pick_device"]
 
 _OPERATOR_SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -62,6 +64,22 @@ def _define_missing_operators() -> None:
         if not hasattr(torch.ops.torchvision, name):
             library.define(schema)  # type: ignore[no-untyped-call]
     _kept_alive.append(library)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute without gradients on one of torch's threads; serves as a decorator too.
+
+    For networks so small that two threads spend longer on meeting than on working, and by far longer where another
+    program has one of the cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def pick_device(name: str = "auto") -> torch.device:
