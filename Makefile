@@ -11,15 +11,19 @@ PIP_ARGS ?=
 PY    := $(VENV)/bin/python
 PIP    = SAM2_BUILD_CUDA=0 $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
 CODE  := MedSSLSegment Testing
+BROWSER := chromium
 SYSTEM_LIBRARIES := libgl1 libgl1-mesa-dri libegl1 libxkbcommon0 libfontconfig1 libdbus-1-3 libglib2.0-0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install app demo test lint format bench clean
 
 help:  ## Say what can be done
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 install: $(VENV)/.engine  ## Install the engine and the `medssl` command into .venv
+
+app: $(VENV)/.app  ## Open the workstation in a browser (FILES=volume or DICOM folder, ARGS=...; without it, a phantom)
+	@$(VENV)/bin/medssl app $(FILES) $(ARGS)
 
 demo: $(VENV)/.engine  ## One annotated slice per organ becomes the organs (CT=file LABEL=file: of your own CT; OUT=folder)
 	@$(VENV)/bin/medssl demo --out $(or $(OUT),demo_output) $(if $(CT),--ct "$(CT)") $(if $(LABEL),--label "$(LABEL)")
@@ -57,18 +61,24 @@ $(VENV)/.engine: $(PY) pyproject.toml constraints.txt
 	@$(PIP) --no-build-isolation --editable '.[engine]'
 	@touch $@
 
+$(VENV)/.app: $(VENV)/.engine
+	@echo "Installing the workstation ..."
+	@$(PIP) --no-build-isolation --editable '.[engine,app]'
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/.engine
 	@echo "Installing what the tests need ..."
 	@$(PIP) --no-build-isolation --editable '.[engine,dev]'
 	@touch $@
 
-# Qt and VTK draw off screen, but still load the system's OpenGL, font and keyboard libraries.
+# Qt and VTK draw off screen, but still load the system's OpenGL, font and keyboard libraries; the workstation's tests
+# look at it in a browser.
 $(VENV)/.libraries: $(VENV)/.dev
-	@if ! $(PY) Testing/drawing_libraries.py; then \
+	@if ! $(PY) Testing/drawing_libraries.py || ! command -v $(BROWSER) >/dev/null; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && apt-get install -y -qq --no-install-recommends $(SYSTEM_LIBRARIES); \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends $(SYSTEM_LIBRARIES) $(BROWSER); \
 	  else \
-	    echo "The tests that draw will be skipped. To run them: apt-get install $(SYSTEM_LIBRARIES)"; \
+	    echo "The tests that draw will be skipped. To run them: apt-get install $(SYSTEM_LIBRARIES) $(BROWSER)"; \
 	  fi; \
 	fi
 	@touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,6 +38,11 @@ def _run(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace, paths: list[Path]) -> None:
     from ..client import LocalCommand, WorkerClient
+
+    if find_spec("trame_slicer") is None:
+        raise InputError(
+            "The workstation's packages are not installed; run: pip install 'medssl[engine,app]'"
+        )
     from ..web.app import Workstation, WorkstationOptions
 
     with WorkerClient(LocalCommand(threads=options.threads)) as client:

@@ -83,6 +83,7 @@ class PromptMarks:
 def _style(display: Any, mark: Mark) -> None:
     display.SetSelectedColor(*(_ON_RGB if mark.positive else _OFF_RGB))
     display.SetColor(*(_ON_RGB if mark.positive else _OFF_RGB))
+    display.SetVisibility3D(False)
     display.SetPointLabelsVisibility(False)
     display.SetPropertiesLabelVisibility(False)
     display.SetGlyphScale(_SIZE_PERCENT if mark.kind == "point" else 0.5)

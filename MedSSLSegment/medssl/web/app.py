@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,6 @@ class Workstation(TrameApp):  # type: ignore[misc]
         ui.undo_clicked.connect(self.status.undo)
         ui.redo_clicked.connect(self.status.redo)
         ui.key_pressed.connect(self.keys.press)
-        server.state.medssl_keys = self.keys.known
         server.controller.trigger("medssl_key")(self.keys.press)
         server.state.change(ui.steps_name)(self._on_steps)
 
@@ -131,13 +131,14 @@ class Workstation(TrameApp):  # type: ignore[misc]
             "Ctrl+Y": ("Redo", self.status.redo),
             "W": ("Drag changes the window", views.toggle_window_tool),
             "X": ("Crosshair", views.toggle_crosshair),
+            "D": ("Surfaces in 3D", views.toggle_surfaces),
             "F": ("Fit every view", views.fit),
             "L": ("Next layout", views.next_layout),
             "O": ("Open", self.files.show_open),
             "Ctrl+S": ("Save", self.files.show_save),
         }
-        for number, title in enumerate(views.data.windows, start=1):
-            keys[str(number)] = (f"Window: {title.title}", lambda number=number: views.set_nth_window(number))
+        for number, choice in enumerate(views.data.windows, start=1):
+            keys[str(number)] = (f"Window: {choice.title}", partial(views.set_window, choice.value))
         return keys
 
     def _on_steps(self, **_: Any) -> None:
@@ -155,6 +156,6 @@ class Workstation(TrameApp):  # type: ignore[misc]
 
     def _on_ready(self, **_: Any) -> None:
         for path in self._options.paths:
-            self.work.attempt(lambda path=path: self.files.open(path))
+            self.work.attempt(partial(self.files.open, path))
         self.work.attempt(self.work.client.hello)
         create_task(self.work.run(self.server.state))

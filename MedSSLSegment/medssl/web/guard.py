@@ -1,6 +1,6 @@
 """Who may talk to the workstation: whoever knows the secret, on this machine, from the workstation's own page.
 
-The server listens on the loopback address only, but every program and every web page on this machine can reach that. So:
+The server listens on the loopback address only, but every program and web page on this machine can reach that. So:
 
 - the address that is printed carries a secret; the first request with it gets a cookie, which no script can read and no
   other site can send; without one of them every request, a websocket too, is answered 403 with an empty page;

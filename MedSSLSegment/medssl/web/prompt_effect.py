@@ -1,7 +1,7 @@
 """Smart prompts with the mouse: a segment editor effect of trame-slicer, beside paint, draw and erase.
 
-A click is a point, with the shift key beside the object, a drag is a box; where there is no shift key (a tablet), or for a
-scribble, another tool is taken. What is placed is told by signals; the answer is not this file's business.
+A click is a point, with the shift key beside the object, a drag is a box; where there is no shift key (a tablet), or
+for a scribble, another tool is taken. What is placed is told by signals; the answer is not this file's business.
 """
 
 from __future__ import annotations

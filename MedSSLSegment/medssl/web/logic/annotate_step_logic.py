@@ -71,7 +71,8 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         place = self._prompts.place
         self.data.message = self._prompts.message or _HINT
         self.data.is_waiting = self._prompts.is_waiting
-        self.data.can_accept = place in self._prompts.previews
+        is_open = place in self._prompts.previews or place in self._prompts.pending()
+        self.data.can_accept = is_open and not self._prompts.is_waiting
         self.data.can_take_back = place is not None and bool(self._prompts.marks(place))
         self._marks.show()
 

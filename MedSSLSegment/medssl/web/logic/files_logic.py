@@ -19,7 +19,7 @@ from ..ui.files_ui import FileRow, FilesState, FilesUI
 from ..ui.parts import Choice
 from ..ui.status_ui import StatusState
 from ..work import Work
-from .section import SectionLogic, kept
+from .section import SectionLogic
 
 __all__ = ["FilesLogic"]
 
@@ -58,7 +58,7 @@ class FilesLogic(SectionLogic[FilesState]):
         self._status = TypedState(server.state, StatusState)
         self.data.formats = list(_FORMATS)
         self.data.places = [*(Choice(str(root), str(root)) for root in folders.roots), _DOWNLOAD]
-        self.data.place = kept("", self.data.places)
+        self.data.place = str(folders.roots[0])
 
     def set_ui(self, ui: FilesUI) -> None:
         """Listen to the widgets."""
@@ -146,7 +146,7 @@ class FilesLogic(SectionLogic[FilesState]):
         name = self.data.file_name.strip()
         if not name or name.startswith(".") or set(name) & set('/\\:*?"<>|'):
             raise InputError(f"'{name}' cannot be the name of a file; use letters, digits, spaces, - and _.")
-        return name + str(self.data.format)
+        return f"{name}{self.data.format}"
 
     async def _write(self, path: Path) -> None:
         form, opened = (

@@ -13,6 +13,7 @@ from .section import SectionLogic
 
 __all__ = ["KeysLogic"]
 
+_DECIDING = ("Enter", "Escape", "Backspace")
 _MOUSE = (
     ("Wheel", "Scroll through the slices"),
     ("Ctrl + wheel", "Zoom"),
@@ -42,10 +43,11 @@ class KeysLogic(SectionLogic[HelpState]):
         keys = [Choice(what, key) for key, (what, _) in self._actions.items() if what]
         self.data.rows = keys + [Choice(what, movement) for movement, what in _MOUSE]
 
-    @property
-    def known(self) -> list[str]:
-        """Keys the page sends."""
-        return list(self._actions)
+    def show(self) -> None:
+        """Take the keys that decide about prompts only while there are some: they mean other things to a page."""
+        prompts = self.session.prompts
+        has_prompts = prompts.place is not None and bool(prompts.marks(prompts.place))
+        self.state.medssl_keys = [key for key in self._actions if has_prompts or key not in _DECIDING]
 
     def press(self, key: str) -> None:
         """Do what a key is for."""

@@ -13,8 +13,6 @@ from .section import SectionLogic, kept
 
 __all__ = ["PredictStepLogic"]
 
-_MAP_OPACITY = 0.45
-
 
 class PredictStepLogic(SectionLogic[PredictStepState]):
     """Predicting and comparing."""
@@ -52,7 +50,7 @@ class PredictStepLogic(SectionLogic[PredictStepState]):
 
     def toggle_map(self) -> None:
         """Show the uncertainty, or hide it."""
-        self.data.is_map_shown = self.data.has_map and not self.data.is_map_shown
+        self._on_map_shown(not self._desk.overlay.is_shown)
 
     def show(self) -> None:
         """Show the models, the chosen one's card, and the stages there are."""
@@ -62,19 +60,11 @@ class PredictStepLogic(SectionLogic[PredictStepState]):
         data.card = _card(models.get(data.model))
         data.can_run = bool(data.model) and not self.work.is_running and self.session.volume_node is not None
         data.stages, data.stage = self._desk.stages(), self._desk.shown
-        data.has_map = self._map_node() is not None
-
-    def _map_node(self) -> Any:
-        node = self._desk.uncertainty_node
-        return node if node is not None and self.scene.IsNodePresent(node) else None
+        data.has_map, data.is_map_shown = self._desk.overlay.node is not None, self._desk.overlay.is_shown
 
     def _on_map_shown(self, is_shown: bool) -> None:
-        node = self._map_node() if is_shown else None
-        if node is not None:
-            node.GetDisplayNode().SetAndObserveColorNodeID("vtkMRMLColorTableNodeFileColdToHotRainbow.txt")
-        self._slicer_app.display_manager.show_volume_in_slice_foreground(node)
-        for view in self._slicer_app.view_manager.get_slice_views():
-            view.set_foreground_opacity(_MAP_OPACITY if node is not None else 0.0)
+        self._desk.overlay.show(is_shown)
+        self.show()
 
 
 def _card(model: dict[str, Any] | None) -> str:

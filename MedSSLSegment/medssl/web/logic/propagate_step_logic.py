@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import slicer
 from trame_server import Server
+from trame_slicer.views import SliceView
 
+from ...errors import InputError
 from ...registry import DEFAULT_MODEL
 from ...scene import nodes, tags
-from ...scene.prompting import Place, position_ras_mm
+from ...scene.nodes import SegmentInfo
+from ...scene.prompting import Place, place_of, position_ras_mm
 from ...scene.session import PropagateRequest, State
-from ...scene.survey import SegmentSurvey, Survey
+from ...scene.survey import ReferenceSlice, SegmentSurvey, Survey
 from ..ui.parts import Choice
 from ..ui.propagate_step_ui import PropagateStepState, PropagateStepUI, ReferenceChip
 from ..work import Work
@@ -31,7 +35,6 @@ _DIRECTIONS = (
     Choice("To higher slices", "higher"),
     Choice("To lower slices", "lower"),
 )
-_SHOWN_REFERENCES = 24
 
 
 class PropagateStepLogic(SectionLogic[PropagateStepState]):
@@ -45,6 +48,8 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
         self.data.models, self.data.model = trackers(), DEFAULT_MODEL
         self.bind_changes({self.name.view: self._on_view})
         work.chosen.connect(self._on_nodes_chosen)
+        for view in work.slicer_app.view_manager.get_slice_views():
+            view.modified.connect(self._on_view_moved)
         work.editor.active_segment_id_changed.connect(self._show_survey)
 
     def set_ui(self, ui: PropagateStepUI) -> None:
@@ -54,6 +59,7 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
         ui.next_slice_clicked.connect(self.go_to_next)
         ui.segment_clicked.connect(self._toggle)
         ui.slice_clicked.connect(self.go_to)
+        ui.reference_ticked.connect(self._on_reference_ticked)
 
     def propagate(self) -> None:
         """Go from the reference slices through the volume."""
@@ -121,10 +127,7 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
         self._marks = {}
         data, known = self.data, {s.id: s for s in self.session.segments()}
         data.references = [
-            ReferenceChip(f"{known[i].name} {index}", _hex(known[i].color_rgb), index)
-            for i, indices in (survey.drawn if survey else {}).items()
-            for index in indices[:_SHOWN_REFERENCES]
-            if i in known
+            _chip(r, known[r.segment]) for r in self.session.references() if r.segment in known
         ]
         segment = survey.segments.get(self.work.segment) if survey else None
         data.strip_of = known[segment.id].name if segment and segment.id in known else ""
@@ -150,7 +153,8 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
             self.data.strip.bars = self._bars_with(survey, segment, new)
 
     def _bars_with(self, survey: Survey, segment: str, indices: list[int]) -> list[list[float]]:
-        node, volume, bars = self.session.segmentation_node, self.session.volume(), self.data.strip.bars
+        node, volume = self.session.segmentation_node, self.session.volume()
+        bars: list[list[float]] = self.data.strip.bars
         sure = tags.confidences(node, segment)
         largest = max(1.0, float(survey.segments[segment].area_px.max()))
         for index in indices:
@@ -162,6 +166,17 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
         if self.data.last_slice != count - 1:
             self.data.last_slice = count - 1
             self.data.span = [0, count - 1]
+
+    def _on_view_moved(self, view: SliceView) -> None:
+        """Mark the slice that the view along the strip's slices shows."""
+        survey = self.session.survey
+        if survey is None or str(view.get_orientation()).lower() != survey.view:
+            return
+        to_ras = view.get_view_node().GetSliceToRAS()
+        centre = [to_ras.GetElement(row, 3) for row in range(3)]
+        with suppress(InputError):  # beside the volume, or it is being read anew
+            place, _ = place_of(self.session.volume(), "", centre, survey.axis)
+            self.data.strip.current = place.index
 
     # Going
 
@@ -196,12 +211,31 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
         self.data.left_out, self.data.suggestion, self.data.strip.current = [], "", -1
         self._show_survey()
 
+    def _on_reference_ticked(self, key: str) -> None:
+        reference = next((r for r in self.session.references() if _key(r) == key), None)
+        if reference is not None:
+            self.work.attempt(
+                lambda: self.session.use_reference(
+                    reference.segment, reference.axis, reference.index, not reference.used
+                )
+            )
+        self._show_survey()
+
     def _toggle(self, segment_id: str) -> None:
         left_out = self.data.left_out
         self.data.left_out = (
             [i for i in left_out if i != segment_id] if segment_id in left_out else [*left_out, segment_id]
         )
         self.show()
+
+
+def _chip(reference: ReferenceSlice, segment: SegmentInfo) -> ReferenceChip:
+    text = f"{segment.name} {reference.index}"
+    return ReferenceChip(text, _hex(segment.color_rgb), reference.index, _key(reference), reference.used)
+
+
+def _key(reference: ReferenceSlice) -> str:
+    return f"{reference.segment}/{reference.axis}/{reference.index}"
 
 
 def _bars(segment: SegmentSurvey) -> list[list[float]]:

@@ -44,11 +44,16 @@ class StatusLogic(SectionLogic[StatusState]):
         """Take the last step back."""
         self.work.predict.cancel()
         self.work.attempt(self.session.undo)
-        self.work.look_soon()
+        self._show_history()
 
     def redo(self) -> None:
         """Bring back what was taken back."""
+        self.work.predict.cancel()
         self.work.attempt(self.session.redo)
+        self._show_history()
+
+    def _show_history(self) -> None:
+        self.work.predict.overlay.refresh()
         self.work.look_soon()
 
     def say(self, sentence: str, is_bad: bool) -> None:

@@ -38,7 +38,8 @@ class TeachStepLogic(SectionLogic[TeachStepState]):
         ui.resume_clicked.connect(lambda: self._do(self._desk.resume))
         ui.adopt_clicked.connect(lambda: self._do(lambda: self._desk.adopt(self.data.model_name.strip())))
         ui.use_version_clicked.connect(lambda: self._do(lambda: self._desk.use(self.data.version)))
-        ui.pretrain_clicked.connect(self.pretrain)
+        ui.estimate_clicked.connect(lambda: self._do(lambda: self._desk.ask_estimate(self._pretraining())))
+        ui.pretrain_clicked.connect(lambda: self._do(lambda: self._desk.pretrain(self._pretraining())))
 
     def refresh(self) -> None:
         """Ask the worker what there is."""
@@ -60,15 +61,13 @@ class TeachStepLogic(SectionLogic[TeachStepState]):
         settings = {"minutes": self.data.minutes, "encoder": self.data.encoder}
         self._do(lambda: self._desk.finetune({name: value for name, value in settings.items() if value}))
 
-    def pretrain(self) -> None:
-        """Begin to pre-train."""
-        settings = {
+    def _pretraining(self) -> dict[str, Any]:
+        return {
             "method": self.data.method,
             "data": self.data.data_folder.strip(),
             "preset": self.data.preset,
             "minutes": self.data.pretrain_minutes,
         }
-        self._do(lambda: self._desk.pretrain(settings))
 
     def show(self) -> None:
         """Show what the desk knows."""
@@ -83,12 +82,13 @@ class TeachStepLogic(SectionLogic[TeachStepState]):
         data.method = kept(data.method, data.methods)
         data.advice = next((m["advice"] for m in desk.methods if m["name"] == data.method), "")
         data.message = desk.message
+        data.estimate, data.is_estimating = desk.estimate, desk.is_estimating
         self._show_run()
 
     def _show_run(self) -> None:
         data, run = self.data, self._desk.run
         data.run = "" if run is None else run["path"]
-        curve = self._desk.curve("dice")
+        curve = self._desk.curve("loss" if run is not None and run["kind"] == "pretrain" else "dice")
         data.curve.points, data.curve.label = _points(curve), _label(curve)
         data.can_stop = run is not None and run["state"] == "running"
         data.can_resume = run is not None and run["state"] in ("stopped", "failed", "lost")
@@ -109,16 +109,19 @@ class TeachStepLogic(SectionLogic[TeachStepState]):
 
 
 def _points(curve: Curve) -> list[list[float]]:
+    """Shares of the width and of the height; a Dice ends at 1, a loss at its largest."""
     last = max(curve.steps[-1], 1e-9) if curve.steps else 1.0
+    top = 1.0 if curve.name == "dice" else max([1e-9, *curve.values])
     return [
-        [round(x / last, 4), round(min(max(y, 0.0), 1.0), 4)]
+        [round(x / last, 4), round(min(max(y / top, 0.0), 1.0), 4)]
         for x, y in zip(curve.steps, curve.values, strict=True)
     ]
 
 
 def _label(curve: Curve) -> str:
+    name = curve.name.capitalize()
     return (
-        f"Dice {curve.values[-1]:.3f} after {curve.steps[-1]:.0f} steps"
+        f"{name} {curve.values[-1]:.3f} after {curve.steps[-1]:.0f} steps"
         if curve.values
-        else "Dice: not measured yet"
+        else f"{name}: none yet"
     )

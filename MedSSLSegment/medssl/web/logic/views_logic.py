@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import slicer
 from trame_server import Server
 from trame_server.utils.typed_state import TypedState
 from trame_slicer.app.logic import LayoutButtonLogic, get_view_trame_id
+from trame_slicer.app.ui import SegmentEditorState
 from trame_slicer.core import LayoutManager, VolumeWindowLevel
 from trame_slicer.rca_view import register_rca_factories
 from trame_slicer.views import SliceView
@@ -25,6 +27,8 @@ __all__ = ["ViewsLogic"]
 _CT_AIR_HU = -500.0
 """A volume with anything darker is taken for a CT."""
 _FIRST_WINDOW = "soft-tissue"
+_SURFACES_S = 0.2
+"""Until surfaces that are asked for are there."""
 _VR_PRESET = "CT-Coronary-Arteries-3"
 
 
@@ -36,6 +40,7 @@ class ViewsLogic(SectionLogic[ViewsState]):
         views = self._slicer_app.view_manager
         register_rca_factories(views, server, slice_view_ui_f=create_slice_view_ui)
         self._layouts = LayoutButtonLogic(server, self._slicer_app)
+        self._editor = TypedState(server.state, SegmentEditorState)
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._labels: dict[str, TypedState[SliceLabelState]] = {}
         for view in views.get_slice_views():
@@ -53,6 +58,7 @@ class ViewsLogic(SectionLogic[ViewsState]):
         ui.window_clicked.connect(self.set_window)
         ui.window_tool_clicked.connect(self.toggle_window_tool)
         ui.crosshair_clicked.connect(self.toggle_crosshair)
+        ui.surfaces_clicked.connect(self.toggle_surfaces)
         ui.volume_in_3d_clicked.connect(self.toggle_volume_in_3d)
         ui.reset_clicked.connect(self.fit)
 
@@ -64,11 +70,6 @@ class ViewsLogic(SectionLogic[ViewsState]):
                 self.session.volume_node, window.width, window.level
             )
         self.show()
-
-    def set_nth_window(self, number: int) -> None:
-        """Apply the preset with this number, the first is 1."""
-        if number <= len(WINDOWS):
-            self.set_window(list(WINDOWS)[number - 1])
 
     def next_layout(self) -> None:
         """Show the next layout, round and round."""
@@ -97,6 +98,17 @@ class ViewsLogic(SectionLogic[ViewsState]):
         """Render the volume in the 3D view, or not."""
         self.work.attempt(self._toggle_volume_in_3d)
         self.show()
+
+    def toggle_surfaces(self) -> None:
+        """Show the segments' surfaces in the 3D view, or not."""
+        display = self._editor.data.segment_display
+        display.show_3d = not display.show_3d
+        if display.show_3d:
+            asyncio.get_event_loop().call_later(_SURFACES_S, self._face_surfaces)
+
+    def _face_surfaces(self) -> None:
+        for view in self._slicer_app.view_manager.get_threed_views():
+            view.reset_view()
 
     def fit(self) -> None:
         """Show all of the volume in every view."""

@@ -8,6 +8,7 @@ from trame_server import Server
 
 from ...errors import InputError
 from ...scene import nodes
+from ...segmentation import default_color
 from ..documents import Documents, Opened
 from ..ui.parts import Choice
 from ..ui.volume_step_ui import VolumeStepState, VolumeStepUI
@@ -33,7 +34,8 @@ class VolumeStepLogic(SectionLogic[VolumeStepState]):
 
     def set_ui(self, ui: VolumeStepUI) -> None:
         """Listen to the widgets."""
-        ui.new_segmentation_clicked.connect(self.begin_segmentation)
+        ui.new_segmentation_clicked.connect(lambda: self.work.attempt(self.begin_segmentation))
+        ui.add_segment_clicked.connect(self.add_segment)
 
     def choose(self, opened: Opened) -> None:
         """Work on what was opened; what it lacks stays as it is, or is made."""
@@ -49,9 +51,15 @@ class VolumeStepLogic(SectionLogic[VolumeStepState]):
         """Begin another segmentation of the chosen volume."""
         volume = self.session.volume_node
         if volume is None:
-            self.work.said("Open a volume first.", True)
-            return
+            raise InputError("Open a volume first.")
         self._work_on(volume, nodes.create_segmentation_node(self.scene, volume))
+
+    def add_segment(self) -> None:
+        """Add a segment, and take it in hand; its colour is told apart from those of the others."""
+        known = {segment.name for segment in self.session.segments()}
+        number = next(n for n in range(1, len(known) + 2) if f"Segment {n}" not in known)
+        color = list(default_color(len(known) + 1))
+        self.work.editor.add_empty_segment(segment_name=f"Segment {number}", segment_color=color)
 
     def show(self) -> None:
         """Show what there is to choose from."""
@@ -65,7 +73,7 @@ class VolumeStepLogic(SectionLogic[VolumeStepState]):
         volume = self.scene.GetNodeByID(self.data.volume)
         segmentation = self.scene.GetNodeByID(self.data.segmentation)
         if (volume, segmentation) != (self.session.volume_node, self.session.segmentation_node):
-            self._work_on(volume, segmentation)
+            self.work.attempt(lambda: self._work_on(volume, segmentation))
 
     def _work_on(self, volume: Any, segmentation: Any) -> None:
         if self.work.is_running:

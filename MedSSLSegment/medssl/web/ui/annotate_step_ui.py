@@ -60,6 +60,7 @@ class AnnotateStepUI(FlexContainer):  # type: ignore[misc]
             Select(
                 "Answered by", self._state.name.model, self._state.name.models,
                 "The model that answers points and boxes.",
+                classes="mt-1",
             )  # fmt: skip
             VDivider(classes="my-1")
             Hint("Or paint by hand:")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from trame.widgets.html import Div
 from trame_slicer.app.ui import (
     DrawEffectUI,
@@ -29,8 +27,6 @@ from trame_slicer.segmentation import (
     SegmentationEffectThreshold,
 )
 
-from .parts import Button
-
 __all__ = ["EditorUI"]
 
 _PARAMETERS = {
@@ -53,15 +49,9 @@ class EditorUI(SegmentEditorUI):  # type: ignore[misc]
             self.edit_ui._build_color_dialog()
 
     def build_segments(self) -> None:
-        """The list of segments, and a button for one more."""
+        """The list of segments."""
         with Div(classes="medssl-segments"):
             self._create_segment_list()
-            Button(
-                "Add segment",
-                "One more structure to segment.",
-                self.add_segment_clicked,
-                prepend_icon="mdi-plus",
-            )
 
     def build_tools(self) -> None:
         """The effects, what can be set of the one in hand, display and masking."""
@@ -72,13 +62,12 @@ class EditorUI(SegmentEditorUI):  # type: ignore[misc]
 
     def build_options(self) -> None:
         """Display and masking."""
+        with Div(classes="medssl-options"):
+            self._build_options()
+
+    def _build_options(self) -> None:
         SegmentDisplayUI(typed_state=self.sub_state(self._typed_state.name.segment_display), variant="flat")
         SegmentEditAreaUI(
             segment_edit_area_typed_state=self.sub_state(self._typed_state.name.segment_edit_area),
             variant="flat",
         )
-
-    @property
-    def names(self) -> Any:
-        """Names of the states."""
-        return self._typed_state.name

@@ -26,19 +26,22 @@ class HelpUI(VDialog):  # type: ignore[misc]
     """Keys and the mouse."""
 
     def __init__(self) -> None:
-        super().__init__(max_width=760)
+        super().__init__(max_width=880)
         state = TypedState(self.state, HelpState)
         self.v_model = (state.name.is_shown,)
         with self, VCard():
             VCardTitle("Keys and the mouse")
-            with VCardText(), Div(style="columns: 2; column-gap: 32px"):
-                with Div(
+            with (
+                VCardText(),
+                Div(style="columns: 2; column-gap: 32px"),
+                Div(
                     v_for=(f"row in {state.name.rows}",),
                     key="row.value",
                     classes="d-flex mb-2",
                     style="break-inside: avoid",
-                ):
-                    Kbd("{{ row.value }}", style="min-width: 110px; margin-right: 12px; align-self: start")
-                    Span("{{ row.title }}")
+                ),
+            ):
+                Kbd("{{ row.value }}", style="min-width: 110px; margin-right: 12px; align-self: start")
+                Span("{{ row.title }}")
             with VCardActions(classes="justify-end"):
                 Button("Close", "Back to work. (Esc)", f"{state.name.is_shown} = false")

@@ -55,6 +55,8 @@ html { overflow: hidden; }
 .v-expansion-panel--active:not(:first-child), .v-expansion-panel--active + .v-expansion-panel { margin-top: 2px; }
 .medssl-segments .v-list { padding: 0; max-height: 240px; overflow-y: auto; }
 .medssl-segments .v-list-item { padding-inline: 4px; min-height: 36px; }
+.medssl-options .v-card-item { padding: 0 8px; }
+.medssl-options .v-card-text { padding: 0 8px 12px; }
 .medssl-segments .v-field__input { padding: 4px 8px; min-height: 32px; }
 .slice-slider-gutter { bottom: 20px !important; }
 .view-gutter-content .v-btn { min-width: 28px; opacity: 0.7; }
@@ -152,12 +154,14 @@ class WorkstationUI:
 
     def _build_loading(self) -> None:
         name = self._status.name
-        with VOverlay(
-            model_value=(f"!!{name.loading}",),
-            persistent=True,
-            classes="align-center justify-center",
-            scrim="black",
+        with (
+            VOverlay(
+                model_value=(f"!!{name.loading}",),
+                persistent=True,
+                classes="align-center justify-center",
+                scrim="black",
+            ),
+            Div(classes="d-flex flex-column align-center ga-4"),
         ):
-            with Div(classes="d-flex flex-column align-center ga-4"):
-                VProgressCircular(indeterminate=True, size=48)
-                Span(f"{{{{ {name.loading} }}}}")
+            VProgressCircular(indeterminate=True, size=48)
+            Span(f"{{{{ {name.loading} }}}}")

@@ -41,7 +41,8 @@ class StripUI(Div):  # type: ignore[misc]
             Div(
                 f"""
 <svg width="100%" height="{_STRIP_PX}" :viewBox="`0 0 ${{{count}}} {_STRIP_PX}`" preserveAspectRatio="none"
-  style="background: #14181d; border-radius: 4px; cursor: pointer; display: block" data-test="strip"
+  shape-rendering="crispEdges" data-test="strip"
+  style="background: #14181d; border-radius: 4px; cursor: pointer; display: block"
   @click="trigger('{jump}', [Math.floor(($event.clientX - $event.currentTarget.getBoundingClientRect().left)
     / $event.currentTarget.clientWidth * {name.bars}.length)])">
   <rect v-for="(bar, n) in {name.bars}" :key="n" :x="n" width="1.03" :y="{_STRIP_PX} - {_STRIP_PX - 12} * bar[0]"

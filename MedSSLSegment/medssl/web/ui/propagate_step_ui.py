@@ -13,7 +13,7 @@ from undo_stack import Signal
 from .parts import Button, Choice, Hint, Select, named
 from .plots import StripState, StripUI
 
-__all__ = ["ReferenceChip", "PropagateStepState", "PropagateStepUI"]
+__all__ = ["PropagateStepState", "PropagateStepUI", "ReferenceChip"]
 
 
 @dataclass
@@ -23,6 +23,9 @@ class ReferenceChip:
     text: str = ""
     color: str = ""
     index: int = 0
+    key: str = ""
+    """Segment and slice, as the logic takes them apart."""
+    is_used: bool = True
 
 
 @dataclass
@@ -62,6 +65,7 @@ class PropagateStepUI(FlexContainer):  # type: ignore[misc]
     next_slice_clicked = Signal()
     segment_clicked = Signal(str)
     slice_clicked = Signal(int)
+    reference_ticked = Signal(str)
 
     def __init__(self) -> None:
         super().__init__(classes="ga-2")
@@ -92,20 +96,28 @@ class PropagateStepUI(FlexContainer):  # type: ignore[misc]
     def _build_references(self) -> None:
         name = self._state.name
         go = self.server.controller.trigger_name(self.slice_clicked)
+        use = self.server.controller.trigger_name(self.reference_ticked)
         Hint(
             f"{{{{ {name.strip_of} }}}}: click to go to a slice",
             v_if=(f"{name.strip.bars}.length && {name.strip_of}",),
         )
         StripUI(self._state.get_sub_state(name.strip), self.slice_clicked)
-        with Div(classes="d-flex flex-wrap ga-1", **named("references")):
+        with Div(
+            classes="d-flex flex-wrap ga-1", style="max-height: 88px; overflow-y: auto", **named("references")
+        ):
             VChip(
                 "{{ each.text }}",
                 v_for=(f"(each, n) in {name.references}",),
                 key="n",
                 size="small",
-                title="Reference slices, found by themselves. Click one to go there.",
+                title="Reference slices, found by themselves. Click one to go there, its tick to leave it out.",
                 color=("each.color",),
+                variant=("each.is_used ? 'tonal' : 'outlined'",),
+                closable=True,
+                close_icon=("each.is_used ? 'mdi-check-circle' : 'mdi-circle-outline'",),
+                model_value=True,
                 click=f"trigger('{go}', [each.index])",
+                click_close=f"trigger('{use}', [each.key])",
             )
 
     def _build_settings(self) -> None:

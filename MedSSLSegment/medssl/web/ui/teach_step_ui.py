@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trame.widgets.html import Div
 from trame.widgets.vuetify3 import (
@@ -54,6 +55,8 @@ class TeachStepState:
     presets: list[Choice] = field(default_factory=list)
     preset: str = "auto"
     pretrain_minutes: float = 60.0
+    estimate: str = ""
+    is_estimating: bool = False
     message: str = ""
 
 
@@ -68,6 +71,7 @@ class TeachStepUI(FlexContainer):  # type: ignore[misc]
     resume_clicked = Signal()
     adopt_clicked = Signal()
     use_version_clicked = Signal()
+    estimate_clicked = Signal()
     pretrain_clicked = Signal()
 
     def __init__(self) -> None:
@@ -88,14 +92,13 @@ class TeachStepUI(FlexContainer):  # type: ignore[misc]
             "Use this volume as a case", "Keep the volume and its reference slices to learn from.",
             self.use_as_case_clicked, **named("use-as-case"),
         )  # fmt: skip
-        with VList(density="compact", **named("cases"), style="max-height: 180px; overflow-y: auto"):
-            with VListItem(
-                v_for=(f"each in {name.cases}",), key="each.value", title=("each.title",), classes="px-1"
-            ), Template(v_slot_append=True):  # fmt: skip
-                IconButton(
-                    "mdi-delete-outline", "Take the case out; it is kept aside.",
-                    f"trigger('{remove}', [each.value])",
-                )  # fmt: skip
+        with VList(density="compact", **named("cases"), style="max-height: 180px; overflow-y: auto"), VListItem(
+            v_for=(f"each in {name.cases}",), key="each.value", title=("each.title",), classes="px-1"
+        ), Template(v_slot_append=True):  # fmt: skip
+            IconButton(
+                "mdi-delete-outline", "Take the case out; it is kept aside.",
+                f"trigger('{remove}', [each.value])",
+            )  # fmt: skip
         with VDialog(v_model=(name.is_proposal_shown,), max_width=480), VCard():
             VCardTitle("Keep this volume as a case?")
             with VCardText():
@@ -162,14 +165,24 @@ class TeachStepUI(FlexContainer):  # type: ignore[misc]
         with Div(classes="d-flex ga-2"):
             Select("Preset", name.preset, name.presets, "Network and schedule.")
             _Number("Minutes", name.pretrain_minutes, "How long pre-training may take.")
+        Hint(f"{{{{ {name.estimate} }}}}", v_if=(name.estimate,))
+        with Div(classes="d-flex ga-2"):
+            self._build_pretraining_actions()
+
+    def _build_pretraining_actions(self) -> None:
+        name = self._state.name
+        Button(
+            "Estimate", "Measure a few steps: how long it would take, and how much memory.", self.estimate_clicked,
+            disabled=(f"!{name.data_folder} || !{name.method}",), loading=(name.is_estimating,),
+        )  # fmt: skip
         Button(
             "Pre-train", "Learn from scans without labels, in the background.", self.pretrain_clicked,
-            disabled=(f"!{name.data_folder} || !{name.method}",), **named("pretrain"), classes="align-self-start text-none",
+            disabled=(f"!{name.data_folder} || !{name.method}",), **named("pretrain"),
         )  # fmt: skip
 
 
 class _Number(VTextField):  # type: ignore[misc]
-    def __init__(self, label: str, value: str, tip: str, **kwargs: str) -> None:
+    def __init__(self, label: str, value: str, tip: str, **kwargs: Any) -> None:
         super().__init__(
             label=label,
             model_value=(value,),

@@ -8,7 +8,7 @@ from trame.widgets.html import Div, Span
 from trame.widgets.vuetify3 import Template, VBtn, VList, VListItem, VMenu
 from trame_server import Server
 from trame_server.utils.typed_state import TypedState
-from trame_slicer.app.ui import LayoutButtonState, create_vertical_slice_view_gutter_ui
+from trame_slicer.app.ui import LayoutButtonState, SegmentEditorState, create_vertical_slice_view_gutter_ui
 from trame_slicer.views import SliceView
 from undo_stack import Signal
 
@@ -28,8 +28,6 @@ class ViewsState:
     is_window_tool_on: bool = False
     """Whether dragging in a slice view changes the window."""
     is_volume_in_3d: bool = False
-    can_show_uncertainty: bool = False
-    is_uncertainty_shown: bool = False
 
 
 @dataclass
@@ -53,6 +51,7 @@ class ViewsUI(Div):  # type: ignore[misc]
         super().__init__(classes="d-flex align-center")
         self._state = TypedState(self.state, ViewsState)
         self._layout = TypedState(self.state, LayoutButtonState)
+        self._editor = TypedState(self.state, SegmentEditorState)
         with self:
             self._build_windows()
             self._build_layouts()
@@ -61,13 +60,12 @@ class ViewsUI(Div):  # type: ignore[misc]
     def _build_windows(self) -> None:
         name = self._state.name
         with VMenu(location="bottom"):
-            with Template(v_slot_activator="{ props }"):
-                with VBtn(
-                    v_bind="props", title="Window of the slice views (1 to 7)", size="small", variant="text",
-                    prepend_icon="mdi-contrast-circle", append_icon="mdi-menu-down", classes="text-none",
-                    **named("window"),
-                ):  # fmt: skip
-                    Span(f"{{{{ {name.window} || 'Window' }}}}")
+            with Template(v_slot_activator="{ props }"), VBtn(
+                v_bind="props", title="Window of the slice views (1 to 7)", size="small", variant="text",
+                prepend_icon="mdi-contrast-circle", append_icon="mdi-menu-down", classes="text-none",
+                **named("window"),
+            ):  # fmt: skip
+                Span(f"{{{{ {name.window} || 'Window' }}}}")
             with VList(density="compact"):
                 click = self.server.controller.trigger_name(self.window_clicked)
                 VListItem(
@@ -98,6 +96,8 @@ class ViewsUI(Div):  # type: ignore[misc]
              name.is_window_tool_on),
             ("mdi-crosshairs", "Crosshair; Shift and the mouse move it (X)", self.crosshair_clicked,
              name.is_crosshair_on),
+            ("mdi-video-3d", "Surfaces of the segments in the 3D view (D)", self.surfaces_clicked,
+             self._editor.name.segment_display.show_3d),
             ("mdi-cube-scan", "Volume rendering in the 3D view; slow without a graphics card",
              self.volume_in_3d_clicked, name.is_volume_in_3d),
         ):  # fmt: skip

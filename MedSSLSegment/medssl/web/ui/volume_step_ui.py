@@ -10,7 +10,7 @@ from trame_slicer.app.ui import FlexContainer
 from undo_stack import Signal
 
 from .editor_ui import EditorUI
-from .parts import Button, Choice, Select
+from .parts import Button, Choice, Select, named
 
 __all__ = ["VolumeStepState", "VolumeStepUI"]
 
@@ -33,6 +33,7 @@ class VolumeStepUI(FlexContainer):  # type: ignore[misc]
     """Volume, segmentation, segments."""
 
     new_segmentation_clicked = Signal()
+    add_segment_clicked = Signal()
 
     def __init__(self, editor: EditorUI) -> None:
         super().__init__(classes="ga-3")
@@ -52,3 +53,8 @@ class VolumeStepUI(FlexContainer):  # type: ignore[misc]
                 )
                 Button("New", "Begin another segmentation of this volume.", self.new_segmentation_clicked)
             editor.build_segments()
+            Button(
+                "Add segment", "One more structure to segment.", self.add_segment_clicked,
+                prepend_icon="mdi-plus", disabled=(f"!{state.name.volume}",), classes="text-none align-self-start",
+                **named("add-segment"),
+            )  # fmt: skip
