@@ -206,6 +206,7 @@ class WorkerClient:
         start: int | None = None,
         uncertainty: Literal["off", "flip-average", "dropout"] = "off",
         maps: bool = False,
+        anyway: bool = False,
         store: str = "",
         device: str = "auto",
     ) -> Ticket[Finished]:
@@ -220,10 +221,11 @@ class WorkerClient:
             start: axial slice to begin with, e.g. the one being looked at; None = the middle.
             uncertainty: "off" takes one answer, "flip-average" averages two, "dropout" eight.
             maps: also send, slice by slice, how unsure the model is.
+            anyway: only warn, in a `Log`, where the volume is of another modality than the model has learnt from.
             store: model store.
             device: as for `propagate`.
         """
-        request = PredictVolume("", model, store, start, uncertainty, maps, device)
+        request = PredictVolume("", model, store, start, uncertainty, maps, device, anyway)
         return self._submit(request, volume)
 
     def segment_volume(
@@ -235,6 +237,7 @@ class WorkerClient:
         annotation_kji: NDArray[Any] | None = None,
         segments: Sequence[Segment] = (),
         vouched: Mapping[str, Sequence[int]] | None = None,
+        absent: Mapping[str, Sequence[int]] | None = None,
         refiner: str = DEFAULT_MODEL,
         tracker: str = DEFAULT_MODEL,
         store: str = "",
@@ -255,15 +258,18 @@ class WorkerClient:
             annotation_kji: (K, J, I) labels of slices somebody has drawn; with the option prompt="annotation" only.
             segments: what those labels mean.
             vouched: slices a person vouches for already, by segment; they are not suggested.
+            absent: those of them on which the segment is not; nothing is suggested beyond them.
             refiner: id from the registry, of a model that answers boxes.
             tracker: id from the registry, of a model that follows masks.
             store: model store.
             device: as for `propagate`.
         """
         labels = None if annotation_kji is None else encode_labels(annotation_kji)
-        known = {name: tuple(indices) for name, indices in (vouched or {}).items()}
+        known, gone = (
+            {name: tuple(indices) for name, indices in (slices or {}).items()} for slices in (vouched, absent)
+        )
         request = SegmentVolume(
-            "", model, store, _fields(options), labels, tuple(segments), known, refiner, tracker, device
+            "", model, store, _fields(options), labels, tuple(segments), known, refiner, tracker, device, gone
         )
         return self._submit(request, volume)
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from .datasets.data import intensity_stats
 from .datasets.grid import prepare_image
 from .errors import InputError
-from .events import Eta, Progress
+from .events import Eta, Log, Progress
 from .few_labels.finetuning import predictor_of
 from .few_labels.segmenter import SegmentationModel
+from .few_labels.suitability import check_volume
 from .few_labels.tiling import ScanPredictor, never
 from .foundation.runtime import pick_device
 from .segmentation import Segmentation
@@ -68,9 +69,10 @@ def predict(
     *,
     start: int | None = None,
     uncertainty: Uncertainty = "off",
+    anyway: bool = False,
     device: str = "auto",
     cancelled: Callable[[], bool] = never,
-) -> Iterator[Progress | PredictedSlices]:
+) -> Iterator[Progress | Log | PredictedSlices]:
     """Segment a volume.
 
     Args:
@@ -80,11 +82,13 @@ def predict(
         uncertainty: "off" gives the entropy of one answer; "flip-average" averages it with that on the mirrored
             image, where the segments allow it (twice the time); "dropout" averages 8 answers of a network with
             dropout (8 times).
+        anyway: only warn where the volume is of another modality than the model has learnt from.
         device: auto, cpu, cuda, cuda:N or mps.
         cancelled: asked before every batch.
 
     Yields:
-        Progress, and every axial slice of the volume once, nearest to `start` first.
+        A warning where the volume is unlike those the model has learnt from, Progress, and every axial slice of the
+        volume once, nearest to `start` first.
 
     Raises:
         InputError: `start` is not a slice, the volume is of another modality, or the model has no dropout or cannot
@@ -98,6 +102,7 @@ def predict(
     start = count // 2 if start is None else start
     if not 0 <= start < count:
         raise InputError(f"Slice {start} does not exist; the axial slices run from 0 to {count - 1}.")
+    yield from check_volume(info, volume, anyway=anyway)
     predictor = _predictor(model, uncertainty, where)
     image, grid = prepare_image(volume, contract, cancelled)
     prepared_start = grid.prepared_slice(axis, start)
@@ -123,16 +128,23 @@ def predict_volume(
     volume: Volume,
     *,
     uncertainty: Uncertainty = "off",
+    anyway: bool = False,
     device: str = "auto",
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_warning: Callable[[Log], None] = lambda warning: None,
     cancelled: Callable[[], bool] = never,
 ) -> Prediction:
     """Segment a volume; as `predict`, but all at once."""
     labels = np.zeros(volume.shape_kji, np.uint8)
     probability, entropy = np.zeros(volume.shape_kji, np.float32), np.zeros(volume.shape_kji, np.float32)
-    for event in predict(model, volume, uncertainty=uncertainty, device=device, cancelled=cancelled):
+    for event in predict(
+        model, volume, uncertainty=uncertainty, anyway=anyway, device=device, cancelled=cancelled
+    ):
         if isinstance(event, Progress):
             on_progress(event)
+            continue
+        if isinstance(event, Log):
+            on_warning(event)
             continue
         for whole, part in (
             (labels, event.labels),

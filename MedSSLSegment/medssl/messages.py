@@ -180,6 +180,8 @@ class PredictVolume:
     maps: bool = False
     """Send an `UncertaintyMap` of every slice."""
     device: str = "auto"
+    anyway: bool = False
+    """Only warn where the volume is of another modality than the model has learnt from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +210,8 @@ class SegmentVolume:
     tracker: str = ""
     """Model id of the registry that follows masks."""
     device: str = "auto"
+    absent: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Those of the slices in `vouched` on which the segment is not; nothing is suggested beyond them."""
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,8 @@ class SegmentOptions:
     """Whether the coarse answer is averaged (see `medssl.inference.predict`); unless off, maps are sent too."""
     start: int | None = None
     """Axial slice to begin the coarse prediction with; None is the middle."""
+    anyway: bool = False
+    """Only warn where the volume is of another modality than the model has learnt from."""
 
     def __post_init__(self) -> None:
         if self.prompt not in ("prediction", "annotation"):
@@ -418,11 +420,15 @@ def _coarse(
         volume,
         start=options.start,
         uncertainty=options.uncertainty,
+        anyway=options.anyway,
         device=device,
         cancelled=cancelled,
     ):
         if isinstance(event, Progress):
             yield replace(event, text="coarse")
+            continue
+        if isinstance(event, Log):
+            yield event
             continue
         kept = np.where(np.isin(event.labels, [s.label for s in segments]), event.labels, np.uint8(0))
         for n, index in enumerate(event.indices):

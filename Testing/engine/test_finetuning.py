@@ -14,7 +14,7 @@ from medssl.datasets.data import IGNORE, Scan, intensity_stats
 from medssl.datasets.input_contract import InputContract
 from medssl.datasets.labelled import LabelledCase
 from medssl.errors import Cancelled, InputError, ModelError
-from medssl.events import Progress
+from medssl.events import Log, Progress
 from medssl.few_labels.annotated_samples import (
     AnnotatedCase,
     AnnotatedSamples,
@@ -33,6 +33,7 @@ from medssl.few_labels.finetuning import (
     measure,
     parameter_groups,
 )
+from medssl.few_labels.model_store import ModelStore
 from medssl.few_labels.segmentation_loss import segmentation_loss
 from medssl.few_labels.segmenter import ModelInfo, SegmentationModel, Segmenter, read_model, write_model
 from medssl.runs.run_folder import RunFolder, TrainingMetric, plain
@@ -281,6 +282,31 @@ def test_a_stopped_run_goes_on_bit_for_bit(stop_at: int) -> None:
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
+def test_a_run_stopped_while_measuring_measures_first_when_it_goes_on() -> None:
+    whole = network()
+    events = run_fit(whole)
+    kept: list[Fitted] = []
+    seen: list[object] = []
+
+    def cancelled() -> bool:
+        return len(seen) == 4  # the fourth step is done; what comes next is a validation
+
+    stopped = fit(
+        network(), [case(0), case(1)], [case(2)], CONTRACT, ["bright", "dark"], QUICK,
+        on_checkpoint=lambda state: kept.append(copy.deepcopy(state)), cancelled=cancelled,
+    )  # fmt: skip
+    with pytest.raises(Cancelled, match="stopped at step 4"):
+        seen.extend(event for event in stopped)
+    assert (kept[-1].step, kept[-1].unmeasured, len(kept[-1].losses)) == (4, True, 4)
+    again = network(seed=5)
+    rest = run_fit(again, state=kept[-1])
+    assert [e for e in rest if isinstance(e, FinetuneMetric)] == [
+        e for e in events if isinstance(e, FinetuneMetric)
+    ]
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
 def test_what_is_saved_between_validations_goes_on_bit_for_bit() -> None:
     """What a kill -9 leaves behind is one of these states."""
     whole = network()
@@ -424,3 +450,87 @@ def test_another_setting_is_refused_when_going_on(tmp_path: Path) -> None:
     list(finetune(config, cases=[labelled(0)]))
     with pytest.raises(InputError, match="batch"):
         list(finetune(replace(config, batch=3), cases=[labelled(0)]))
+
+
+# ---- earlier models
+
+TINY = {"backbone": "unet2d_4", "steps": 2, "batch": 2, "validations": 1, "size": (32, 32), "spacing": (0.0, 1.0, 1.0),
+        "device": "cpu"}  # fmt: skip
+
+
+def finetuned(folder: Path, out: str, segments: tuple[str, ...], **changes: object) -> list[str]:
+    """Fine-tune on two cases and keep the result; what the run said."""
+    common = {"data": folder, "out": folder / out, "models": folder / "models", "segments": segments}
+    config = FinetuneConfig(**{**common, **TINY, **changes})  # type: ignore[arg-type]
+    return [e.text for e in finetune(config, cases=[labelled(0), labelled(1)]) if isinstance(e, Log)]
+
+
+def test_a_name_given_again_makes_the_next_version_and_says_so(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "models")
+    assert "Kept as both:1, which 'both' now stands for." in finetuned(
+        tmp_path, "1", ("bright",), name="both"
+    )
+    said = finetuned(tmp_path, "2", ("bright", "dark"), name="both")
+    assert any("There is a model both already (both:1)" in text and "--from both" in text for text in said)
+    first, second = store.models()[0].versions
+    assert (first.info.follows, second.info.follows) == ("", "both:1")
+    assert second.info.base == {}
+
+
+def test_a_run_given_again_when_it_is_done_keeps_no_second_copy(tmp_path: Path) -> None:
+    for expected in ("Kept as b:1, which 'b' now stands for.", "It is kept as b:1 already."):
+        assert finetuned(tmp_path, "1", ("bright",), name="b")[-1] == expected
+    assert len(ModelStore(tmp_path / "models").models()[0].versions) == 1
+
+
+def test_an_earlier_model_is_where_training_begins(tmp_path: Path) -> None:
+    finetuned(tmp_path, "1", ("bright",), name="b", steps=4)
+    earlier = read_model(ModelStore(tmp_path / "models").resolve("b"))
+    said = finetuned(
+        tmp_path, "2", ("dark", "bright"), name="b", from_model="b", backbone=None, size=(), spacing=(),
+        learning_rate=1e-12,
+    )  # fmt: skip
+    assert any(text.startswith("Begun with b:1: ") and "(100.0% of the encoder)" in text for text in said)
+    assert any(text.endswith("it knew bright; new to it: dark") for text in said)
+    version = ModelStore(tmp_path / "models").find("b:2")
+    info = version.info
+    assert info.base == {"model": "b:1", "scans": list(earlier.info.scans)}
+    assert info.contract == earlier.info.contract
+    assert len(info.scans) == 2
+    assert info.spacing_kji_mm == ((3.0, 3.0), (1.0, 1.0), (1.0, 1.0))
+    now = read_model(version.path)
+    torch.testing.assert_close(now.network.backbone.state_dict(), earlier.network.backbone.state_dict())
+    torch.testing.assert_close(now.network.head.weight[[0, 2]], earlier.network.head.weight)
+
+
+def test_an_earlier_model_with_another_network_is_refused_before_training(tmp_path: Path) -> None:
+    finetuned(tmp_path, "1", ("bright",), name="b")
+    path = str(tmp_path / "1")
+    with pytest.raises(
+        ModelError, match=r"cannot begin with checkpoint.safetensors, whose backbone is unet2d_4; leave"
+    ):
+        finetuned(tmp_path, "2", ("bright",), from_model=path, backbone="resunet18_4")
+    with pytest.raises(InputError, match="There is no model 'heart'"):
+        finetuned(tmp_path, "3", ("bright",), from_model="heart")
+    with pytest.raises(InputError, match="not from both"):
+        finetuned(tmp_path, "4", ("bright",), from_model="b", encoder="mae")
+
+
+def test_what_an_earlier_model_has_learnt_from_is_no_fair_measure(tmp_path: Path) -> None:
+    finetuned(tmp_path, "1", ("bright",), name="b", validation=("case1",))
+    said = finetuned(tmp_path, "2", ("bright",), from_model="b:1", validation=("case0",))
+    assert "b:1 has learnt from case0 before, so the Dice measured there is too good." in said
+
+
+def test_a_run_goes_on_though_the_model_it_began_with_is_gone(tmp_path: Path) -> None:
+    finetuned(tmp_path, "1", ("bright",), name="b")
+    config = FinetuneConfig(
+        data=tmp_path, out=tmp_path / "2", models=tmp_path / "models", segments=("bright",), from_model="b",
+        **{**TINY, "steps": 4, "save_every_minutes": 1e-9},
+    )  # type: ignore[arg-type]  # fmt: skip
+    events = finetune(config, cases=[labelled(0), labelled(1)])
+    next(e for e in events if isinstance(e, Progress) and e.done == 2)
+    events.close()
+    ModelStore(tmp_path / "models").delete("b")
+    list(finetune(config, cases=[labelled(0), labelled(1)]))
+    assert read_model(tmp_path / "2" / "checkpoint.safetensors").info.base["model"] == "b:1"

@@ -85,7 +85,7 @@ def _coarse(weights: Path, options: argparse.Namespace) -> Callable[[Volume], Se
 
     def segment(volume: Volume) -> Segmentation:
         return predict_volume(
-            model, volume, uncertainty=options.uncertainty, device=options.device
+            model, volume, uncertainty=options.uncertainty, anyway=options.anyway, device=options.device
         ).segmentation
 
     return segment

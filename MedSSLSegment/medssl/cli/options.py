@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ..volume import Volume, Window
 
 __all__ = [
+    "add_anyway",
     "add_axis",
     "add_json",
     "add_model",
@@ -42,6 +43,14 @@ def add_trained(parser: argparse.ArgumentParser, *, required: bool = True) -> No
         help="model of your own: its name, NAME:VERSION, a file, or the run folder of `medssl finetune`",
     )  # fmt: skip
     add_models(parser)
+
+
+def add_anyway(parser: argparse.ArgumentParser) -> None:
+    """Whether a model is used on volumes it was not made for."""
+    parser.add_argument(
+        "--anyway", action="store_true",
+        help="use the model though the volume is of another modality than it has learnt from",
+    )  # fmt: skip
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:

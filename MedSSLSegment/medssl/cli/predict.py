@@ -7,7 +7,7 @@ import sys
 
 from .command import Command
 from .files import check_output
-from .options import add_series, add_trained
+from .options import add_anyway, add_series, add_trained
 from .terminal import ProgressBar
 
 __all__ = ["COMMAND"]
@@ -25,6 +25,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--uncertainty-map", metavar="FILE", help="also write the uncertainty, 0 .. 1, as an image"
     )
+    add_anyway(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps [%(default)s]")
 
 
@@ -42,7 +43,13 @@ def _run(options: argparse.Namespace) -> None:
     )
     with ProgressBar(sys.stderr, "Predicting") as bar:
         found = predict_volume(
-            model, volume, uncertainty=options.uncertainty, device=options.device, on_progress=bar
+            model,
+            volume,
+            uncertainty=options.uncertainty,
+            anyway=options.anyway,
+            device=options.device,
+            on_progress=bar,
+            on_warning=lambda warning: bar.say(f"medssl: note: {warning.text}"),
         )
     write_segmentation(found.segmentation, options.output)
     if options.uncertainty_map:

@@ -13,6 +13,7 @@ from ..errors import InputError
 from .command import Command
 from .files import check_output
 from .options import (
+    add_anyway,
     add_json,
     add_output,
     add_promptable,
@@ -86,6 +87,7 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
         "--uncertainty", choices=["off", "flip-average", "dropout"], default="off",
         help="average coarse answers: with the mirror image (2 x the time) or under dropout (8 x) [%(default)s]",
     )  # fmt: skip
+    add_anyway(parser)
     add_window(parser)
     add_promptable(parser)
 
@@ -108,6 +110,7 @@ def pipeline_options(
         crop=options.crop,
         window=options.window,
         uncertainty=options.uncertainty,
+        anyway=options.anyway,
     )
 
 

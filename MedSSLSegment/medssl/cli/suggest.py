@@ -154,7 +154,9 @@ def _ranked(options: argparse.Namespace) -> list[VolumeSuggestion]:
                 elif read.volume.content_hash not in taught:
                     name, axis = source.name + read.suffix, read.volume.axis_of("axial")
                     try:
-                        found = predict_volume(model, read.volume, device=options.device)
+                        found = predict_volume(
+                            model, read.volume, anyway=options.anyway, device=options.device
+                        )
                     except InputError as error:
                         bar.say(f"{name} was left out: {error}")
                         continue

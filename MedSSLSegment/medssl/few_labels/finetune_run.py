@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,18 +20,20 @@ from ..cases import CaseStore
 from ..cli.terminal import duration
 from ..datasets.input_contract import InputContract
 from ..datasets.labelled import LabelledCase, LabelledScans, find_cases
-from ..errors import InputError
+from ..errors import InputError, ModelError
 from ..events import Log, Progress
 from ..foundation.runtime import pick_device
 from ..home import cases_folder, models_folder
-from ..learning.transfer import EncoderFile, load_encoder, read_encoder
 from ..runs.run_folder import RunFolder, TrainingMetric, plain
 from ..segmentation import Segment, Segmentation, default_color
 from ..volume import looks_like_ct
 from .annotated_samples import AnnotatedCase, by_scan, hold_out
 from .finetuning import FinetuneMetric, FinetuneSettings, Fitted, Preview, automatic, fit, step_seconds
+from .footprint import memory_explained, require_memory, training_bytes
 from .model_store import ModelStore, require_model_name
 from .segmenter import ModelInfo, SegmentationModel, write_model
+from .starting import Start, lineage
+from .suitability import spacing_range
 from .teaching import labelled_cases, taught_segments, teaching_cases, unchanged_cases
 from .tiling import never
 
@@ -41,6 +44,7 @@ _DEFAULT_BACKBONE = "unet2d_16"
 _SIZE = {2: (96, 96), 3: (64, 64, 64)}
 _SPACING_MM = 2.0
 _BRIGHT = 255.0
+_Event = TypeVar("_Event")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +60,17 @@ class FinetuneConfig(FinetuneSettings):
     segments: tuple[str, ...] = ()
     """Names of the segments to find; with a case store, automatic: all that are vouched for."""
     name: str = ""
-    """Keep the model under this name in the model store when it is done; see `medssl models`."""
+    """Keep the model under this name in the model store when it is done, as its next version where the name is taken;
+    see `medssl models`."""
     models: Path | None = None
-    """Model store for `name`; automatic: the usual one."""
+    """Model store for `name` and `from_model`; automatic: the usual one."""
     encoder: str | None = None
     """Pre-trained encoder to start from: a file, or a method whose encoder is shipped; random weights without one."""
+    from_model: str | None = None
+    """Earlier model of your own to start from (--from): its name, NAME:VERSION, a file or a run folder. Segments that
+    are not taught any more are no longer found."""
     backbone: str | None = None
-    """Network; automatic: the encoder's, or unet2d_16."""
+    """Network; automatic: the encoder's or the earlier model's, or unet2d_16."""
     slices: Literal["all", "annotated"] = "all"
     """Whether all slices of a case are vouched for, or only those with something annotated."""
     validation: tuple[str, ...] = ()
@@ -88,11 +96,15 @@ class FinetuneConfig(FinetuneSettings):
             raise InputError("Give either a data folder or a case store to learn from.")
         if self.data is not None and not self.segments:
             raise InputError("Name the segments to find in the data folder.")
+        if self.encoder is not None and self.from_model is not None:
+            raise InputError("Start from an encoder or from an earlier model, not from both.")
         if self.name:
             require_model_name(self.name)
-        if self.encoder is not None and (Path(self.encoder).suffix or Path(self.encoder).is_file()):
-            # A file, not the name of a method: the run may go on from another folder.
-            object.__setattr__(self, "encoder", str(Path(self.encoder).absolute()))
+        for field in ("encoder", "from_model"):
+            start = getattr(self, field)
+            if start is not None and (Path(start).suffix or Path(start).exists()):
+                # A file, not a name: the run may go on from another folder.
+                object.__setattr__(self, field, str(Path(start).absolute()))
 
     @property
     def settings(self) -> FinetuneSettings:
@@ -116,9 +128,10 @@ def finetune(
         Progress, Log, TrainingMetric and Preview as they come.
 
     Raises:
-        InputError: no case, nothing annotated, an unknown backbone or segment, a case that has changed since the run
-            began, or the run is another's.
-        ModelError: the encoder does not fit, or the run's state is damaged.
+        InputError: no case, nothing annotated, an unknown backbone, segment or model, a case that has changed since
+            the run began, or the run is another's.
+        ModelError: the encoder or earlier model does not fit, or the run's state is damaged.
+        NotEnoughMemory: it does not fit; the message has the figures.
         StorageError: no space; what was saved last stays.
         Cancelled: `cancelled` or `medssl runs stop` said so; the run can be resumed.
     """
@@ -145,9 +158,22 @@ def _with_segments(config: FinetuneConfig) -> FinetuneConfig:
     return replace(config, segments=tuple(taught_segments(CaseStore(config.cases).cases())))
 
 
+def _start(config: FinetuneConfig) -> Start:
+    return Start.read(config.encoder, config.from_model, _model_store(config).folder)
+
+
 def _keep_model(config: FinetuneConfig, run: RunFolder) -> str:
-    version = ModelStore(config.models or models_folder()).add(run.checkpoint, config.name)
+    """Put the model into the store, unless that was done before the run was killed or given again."""
+    store = _model_store(config)
+    kept = store.twin(run.checkpoint, config.name)
+    if kept is not None:
+        return f"It is kept as {kept.id} already."
+    version = store.add(run.checkpoint, config.name)
     return f"Kept as {version.id}, which '{version.name}' now stands for."
+
+
+def _model_store(config: FinetuneConfig) -> ModelStore:
+    return ModelStore(config.models or models_folder())
 
 
 def _material(
@@ -177,8 +203,8 @@ def _train(
     device = pick_device(config.device)
     saved = run.load_resume()
     cases, fingerprints = _material(config, cases, saved)
-    encoder = None if config.encoder is None else read_encoder(config.encoder)
-    info = _model_info(config, encoder, cases)
+    start = Start() if saved else _start(config)  # a run that goes on has its own weights
+    info = _saved_info(run, saved) if saved else _model_info(config, start, cases)
     said: list[Log] = []
     scans = LabelledScans.from_cases(
         cases, info.contract, config.segments, slices=config.slices, cancelled=cancelled,
@@ -188,20 +214,28 @@ def _train(
     annotated = [AnnotatedCase.of(scan) for scan in scans]
     content = _content(annotated)
     learn_from, measure_on, words = hold_out(annotated, config.seed, config.validation)
-    count = len(by_scan(learn_from))
-    yield Log(f"{count} case{'s' * (count > 1)} to learn from; {words}.")
+    learnt = by_scan(learn_from)
+    yield Log(f"{len(learnt)} case{'s' * (len(learnt) > 1)} to learn from; {words}.")
 
     torch.manual_seed(config.seed)
     model = SegmentationModel.build(info)
-    if encoder is not None:
-        yield Log(str(load_encoder(model.network.backbone, encoder)))
     if saved is None:
-        seconds = step_seconds(
-            model.network, learn_from, info.contract, info.names,
-            automatic(replace(config.settings, steps=3, minutes=None), model.network, count, True), device,
-        )  # fmt: skip
-        settings = automatic(config.settings, model.network, count, encoder is not None, seconds)
+        yield from start.put_into(model)
+        yield from lineage(info, start, measure_on)
+        quick = replace(config.settings, steps=3, minutes=None)
+        quick = automatic(quick, model.network, len(learnt), start.is_trained)
+        _require_memory(model, quick, device)
+        with memory_explained(quick):
+            seconds = step_seconds(model.network, learn_from, info.contract, info.names, quick, device)
+        settings = automatic(config.settings, model.network, len(learnt), start.is_trained, seconds)
         state = Fitted()
+        info = replace(
+            info,
+            cases=tuple(sorted(fingerprints.values() or learnt)),
+            scans=tuple(sorted(learnt)),
+            spacing_kji_mm=spacing_range(case.scan.grid for case in learn_from if case.scan.grid),
+            settings=asdict(settings),
+        )
         yield Log(f"{settings.steps} steps will take about {duration(seconds * (settings.steps or 1))}.")
     else:
         if saved["content"] != content:
@@ -212,13 +246,18 @@ def _train(
         settings, state = FinetuneSettings(**saved["settings"]), Fitted(**saved["state"])
         run.forget_after(state.step)
         yield Log(f"Going on after step {state.step} of {settings.steps}.")
-    lineage = fingerprints.values() or {case.scan.id for case in learn_from}
-    info = replace(info, cases=tuple(sorted(lineage)), settings=asdict(settings))
+        _require_memory(model, settings, device)
 
     def keep(state: Fitted) -> None:
         shallow = {f.name: getattr(state, f.name) for f in fields(Fitted)}
         run.save_resume(
-            {"settings": asdict(settings), "state": shallow, "cases": fingerprints, "content": content}
+            {
+                "settings": asdict(settings),
+                "state": shallow,
+                "cases": fingerprints,
+                "content": content,
+                "info": json.dumps(info.to_json()),
+            }
         )
 
     def write_best() -> None:
@@ -226,11 +265,12 @@ def _train(
         write_model(run.checkpoint, SegmentationModel(model.network, measured))
 
     begun, steps, measured_at = time.monotonic(), 0, state.step
-    for event in fit(
+    fitting = fit(
         model.network, learn_from, measure_on, info.contract, info.names, settings,
         state=state, device=device, on_checkpoint=keep, save_every_s=60.0 * config.save_every_minutes,
         cancelled=cancelled,
-    ):  # fmt: skip
+    )  # fmt: skip
+    for event in _explained(fitting, settings):
         if isinstance(event, FinetuneMetric):
             if event.best:  # so that it can be looked at, and kept if the run is stopped
                 write_best()
@@ -247,6 +287,26 @@ def _train(
     yield Log(_result(state))
 
 
+def _saved_info(run: RunFolder, saved: Mapping[str, Any]) -> ModelInfo:
+    try:
+        return ModelInfo.from_json(json.loads(saved["info"]))
+    except KeyError as error:
+        raise ModelError(
+            f"The training state in {run.path} is of an earlier version of the program; start again in another folder."
+        ) from error
+
+
+def _require_memory(model: SegmentationModel, settings: FinetuneSettings, device: torch.device) -> None:
+    contract = model.info.contract
+    need = training_bytes(model.network, settings, contract.size, contract.in_channels, device)
+    require_memory(need, settings, device)
+
+
+def _explained(events: Iterator[_Event], settings: FinetuneSettings) -> Iterator[_Event]:
+    with memory_explained(settings):
+        yield from events
+
+
 def _content(cases: Sequence[AnnotatedCase]) -> str:
     """SHA-256 (hex) of what there is to learn from: images, labels and whose they are."""
     digest = sha256()
@@ -256,13 +316,11 @@ def _content(cases: Sequence[AnnotatedCase]) -> str:
     return digest.hexdigest()
 
 
-def _model_info(
-    config: FinetuneConfig, encoder: EncoderFile | None, cases: Sequence[LabelledCase]
-) -> ModelInfo:
-    backbone = config.backbone or (encoder.backbone if encoder else _DEFAULT_BACKBONE)
+def _model_info(config: FinetuneConfig, start: Start, cases: Sequence[LabelledCase]) -> ModelInfo:
+    backbone = config.backbone or start.backbone or _DEFAULT_BACKBONE
     if backbone not in BACKBONES:
         raise InputError(f"There is no backbone '{backbone}'; choose one of {', '.join(BACKBONES)}.")
-    contract = encoder.contract if encoder else _default_contract(BACKBONES[backbone].spatial_dims, cases)
+    contract = start.contract or _default_contract(BACKBONES[backbone].spatial_dims, cases)
     changes: dict[str, Any] = {}
     if config.size:
         changes["size"] = config.size
@@ -277,13 +335,16 @@ def _model_info(
         Segment(name, n, colors.get(name, default_color(n)))
         for n, name in enumerate(config.segments, start=1)
     ]
+    encoder, base = start.encoder, start.base
     return ModelInfo(
         backbone=backbone,
         contract=replace(contract, **changes),
         segments=tuple(segments),
-        encoder={}
-        if encoder is None
-        else {"method": encoder.method, "step": encoder.step, "data": list(encoder.data)},
+        encoder={"method": encoder.method, "step": encoder.step, "data": list(encoder.data)}
+        if encoder
+        else {},
+        base={"model": base.name, "scans": list(base.scans)} if base else {},
+        follows=_model_store(config).in_use(config.name) if config.name else "",
     )
 
 

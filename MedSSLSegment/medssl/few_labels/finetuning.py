@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -150,6 +150,8 @@ class Fitted:
     """Validations since."""
     stopped: bool = False
     """Whether it ended early."""
+    unmeasured: bool = False
+    """Whether training was stopped in the middle of the validation that belongs to `step`; it comes first then."""
     losses: tuple[float, ...] = ()
     """Since the last report."""
     network: dict[str, Tensor] | None = None
@@ -189,7 +191,7 @@ def fit(
         device: to train on.
         on_checkpoint: gets the state after each validation, when training is cancelled, and in between.
         save_every_s: longest time between two such states; so much is lost at most when the process is killed.
-        cancelled: asked before each step.
+        cancelled: asked before each step and, while measuring, between batches of slices.
 
     Yields:
         Progress after every step; FinetuneMetric and Preview after every validation.
@@ -218,15 +220,31 @@ def fit(
         epochs=steps, batch=batch, learning_rate=settings.learning_rate or 1e-3, warmup_epochs=_WARMUP * steps
     )
     every = max(1, math.ceil(steps / settings.validations))
+
+    def stop(step: int) -> NoReturn:
+        _keep_state(state, network, optimiser, step)
+        on_checkpoint(state)
+        raise Cancelled(f"Training was stopped at step {step}; it can be resumed.")
+
+    def validate(step: int) -> Iterator[FinetuneMetric | Preview]:
+        state.unmeasured = True
+        try:
+            yield from _validate(
+                state, network, measure_on, contract, segments, settings, step, device, cancelled
+            )
+        except Cancelled:
+            stop(step)
+
+    if state.unmeasured:
+        yield from validate(state.step)
+        on_checkpoint(state)
     eta = Eta(steps - state.step)
     first, saved_at = state.step, time.monotonic()
     for step in range(first, steps):
         if state.stopped:
             break
         if cancelled():
-            _keep_state(state, network, optimiser, step)
-            on_checkpoint(state)
-            raise Cancelled(f"Training was stopped at step {step}; it can be resumed.")
+            stop(step)
         drawn = samples.draw(np.random.default_rng([settings.seed, step]), batch)
         torch.manual_seed(settings.seed * 1_000_003 + step)  # dropout
         randomness = torch.Generator(device).manual_seed((settings.seed << 32) + step)
@@ -249,7 +267,7 @@ def fit(
             raise ModelError(f"The loss is no longer a number at step {step}; lower the learning rate.")
         yield eta.step(step + 1 - first, "fine-tuning")
         if (step + 1) % every == 0 or step + 1 == steps:
-            yield from _validate(state, network, measure_on, contract, segments, settings, step + 1, device)
+            yield from validate(step + 1)
         elif time.monotonic() - saved_at < save_every_s:
             continue
         _keep_state(state, network, optimiser, step + 1)
@@ -367,8 +385,8 @@ def _dice(parts: Sequence[AnnotatedCase], found: NDArray[np.uint8], label: int) 
     for part in parts:
         if part.known[label]:
             a, b = (found == label) & (part.labels != IGNORE), part.labels == label
-            overlap += np.count_nonzero(a & b)
-            size += np.count_nonzero(a) + np.count_nonzero(b)
+            overlap += int(np.count_nonzero(a & b))
+            size += int(np.count_nonzero(a)) + int(np.count_nonzero(b))
     return 2 * overlap / size if size else 1.0
 
 
@@ -401,9 +419,11 @@ def _validate(
     settings: FinetuneSettings,
     step: int,
     device: torch.device | str,
+    cancelled: Callable[[], bool],
 ) -> Iterator[FinetuneMetric | Preview]:
     """Measure, and keep the network if it is the best so far; the last one if nothing is held out."""
-    dice, preview = measure(network, measure_on, contract, segments, device)
+    dice, preview = measure(network, measure_on, contract, segments, device, cancelled)
+    state.unmeasured = False
     mean = float(np.mean(list(dice.values()))) if dice else 0.0
     best = mean > state.best_mean or not dice
     if best:

@@ -10,6 +10,7 @@ path of a file outside the store.
 
 from __future__ import annotations
 
+import filecmp
 import json
 import re
 import shutil
@@ -118,6 +119,17 @@ class ModelStore:
             shutil.copyfile(file, temporary)
         self._use(folder, number)
         return self.find(f"{name}:{number}")
+
+    def twin(self, file: str | Path, name: str) -> ModelVersion | None:
+        """The version of a model that is this very file, byte for byte; None where there is none."""
+        folder = self.folder / name
+        same = (path for path in _version_files(folder) if filecmp.cmp(path, file, shallow=False))
+        path = next(same, None)
+        return None if path is None else self.find(f"{name}:{_number(path)}")
+
+    def in_use(self, name: str) -> str:
+        """What a name stands for now, e.g. "liver:2"; empty where there is no such model."""
+        return self.find(name).id if (self.folder / name).is_dir() else ""
 
     def use(self, model: str) -> ModelVersion:
         """Go back (or forward) to a version: "name:2".

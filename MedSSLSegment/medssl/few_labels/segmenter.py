@@ -58,8 +58,16 @@ class ModelInfo:
     """Channel n + 1 of the network finds segments[n]."""
     encoder: Mapping[str, Any] = field(default_factory=dict)
     """Where training started: method and scan ids of the encoder; empty for random weights."""
+    base: Mapping[str, Any] = field(default_factory=dict)
+    """Or the earlier model it began with: its name as "model", and as "scans" all that it had learnt from."""
+    follows: str = ""
+    """The version that was in use under its name when training began, e.g. "liver:2"; empty for a first one."""
     cases: tuple[str, ...] = ()
     """Fingerprints of the scans it was trained on."""
+    scans: tuple[str, ...] = ()
+    """Ids of the scans that were learnt from; those that were held out are not among them."""
+    spacing_kji_mm: tuple[tuple[float, float], ...] = ()
+    """Least and largest voxel size of those scans, along the canonical K, J, I; empty where it is not known."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the training run."""
     dice: Mapping[str, float] = field(default_factory=dict)
@@ -85,7 +93,11 @@ class ModelInfo:
             "contract": self.contract.to_json(),
             "segments": [asdict(segment) for segment in self.segments],
             "encoder": dict(self.encoder),
+            "base": dict(self.base),
+            "follows": self.follows,
             "cases": list(self.cases),
+            "scans": list(self.scans),
+            "spacing_kji_mm": [list(span) for span in self.spacing_kji_mm],
             "settings": dict(self.settings),
             "dice": dict(self.dice),
             "version": self.version,
@@ -108,6 +120,10 @@ class ModelInfo:
                 contract=InputContract.from_json(values["contract"]),
                 segments=_segments(values["segments"]),
                 encoder=values["encoder"],
+                base=values.get("base", {}),  # this and the next three are not in the oldest files
+                follows=values.get("follows", ""),
+                scans=tuple(values.get("scans", ())),
+                spacing_kji_mm=_spans(values.get("spacing_kji_mm", ())),
                 cases=tuple(values["cases"]),
                 settings=values["settings"],
                 dice=values["dice"],
@@ -160,3 +176,7 @@ def read_model(path: str | Path, device: torch.device | str = "cpu") -> Segmenta
 
 def _segments(values: Sequence[Mapping[str, Any]]) -> tuple[Segment, ...]:
     return tuple(Segment(v["name"], int(v["label"]), tuple(v["color_rgb"])) for v in values)
+
+
+def _spans(values: Sequence[Sequence[float]]) -> tuple[tuple[float, float], ...]:
+    return tuple((float(least), float(largest)) for least, largest in values)

@@ -215,13 +215,7 @@ class EngineBackend:
 
     def bytes_available(self, device: str) -> int | None:
         """Memory left on a device; None where it cannot be told."""
-        place = self._place(device)
-        if not place.startswith("cuda"):
-            return memory.available_bytes()
-        import torch
-
-        free, _ = torch.cuda.mem_get_info(place)
-        return int(free) + torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
+        return memory.available_on(self._place(device))
 
     def forget(self, content_hash: str) -> None:
         """Drop everything that was computed from a volume."""

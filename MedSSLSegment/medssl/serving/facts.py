@@ -96,6 +96,8 @@ def version_facts(version: ModelVersion) -> dict[str, Any]:
         "spatial_dims": info.contract.spatial_dims,
         "spacing_kji_mm": list(info.contract.spacing_kji_mm),
         "encoder": dict(info.encoder),
+        "base": info.base.get("model", ""),
+        "follows": info.follows,
         "cases": list(info.cases),
         "settings": dict(info.settings),
         "program": info.version,

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["available_bytes", "gigabytes", "used_bytes"]
+__all__ = ["available_bytes", "available_on", "gigabytes", "used_bytes"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CGROUP_V1 = _CGROUP / "memory"
@@ -16,6 +16,16 @@ def available_bytes() -> int | None:
     """Bytes this process could still take without swapping; None where the system does not tell."""
     limits = [limit for limit in (_machine_available(), _container_available()) if limit is not None]
     return min(limits, default=None)
+
+
+def available_on(device: str) -> int | None:
+    """Bytes that this process could still take on a device, such as "cpu" or "cuda:0"; None where it cannot be told."""
+    if not device.startswith("cuda"):
+        return available_bytes()
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def used_bytes() -> int:

@@ -120,6 +120,7 @@ def predict_volume(
         volume,
         start=request.start,
         uncertainty=request.uncertainty,
+        anyway=request.anyway,
         device=device,
         cancelled=cancelled,
     ):
