@@ -6,7 +6,7 @@
 |        | medssl/ outside foundation/        | segment_anything, sam2, torchvision                          |
 | MRML   | medssl/scene/                      | qt, ctk, torch, trame, web, engine files that need torch,    |
 |        |                                    | slicer.app, slicer.modules, slicer.mrmlScene, slicer.util    |
-| web    | medssl/web/                        | qt, ctk, torch                                               |
+| web    | medssl/web/, medssl/cli/app.py     | qt, ctk, torch                                               |
 | Qt     | MedSSLSegment.py, MedSSLSegmentLib | torch, trame, web, engine files that need torch              |
 """
 
@@ -57,6 +57,8 @@ THROUGH_LIGHT_FILES_ONLY = ("scene", "qt")
 def ring_of(path: Path, module: Path) -> str:
     """Ring of a file of the module."""
     first, *rest = path.relative_to(module).parts
+    if rest == ["cli", "app.py"]:  # the command that starts the workstation
+        return "web"
     if first != "medssl":
         return "qt"
     return rest[0] if rest[0] in ("scene", "web", "foundation") else "engine"
