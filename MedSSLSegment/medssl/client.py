@@ -28,6 +28,7 @@ from .messages import (
     AdoptRun,
     DeleteModel,
     EstimateRun,
+    Expect,
     ExportModel,
     Failed,
     Finished,
@@ -172,6 +173,31 @@ class WorkerClient:
         """
         level_width = None if window is None else (window.level, window.width)
         return self._submit(Predict("", segment, prompt, level_width, model, device), volume)
+
+    def expect(
+        self,
+        volume: Volume,
+        axis: int,
+        index: int,
+        *,
+        window: Window | None = None,
+        model: str = DEFAULT_MODEL,
+        device: str = "auto",
+    ) -> Ticket[Finished]:
+        """Tell which slice is being looked at, so that it is encoded, and its neighbours, before a prompt comes.
+
+        The newest word counts. The worker does it while nothing is asked, and stops at once when something is.
+
+        Args:
+            volume: sent if the worker does not hold it.
+            axis: slice axis, 0 = K, 1 = J, 2 = I.
+            index: slice index along it.
+            window: as the prompts will have it.
+            model: id from the registry.
+            device: as for `propagate`.
+        """
+        level_width = None if window is None else (window.level, window.width)
+        return self._submit(Expect("", axis, index, level_width, model, device), volume)
 
     def refine(
         self,

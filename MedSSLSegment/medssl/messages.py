@@ -36,6 +36,7 @@ __all__ = [
     "Cancel",
     "DeleteModel",
     "EstimateRun",
+    "Expect",
     "ExportModel",
     "Failed",
     "Finished",
@@ -143,6 +144,22 @@ class Predict:
     prompt: SlicePrompt
     window_level_width: tuple[float, float] | None = None
     """Window of the whole volume; None = chosen from its intensities."""
+    model: str = ""
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Expect:
+    """Say which slice is being looked at: prompts may follow. Answered by `Finished` at once.
+
+    While nothing is asked the worker then loads the model, encodes that slice and those around it.
+    """
+
+    volume: str
+    axis: int
+    index: int
+    window_level_width: tuple[float, float] | None = None
+    """As for `Predict`."""
     model: str = ""
     device: str = "auto"
 
@@ -473,6 +490,7 @@ MESSAGES: dict[str, type[Any]] = {
     "forget": Forget,
     "propagate": Propagate,
     "predict": Predict,
+    "expect": Expect,
     "refine": Refine,
     "predict_volume": PredictVolume,
     "segment_volume": SegmentVolume,

@@ -3,8 +3,9 @@
 Three threads: a reader takes messages, the main thread computes, and a clerk does what concerns folders alone
 (case stores, training runs, models). A long request (propagate, refine, ...) is a generator: after each item the
 main thread first answers what came in and is quick (a click, a question), then looks whether the request was
-cancelled, and goes on. The process ends when its input ends, in the middle of a computation too, but not before
-the clerk has put away what it was given: a client that is gone leaves nothing running and loses nothing.
+cancelled, and goes on. While nothing is asked it encodes slices that may be asked about next. The process ends when
+its input ends, in the middle of a computation too, but not before the clerk has put away what it was given: a client
+that is gone leaves nothing running and loses nothing.
 
 Start it with ``python -m medssl.worker``; `medssl.client` does.
 """
@@ -18,7 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import IO, NoReturn
@@ -28,6 +29,7 @@ from .errors import Cancelled, MedSSLError, NotEnoughMemory, ProtocolError
 from .events import Progress
 from .messages import (
     Cancel,
+    Expect,
     Failed,
     Finished,
     Forget,
@@ -103,6 +105,9 @@ class Worker:
         self._long: deque[_Job] = deque()
         self._filed: deque[_Job] = deque()
         self._running: list[_Job] = []  # a long job, between two of its items a quick one, and a filed one
+        self._ahead: tuple[str, Iterator[None]] | None = (
+            None  # a volume's hash, and work for when nothing is asked
+        )
         self._exit_status: int | None = None  # set when the process is to end
         self._clerk = threading.Thread(target=self._file, name="clerk", daemon=True)
         self._answers: dict[type[Message], Callable[[_Job], Message]] = {
@@ -110,6 +115,7 @@ class Worker:
             Info: lambda job: self._info(),
             Forget: self._forget,
             Predict: self._predict,
+            Expect: self._expect,
             **dict.fromkeys(_LONG, self._compute),
             **dict.fromkeys(FILING_REQUESTS, self._put_away),
         }
@@ -121,9 +127,13 @@ class Worker:
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._quick or self._long)
-                job = self._start_next(self._quick or self._long)
-            self._serve(job)
+                self._changed.wait_for(lambda: self._quick or self._long or self._ahead)
+                queue = self._quick or self._long
+                job = self._start_next(queue) if queue else None
+            if job is None:
+                self._go_ahead()
+            else:
+                self._serve(job)
 
     # The reader thread.
 
@@ -239,12 +249,41 @@ class Worker:
 
     def _predict(self, job: _Job) -> Message:
         volume = self._prepare(job)
-        self._send(job.request_id, self._engine.predict(volume, job.request))
+        mask, facts = self._engine.predict(volume, job.request)
+        self._send(job.request_id, mask)
+        self._begin_ahead(volume, job.request)
+        return Finished(job.seconds, facts)
+
+    def _expect(self, job: _Job) -> Message:
+        self._begin_ahead(self._volumes.get(job.request.volume), job.request)
         return Finished(job.seconds)
 
     def _forget(self, job: _Job) -> Message:
-        self._engine.forget(job.request.content_hash)
+        content_hash = job.request.content_hash
+        if self._ahead is not None and self._ahead[0] == content_hash:
+            self._ahead = None
+        self._engine.forget(content_hash)
         return Finished(job.seconds)
+
+    # Ahead of what will be asked.
+
+    def _begin_ahead(self, volume: Volume, request: Predict | Expect) -> None:
+        self._ahead = request.volume, self._engine.encode_ahead(volume, request, self._waiting)
+
+    def _waiting(self) -> list[Message]:
+        with self._changed:
+            return [job.request for job in (*self._quick, *self._long)]
+
+    def _go_ahead(self) -> None:
+        """Take one step of what may be wanted next; where it fails, whoever asks for it hears why."""
+        assert self._ahead is not None
+        try:
+            next(self._ahead[1])
+        except StopIteration:
+            self._ahead = None
+        except Exception as error:
+            _log.warning("encoding ahead: %s", error)
+            self._ahead = None
 
     def _prepare(self, job: _Job) -> Volume:
         """The volume of a request, once it is clear that the work on it fits in memory."""

@@ -14,7 +14,7 @@ from medssl import registry
 from medssl.errors import InputError, ModelError
 from medssl.foundation import load_image_predictor, load_tracker
 from medssl.foundation.image_prompts import mask_logits
-from medssl.foundation.runtime import ensure_torchvision_operators, pick_device
+from medssl.foundation.runtime import ensure_torchvision_operators, interruptible, pick_device
 from medssl.foundation.sam import MedSamImagePredictor, SamImagePredictor, build_sam
 from medssl.prompts import SlicePrompt
 from medssl.volume import WINDOWS
@@ -261,3 +261,18 @@ def test_a_device_that_is_not_there_is_refused_with_what_to_use(name: str) -> No
 
 def test_auto_is_always_a_device_that_works() -> None:
     assert float(torch.ones(2, device=pick_device("auto")).sum()) == 2.0
+
+
+@pytest.mark.parametrize("kind", [SamImagePredictor, MedSamImagePredictor])
+def test_a_slice_is_shown_again_without_being_encoded(kind: Any, slice_hu: np.ndarray) -> None:
+    box = SlicePrompt(0, 3, box_xyxy_px=np.array([48, 18, 92, 62], np.float32))
+    predictor = kind(small_sam())
+    predictor.set_image(slice_hu, WINDOW, (1.0, 1.0))
+    first, kept = predictor.predict(box), predictor.encoded()
+    predictor.set_image(slice_hu[::-1, :100], WINDOW, (1.0, 1.0))
+    with interruptible(predictor.encoder, lambda: True):  # any layer of the encoder would raise
+        predictor.show(kept)
+        again = predictor.predict(box)
+    np.testing.assert_array_equal(again.logits, first.logits)
+    assert again.mask.shape == slice_hu.shape
+    assert kept.nbytes == 4 * 32 * 8 * 8

@@ -17,6 +17,7 @@ from medssl import registry
 from medssl.errors import ModelError
 from medssl.foundation import load_image_predictor
 from medssl.foundation.image_prompts import mask_logits
+from medssl.foundation.runtime import Interrupted, interruptible
 from medssl.foundation.sam2_build import build_sam2_model
 from medssl.foundation.sam2_image import Sam2ImagePredictor
 from medssl.prompts import SlicePrompt
@@ -216,3 +217,33 @@ def test_every_sam2_model_of_the_registry_names_a_configuration_of_the_package()
     for entry in entries:
         assert (folder / entry.config).is_file()
         assert entry.image_size % 32 == 0
+
+
+def test_a_slice_is_shown_again_without_being_encoded(model: Any, slice_hu: np.ndarray) -> None:
+    box = SlicePrompt(0, 3, box_xyxy_px=np.array([48, 18, 92, 62], np.float32))
+    predictor = our_predictor(model, slice_hu)
+    first, kept = predictor.predict(box), predictor.encoded()
+    predictor.set_image(slice_hu[::-1, :100], WINDOW, (1.0, 1.0))
+    with interruptible(predictor.encoder, lambda: True):  # any layer of the encoder would raise
+        predictor.show(kept)
+        again = predictor.predict(box)
+    np.testing.assert_array_equal(again.logits, first.logits)
+    assert again.mask.shape == slice_hu.shape
+    assert kept.nbytes == 4 * (256 * 8 * 8 + 64 * 16 * 16 + 32 * 32 * 32)
+
+
+def test_encoding_stops_between_two_layers_and_can_be_done_anew(model: Any, slice_hu: np.ndarray) -> None:
+    predictor, whole = Sam2ImagePredictor(model), our_predictor(model, slice_hu)
+    asked: list[int] = []
+
+    def interrupted() -> bool:
+        asked.append(1)
+        return len(asked) == 20
+
+    with pytest.raises(Interrupted), interruptible(predictor.encoder, interrupted):
+        predictor.set_image(slice_hu, WINDOW, (1.0, 1.0))
+    assert len(asked) == 20
+    predictor.set_image(slice_hu, WINDOW, (1.0, 1.0))
+    assert len(asked) == 20  # nothing is left in the network
+    box = SlicePrompt(0, 3, box_xyxy_px=np.array([48, 18, 92, 62], np.float32))
+    np.testing.assert_array_equal(predictor.predict(box).logits, whole.predict(box).logits)

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import IO
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any
 
 from medssl.errors import Cancelled, InputError
 from medssl.events import Progress
-from medssl.messages import Predict, Propagate, Refine
+from medssl.messages import Expect, Message, Predict, Propagate, Refine
 from medssl.results import SliceMask
 from medssl.serving.engine import EngineRequest, LongRequest, Work
 from medssl.serving.volume_store import VolumeStore
@@ -30,6 +30,7 @@ class FakeEngine:
 
     def __init__(self, outgoing: IO[bytes]) -> None:
         self._outgoing = outgoing
+        self._encoded: set[str] = set()
         self.models: tuple[str, ...] = ()
 
     def compute(self, volume: Volume, request: LongRequest, cancelled: Callable[[], bool]) -> Work:
@@ -55,10 +56,22 @@ class FakeEngine:
             yield SliceMask(request.segment, 0, index, mask, 1.0)
         return {}
 
-    def predict(self, volume: Volume, request: Predict) -> SliceMask:
+    def predict(self, volume: Volume, request: Predict) -> tuple[SliceMask, dict[str, Any]]:
         prompt = request.prompt
         mask = as_stack(volume.voxels_kji, prompt.axis)[prompt.index] > 0
-        return SliceMask(request.segment, prompt.axis, prompt.index, mask, 0.9)
+        answer = SliceMask(request.segment, prompt.axis, prompt.index, mask, 0.9)
+        return answer, {"encoded": volume.content_hash in self._encoded}
+
+    def encode_ahead(
+        self, volume: Volume, request: Predict | Expect, waiting: Callable[[], Iterable[Message]]
+    ) -> Iterator[None]:
+        """One step, which never ends by itself if the model is "tireless"."""
+        if request.model == "clumsy":
+            raise ZeroDivisionError("ahead of its time")
+        while request.model == "tireless" and not waiting():
+            time.sleep(0.001)
+        self._encoded.add(volume.content_hash)
+        yield
 
     def bytes_needed(self, request: EngineRequest, volume: Volume) -> int:
         return 10**15 if request.model == "huge" else 0

@@ -117,6 +117,32 @@ def test_a_click_goes_ahead_of_long_requests_in_the_queue(
     running.cancel()
 
 
+def test_a_click_stops_what_is_encoded_ahead_of_it(
+    client: WorkerClient, volume: Volume, click: SlicePrompt
+) -> None:
+    client.expect(volume, 0, 4, model="tireless").result(PATIENCE_S)
+    assert len(masks(client.predict(volume, click))) == 1
+
+
+def test_a_slice_that_is_looked_at_is_encoded_while_nothing_is_asked(
+    client: WorkerClient, make_volume: MakeVolume, click: SlicePrompt
+) -> None:
+    volume = make_volume(seed=8)
+    client.expect(volume, 0, 4).result(PATIENCE_S)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not client.predict(volume, click).result(PATIENCE_S).summary["encoded"]:
+        assert time.monotonic() < deadline_s
+
+
+def test_an_error_ahead_of_a_click_is_nobodys_and_the_worker_goes_on(
+    client: WorkerClient, volume: Volume, click: SlicePrompt
+) -> None:
+    client.expect(volume, 0, 4, model="clumsy").result(PATIENCE_S)
+    pid = client.status.pid
+    assert len(masks(client.predict(volume, click))) == 1
+    assert client.status.pid == pid
+
+
 def test_cancelling_stops_a_run_of_slices_within_a_third_of_a_second(
     client: WorkerClient, volume: Volume, reference: Reference
 ) -> None:

@@ -7,32 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 from medssl.errors import InputError, ModelError
-from medssl.foundation.protocols import Prediction, TrackedSlice, TrackJob
+from medssl.foundation.protocols import TrackedSlice, TrackJob
 from medssl.messages import Predict, Propagate
 from medssl.prompts import Reference, SlicePrompt
 from medssl.registry import DEFAULT_MODEL
-from medssl.serving.engine import EngineBackend, ImageKeeper, OwnImage, SessionKeeper
+from medssl.serving.engine import EngineBackend, SessionKeeper
 from medssl.volume import Volume, Window
 
 WINDOW = Window(40, 400)
-
-
-class CountingPredictor:
-    """Knows only how often it had to encode a slice."""
-
-    def __init__(self) -> None:
-        self.encoded = 0
-        self.shape: tuple[int, ...] = ()
-
-    def set_image(self, slice_hu: np.ndarray, window: Window, spacing_rc_mm: tuple[float, float]) -> None:
-        self.encoded += 1
-        self.shape = slice_hu.shape
-
-    def predict(self, prompt: SlicePrompt) -> Prediction:
-        return Prediction(np.ones(self.shape, bool), 0.9, np.zeros((4, 4), np.float32))
-
-    def predict_boxes(self, boxes_xyxy_px: np.ndarray, hint: np.ndarray | None = None) -> list[Prediction]:
-        return [self.predict(SlicePrompt(0, 0, box_xyxy_px=box)) for box in boxes_xyxy_px]
 
 
 class CountingTracker:
@@ -61,46 +43,6 @@ class CountingSession:
         yield from ()
 
     def drop(self, job: TrackJob) -> None: ...
-
-
-def test_a_slice_is_encoded_for_its_first_click_only(volume: Volume) -> None:
-    predictor = CountingPredictor()
-    keeper = ImageKeeper(predictor)
-    keeper.show(volume, 0, 4, WINDOW)
-    keeper.show(volume, 0, 4, WINDOW)
-    assert predictor.encoded == 1
-    for axis, index, window in ((0, 5, WINDOW), (1, 5, WINDOW), (1, 5, Window(0, 1))):
-        keeper.show(volume, axis, index, window)
-    assert predictor.encoded == 4
-
-
-def test_a_slice_is_encoded_anew_after_other_work_or_after_its_volume_was_forgotten(volume: Volume) -> None:
-    predictor = CountingPredictor()
-    keeper = ImageKeeper(predictor)
-    keeper.show(volume, 0, 4, WINDOW)
-    keeper.set_image(volume.voxels_kji[7], WINDOW, (1.0, 1.0))
-    keeper.show(volume, 0, 4, WINDOW)
-    assert predictor.encoded == 3
-    keeper.forget("another volume")
-    keeper.show(volume, 0, 4, WINDOW)
-    assert predictor.encoded == 3
-    keeper.forget(volume.content_hash)
-    keeper.show(volume, 0, 4, WINDOW)
-    assert predictor.encoded == 4
-
-
-def test_long_work_finds_its_slice_shown_again_after_a_click_on_another(volume: Volume) -> None:
-    predictor = CountingPredictor()
-    keeper = ImageKeeper(predictor)
-    own = OwnImage(keeper)
-    box = np.array([[1, 1, 3, 3]], np.float32)
-    own.set_image(volume.voxels_kji[7], WINDOW, (1.0, 1.0))
-    own.predict_boxes(box)
-    own.predict_boxes(box)
-    assert predictor.encoded == 1
-    keeper.show(volume, 1, 4, WINDOW)
-    assert own.predict_boxes(box)[0].mask.shape == volume.voxels_kji[7].shape
-    assert predictor.encoded == 3
 
 
 def test_a_second_run_on_a_volume_finds_its_session_without_the_old_references(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,16 @@ from ..volume import Window
 if TYPE_CHECKING:
     from ..volume import Volume
 
-__all__ = ["ImagePredictor", "Prediction", "SliceTracker", "TrackJob", "TrackedSlice", "TrackingSession"]
+__all__ = [
+    "EncodedImage",
+    "EncodingPredictor",
+    "ImagePredictor",
+    "Prediction",
+    "SliceTracker",
+    "TrackJob",
+    "TrackedSlice",
+    "TrackingSession",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +63,31 @@ class ImagePredictor(Protocol):
 
         `hint` is a coarse mask (H, W) of what the boxes are around, for models that make use of one.
         """
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """What a model worked out about a slice before it was asked anything."""
+
+    state: Any
+    """The model's own."""
+    nbytes: int
+    """Memory it takes."""
+
+
+@runtime_checkable
+class EncodingPredictor(ImagePredictor, Protocol):
+    """An image predictor with a costly `set_image`, whose outcome can be kept; the shipped model has none."""
+
+    @property
+    def encoder(self) -> Any:
+        """The network that `set_image` runs, a torch module."""
+
+    def encoded(self) -> EncodedImage:
+        """What the last `set_image` worked out."""
+
+    def show(self, image: EncodedImage) -> None:
+        """Go back to a slice that was encoded before; as `set_image`, at once."""
 
 
 @dataclass(frozen=True, eq=False)

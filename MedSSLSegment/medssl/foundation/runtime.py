@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 from ..errors import ModelError
 
-__all__ = ["ensure_torchvision_operators", "one_thread", "pick_device"]
+__all__ = ["Interrupted", "ensure_torchvision_operators", "interruptible", "one_thread", "pick_device"]
 
 _OPERATOR_SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -80,6 +80,26 @@ def one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+class Interrupted(Exception):  # noqa: N818 - no error: what was computed is simply not wanted now
+    """A network was stopped half-way because something more urgent came."""
+
+
+@contextmanager
+def interruptible(network: torch.nn.Module, interrupted: Callable[[], bool]) -> Iterator[None]:
+    """Ask before every layer of a network whether to go on; `Interrupted` is raised from within it where not."""
+
+    def ask(*_: object) -> None:
+        if interrupted():
+            raise Interrupted
+
+    handles = [layer.register_forward_pre_hook(ask) for layer in network.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -19,12 +19,18 @@ from ..prompts import SlicePrompt
 from ..registry import ModelEntry, verified_path
 from ..volume import Window
 from .image_prompts import arrays_of, mask_logits, rgb_of
-from .protocols import Prediction
+from .protocols import EncodedImage, Prediction
 from .runtime import ensure_torchvision_operators
 
 __all__ = ["MedSamImagePredictor", "SamImagePredictor", "build_sam", "load_sam"]
 
 _MEDSAM = "medsam_"
+_STATE = (
+    "features",
+    "original_size",
+    "input_size",
+    "is_image_set",
+)  # all that ``SamPredictor`` keeps of a slice
 _BOXES_AT_ONCE = 16  # every box is upsampled to the model's input size: 4 MB each at 1024
 _LOGITS_PER_PIXEL = 4  # the mask decoder works at a quarter of the input's resolution
 
@@ -82,6 +88,21 @@ class SamImagePredictor:
     ) -> None:
         """Encode one slice (H, W); see `ImagePredictor`. Pixel size makes no difference to SAM."""
         self._predictor.set_image(rgb_of(slice_hu, window))
+
+    @property
+    def encoder(self) -> Any:
+        """The network that `set_image` runs."""
+        return self._predictor.model.image_encoder
+
+    def encoded(self) -> EncodedImage:
+        """What the last `set_image` worked out."""
+        state = {name: getattr(self._predictor, name) for name in _STATE}
+        return EncodedImage(state, state["features"].nbytes)
+
+    def show(self, image: EncodedImage) -> None:
+        """Go back to a slice that was encoded before."""
+        for name, value in image.state.items():
+            setattr(self._predictor, name, value)
 
     def predict(self, prompt: SlicePrompt) -> Prediction:
         """Answer one prompt on the slice that was set; the best of three answers for a single click."""
@@ -150,6 +171,21 @@ class MedSamImagePredictor:
         self._embedding = self._model.image_encoder(batch)
         height, width = slice_hu.shape
         self._shape_hw = (height, width)
+
+    @property
+    def encoder(self) -> Any:
+        """The network that `set_image` runs."""
+        return self._model.image_encoder
+
+    def encoded(self) -> EncodedImage:
+        """What the last `set_image` worked out."""
+        if self._embedding is None:
+            raise InputError("Set a slice before asking about it.")
+        return EncodedImage((self._embedding, self._shape_hw), self._embedding.nbytes)
+
+    def show(self, image: EncodedImage) -> None:
+        """Go back to a slice that was encoded before."""
+        self._embedding, self._shape_hw = image.state
 
     def predict(self, prompt: SlicePrompt) -> Prediction:
         """Answer a box, or the box of a mask, on the slice that was set.

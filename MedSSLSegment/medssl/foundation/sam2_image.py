@@ -17,7 +17,7 @@ from ..prompts import SlicePrompt
 from ..registry import ModelEntry, verified_path
 from ..volume import Window
 from .image_prompts import arrays_of, mask_logits, rgb_of
-from .protocols import Prediction
+from .protocols import EncodedImage, Prediction
 from .runtime import ensure_torchvision_operators
 from .sam2_build import build_sam2_model
 
@@ -63,6 +63,23 @@ class Sam2ImagePredictor:
         self._predictor.set_image(picture)
         height, width = slice_hu.shape
         self._shape_hw = (height, width)
+
+    @property
+    def encoder(self) -> Any:
+        """The network that `set_image` runs."""
+        return self._predictor.model.image_encoder
+
+    def encoded(self) -> EncodedImage:
+        """What the last `set_image` worked out."""
+        features = self._predictor._features
+        tensors = (features["image_embed"], *features["high_res_feats"])
+        return EncodedImage((features, self._shape_hw), sum(tensor.nbytes for tensor in tensors))
+
+    def show(self, image: EncodedImage) -> None:
+        """Go back to a slice that was encoded before."""
+        features, self._shape_hw = image.state
+        self._predictor._features, self._predictor._orig_hw = features, [self._shape_hw]
+        self._predictor._is_image_set, self._predictor._is_batch = True, False
 
     def predict(self, prompt: SlicePrompt) -> Prediction:
         """Answer one prompt on the slice that was set; the best of three answers for a single click."""

@@ -5,30 +5,29 @@ The worker knows messages, this file knows models. Nothing here imports torch be
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import InputError, ProtocolError
 from ..events import Progress
-from ..messages import Predict, PredictVolume, Propagate, Refine, SegmentVolume, Streamed
+from ..messages import Expect, Message, Predict, PredictVolume, Propagate, Refine, SegmentVolume, Streamed
 from ..prompts import SlicePrompt
 from ..registry import find_entry
 from ..results import SliceMask
 from ..streamed_evidence import StreamedEvidence, suggestions
-from ..volume import Volume, Window, take_slice
+from ..volume import Volume, Window
 from ..wire.codec import from_plain
 from . import memory
+from .images import ImageKeeper, OwnImage, Spot, spots_ahead
 from .trained import TrainedModels, predict_volume, segment_volume
 
 if TYPE_CHECKING:
     from ..foundation.protocols import (
         ImagePredictor,
-        Prediction,
         SliceTracker,
         TrackedSlice,
         TrackingSession,
@@ -39,15 +38,13 @@ __all__ = [
     "Engine",
     "EngineBackend",
     "EngineRequest",
-    "ImageKeeper",
     "LongRequest",
-    "OwnImage",
     "SessionKeeper",
     "Work",
 ]
 
 LongRequest: TypeAlias = Propagate | Refine | PredictVolume | SegmentVolume
-EngineRequest: TypeAlias = LongRequest | Predict
+EngineRequest: TypeAlias = LongRequest | Predict | Expect
 Work: TypeAlias = Generator[Streamed, None, dict[str, Any]]
 """Work item by item; what it returns goes into `Finished.summary`."""
 
@@ -66,8 +63,19 @@ class Engine(Protocol):
     def compute(self, volume: Volume, request: LongRequest, cancelled: Callable[[], bool]) -> Work:
         """Do long work on a volume."""
 
-    def predict(self, volume: Volume, request: Predict) -> SliceMask:
-        """Answer one prompt on one slice."""
+    def predict(self, volume: Volume, request: Predict) -> tuple[SliceMask, dict[str, Any]]:
+        """Answer one prompt on one slice; the second part goes into `Finished.summary`."""
+
+    def encode_ahead(
+        self, volume: Volume, request: Predict | Expect, waiting: Callable[[], Iterable[Message]]
+    ) -> Iterator[None]:
+        """Get ready for prompts on a slice and those around it; called while nothing is asked.
+
+        Args:
+            volume: the request's.
+            request: says which slice is being looked at.
+            waiting: the requests that have come in meanwhile; they are not kept waiting.
+        """
 
     def bytes_needed(self, request: EngineRequest, volume: Volume) -> int:
         """Estimate of the memory a request takes beyond what is loaded already."""
@@ -114,6 +122,8 @@ class EngineBackend:
         self._trained = TrainedModels()
         self._trackers: dict[_ModelKey, SessionKeeper] = {}
         self._predictors: dict[_ModelKey, ImageKeeper] = {}
+        self._windows: dict[str, Window] = {}
+        self._looked_at: Spot | None = None
 
     @property
     def device(self) -> str:
@@ -187,14 +197,50 @@ class EngineBackend:
         tracker.working_for = request.volume
         return (yield from segment_volume(volume, request, options, model, predictor, tracker, cancelled))
 
-    def predict(self, volume: Volume, request: Predict) -> SliceMask:
-        """Answer one prompt on one slice; the slice is encoded for the first prompt only."""
-        window = Window(*request.window_level_width) if request.window_level_width else Window.auto(volume)
+    def predict(self, volume: Volume, request: Predict) -> tuple[SliceMask, dict[str, Any]]:
+        """Answer one prompt on one slice; "encoded" says whether the slice was encoded before."""
         keeper = self._predictor(self._key(request))
-        prompt = request.prompt
-        keeper.show(volume, prompt.axis, prompt.index, window)
+        spot, prompt = self._spot(volume, request), request.prompt
+        encoded = keeper.holds(spot)
+        keeper.show(volume, spot.axis, spot.index, spot.window)
         answer = keeper.predict(prompt)
-        return SliceMask(request.segment, prompt.axis, prompt.index, answer.mask, answer.score)
+        mask = SliceMask(request.segment, prompt.axis, prompt.index, answer.mask, answer.score)
+        return mask, {"encoded": encoded}
+
+    def encode_ahead(
+        self, volume: Volume, request: Predict | Expect, waiting: Callable[[], Iterable[Message]]
+    ) -> Iterator[None]:
+        """Encode the slice being looked at and its neighbours, a step per slice; ends where memory does."""
+        spot, key = self._spot(volume, request), self._key(request)
+        keeper = self._predictor(key)
+        before, self._looked_at = self._looked_at, spot
+        step = -1 if before is not None and before.index > spot.index else 1
+        for near in spots_ahead(spot, volume.shape_kji[spot.axis], step):
+            if keeper.holds(near):
+                continue
+            if (self.bytes_available(request.device) or sys.maxsize) < self.bytes_needed(request, volume):
+                return
+            while not keeper.encode_ahead(
+                volume, near, partial(self._is_urgent, waiting, near, request.model)
+            ):
+                yield
+            yield
+
+    def _is_urgent(self, waiting: Callable[[], Iterable[Message]], spot: Spot, model: str) -> bool:
+        """Whether something waits for anything else than the slice that is being encoded."""
+        return any(
+            not isinstance(request, Predict | Expect)
+            or _slice_of(request) != (spot.axis, spot.index)
+            or (request.volume, request.model) != (spot.content_hash, model)
+            for request in waiting()
+        )
+
+    def _spot(self, volume: Volume, request: Predict | Expect) -> Spot:
+        given = request.window_level_width
+        window = Window(*given) if given else self._windows.get(request.volume)
+        if window is None:
+            window = self._windows[request.volume] = Window.auto(volume)
+        return Spot(request.volume, *_slice_of(request), window)
 
     def bytes_needed(self, request: EngineRequest, volume: Volume) -> int:
         """Estimate of the memory a request takes beyond what is loaded already."""
@@ -223,8 +269,9 @@ class EngineBackend:
             tracker.forget(content_hash)
         for predictor in self._predictors.values():
             predictor.forget(content_hash)
+        self._windows.pop(content_hash, None)
 
-    def _key(self, request: Propagate | Refine | Predict) -> _ModelKey:
+    def _key(self, request: Propagate | Refine | Predict | Expect) -> _ModelKey:
         self._device = self._place(request.device)
         return request.model, self._device
 
@@ -253,89 +300,6 @@ class EngineBackend:
             load = self._load_image_predictor or load_image_predictor
             self._predictors[key] = ImageKeeper(load(*key))
         return self._predictors[key]
-
-
-class ImageKeeper:
-    """An image predictor that remembers which slice of which volume it has encoded.
-
-    Args:
-        predictor: what encodes and answers.
-    """
-
-    def __init__(self, predictor: ImagePredictor) -> None:
-        self.encoded = 0
-        """How many slices it has encoded; another number says that another slice is shown."""
-        self._predictor = predictor
-        self._shown: tuple[str, int, int, Window] | None = None
-
-    def show(self, volume: Volume, axis: int, index: int, window: Window) -> None:
-        """Have the predictor look at a slice, unless it does already."""
-        wanted = (volume.content_hash, axis, index, window)
-        if wanted == self._shown:
-            return
-        slice_hu = take_slice(volume.voxels_kji, axis, index)
-        self.set_image(slice_hu, window, volume.slice_spacing_mm(axis))
-        self._shown = wanted
-
-    def set_image(
-        self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]
-    ) -> None:
-        """Encode one slice, of whatever volume."""
-        self._shown = None
-        self.encoded += 1
-        self._predictor.set_image(slice_hu, window, spacing_rc_mm)
-
-    def predict(self, prompt: SlicePrompt) -> Prediction:
-        """Answer one prompt on the slice encoded last."""
-        return self._predictor.predict(prompt)
-
-    def predict_boxes(
-        self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
-    ) -> list[Prediction]:
-        """Answer (B, 4) boxes on the slice encoded last."""
-        return self._predictor.predict_boxes(boxes_xyxy_px, hint)
-
-    def forget(self, content_hash: str) -> None:
-        """Encode the slices of this volume anew when they are asked for again."""
-        if self._shown is not None and self._shown[0] == content_hash:
-            self._shown = None
-
-
-class OwnImage:
-    """An image predictor for long work, which finds its slice shown again after a click on another one.
-
-    Args:
-        keeper: shared with the clicks.
-    """
-
-    def __init__(self, keeper: ImageKeeper) -> None:
-        self._keeper = keeper
-        self._image: tuple[NDArray[np.generic], Window, tuple[float, float]] | None = None
-        self._encoded = 0
-
-    def set_image(
-        self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]
-    ) -> None:
-        """Encode one slice."""
-        self._image = (slice_hu, window, spacing_rc_mm)
-        self._keeper.set_image(*self._image)
-        self._encoded = self._keeper.encoded
-
-    def predict(self, prompt: SlicePrompt) -> Prediction:
-        """Answer one prompt on the slice encoded last."""
-        self._show_again()
-        return self._keeper.predict(prompt)
-
-    def predict_boxes(
-        self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
-    ) -> list[Prediction]:
-        """Answer (B, 4) boxes on the slice encoded last."""
-        self._show_again()
-        return self._keeper.predict_boxes(boxes_xyxy_px, hint)
-
-    def _show_again(self) -> None:
-        if self._image is not None and self._encoded != self._keeper.encoded:
-            self.set_image(*self._image)
 
 
 class SessionKeeper:
@@ -394,6 +358,12 @@ class _KeptSession:
 
     def drop(self, job: TrackJob) -> None:
         self._session.drop(job)
+
+
+def _slice_of(request: Predict | Expect) -> tuple[int, int]:
+    """Axis and index."""
+    place = request.prompt if isinstance(request, Predict) else request
+    return place.axis, place.index
 
 
 def _named(
