@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 
 from .errors import StorageError
 
-__all__ = ["atomic_path", "make_folder", "move"]
+__all__ = ["atomic_path", "is_leftover", "make_folder", "move"]
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")
 
 
 @contextlib.contextmanager
@@ -47,6 +50,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         ):  # gone already if it was renamed; if it cannot go, the first error counts
             temporary.unlink()
     _flush_folder(target.parent)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file name is that of a temporary file of `atomic_path`, as a killed program leaves it behind."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def _flush(path: Path) -> None:

@@ -26,6 +26,7 @@ def need(batch: int, size: tuple[int, int] = (32, 32)) -> int:
 def test_memory_grows_with_the_batch_and_with_the_size() -> None:
     per_sample = need(2) - need(1)
     assert need(9) - need(8) == pytest.approx(per_sample, abs=1)
+    assert need(2, (30, 25)) == need(2)  # the sides are rounded up
     assert need(2, (64, 64)) - need(1, (64, 64)) == pytest.approx(4 * per_sample, rel=0.05)
 
 

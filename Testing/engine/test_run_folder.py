@@ -39,6 +39,14 @@ def test_a_folder_with_other_files_is_not_used(tmp_path: Path) -> None:
         RunFolder.create(tmp_path, "pretrain", {})
 
 
+def test_what_a_killed_process_was_writing_stands_in_nobodys_way(tmp_path: Path) -> None:
+    left = tmp_path / ".0a1b2c3d.run.json"
+    left.write_text("{")
+    run = RunFolder.create(tmp_path, "finetune", {})
+    with run.occupied():
+        assert not left.exists()
+
+
 def test_a_run_is_not_written_over(run: RunFolder) -> None:
     with pytest.raises(InputError, match="holds a run already"):
         RunFolder.create(run.path, "pretrain", {})

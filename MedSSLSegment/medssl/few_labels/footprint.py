@@ -34,10 +34,16 @@ def training_bytes(
     Args:
         network: on the CPU; one sample goes through it.
         settings: without None, as `automatic` gives them.
-        size: sides of a sample.
+        size: sides of a sample, before they are rounded up to what the network divides by.
         channels: of a sample.
         device: to train on.
+
+    Raises:
+        InputError: the network cannot take samples of this size.
     """
+    encoder = network.backbone.encoder
+    size = tuple(-(-side // encoder.divisor) * encoder.divisor for side in size)
+    encoder.require_size(size)
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     sample = _bytes_kept(network, size, channels)
     fixed = _FIXED_BYTES.get(device.type, _FIXED_BYTES["cpu"])

@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from .. import __version__
 from ..errors import Cancelled, InputError, MedSSLError, ModelError, StorageError
 from ..events import Log, Progress
+from ..storage import atomic_path, is_leftover
 from .processes import is_alive, start_mark
-from ..storage import atomic_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +112,8 @@ class RunFolder:
         path = Path(path).absolute()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            strangers = sorted(p.name for p in path.iterdir() if p.name not in ("log.txt", "lock"))
+            names = [p.name for p in path.iterdir() if not is_leftover(p.name)]
+            strangers = sorted(name for name in names if name not in ("log.txt", "lock"))
         except OSError as error:
             raise StorageError(f"The run folder {path} cannot be made ({error.strerror}).") from error
         if "run.json" in strangers:
@@ -368,6 +369,7 @@ class RunFolder:
         with _one_at_a_time(self.path / "lock"):
             self.require_idle()
             (self.path / "stop").unlink(missing_ok=True)
+            self._remove_leftovers()
             self._write_status("running", self.status.progress)
         try:
             yield
@@ -378,6 +380,12 @@ class RunFolder:
             self._leave("failed", str(error) if isinstance(error, MedSSLError) else repr(error))
             raise
         self._leave("done", "")
+
+    def _remove_leftovers(self) -> None:
+        """Take away what a killed process was writing; a training state can be large."""
+        for path in self.path.iterdir():
+            if is_leftover(path.name):
+                path.unlink(missing_ok=True)
 
     def _leave(self, state: State, message: str) -> None:
         record = self._record()
