@@ -137,6 +137,11 @@ class FakeClient:
         self.runs.append(FakeRun())
         return self.runs[-1]
 
+    def expect(self, volume: Any, axis: int, index: int, *, model: str, device: str) -> FakeRun:
+        self.asked.append({"volume": volume, "expected": (axis, index), "model": model, "device": device})
+        self.runs.append(FakeRun())
+        return self.runs[-1]
+
 
 @pytest.fixture
 def a_client() -> FakeClient:

@@ -79,6 +79,7 @@ def test_the_preview_is_shown_and_only_accepting_changes_the_segment(a_desk: Des
     mask = a_desk.answer()
     preview = a_desk.scene.scene.GetFirstNodeByName("MedSSLSegment preview")
     assert not preview.GetSaveWithScene()
+    assert not preview.GetDisplayNode().GetSaveWithScene()
     shown = nodes.read_segment(preview, "preview", a_desk.volume)
     np.testing.assert_array_equal(shown[3], mask)
     assert not a_desk.masks().any()
@@ -208,3 +209,23 @@ def test_prompts_are_answered_on_the_sessions_device(a_desk: Desk) -> None:
     a_desk.session.device = "cpu"
     a_desk.click(3, 5, 4)
     assert a_desk.client.asked[-1]["device"] == "cpu"
+
+
+def test_while_one_word_is_under_way_only_the_newest_slice_in_view_is_told_next(a_desk: Desk) -> None:
+    prompts = a_desk.session.prompts
+    for index in (1, 2, 3, 4):
+        prompts.look_at(0, index)
+    assert [asked["expected"] for asked in a_desk.client.asked] == [(0, 1)]
+    a_desk.session.poll()
+    assert len(a_desk.client.asked) == 1
+    a_desk.client.runs[0].finished = True
+    a_desk.session.poll()
+    a_desk.session.poll()
+    assert [asked["expected"] for asked in a_desk.client.asked] == [(0, 1), (0, 4)]
+
+
+def test_looking_at_slices_without_a_volume_tells_nobody(a_desk: Desk) -> None:
+    a_desk.session.choose(None, None)
+    a_desk.session.prompts.look_at(0, 1)
+    a_desk.session.poll()
+    assert a_desk.client.asked == []

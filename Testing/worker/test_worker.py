@@ -157,11 +157,11 @@ def test_the_real_worker_started_by_hand_explains_itself() -> None:
     assert "standard input and output" in run.stdout
 
 
-def test_a_worker_has_torchs_threads_sleep_while_they_wait_unless_told_otherwise() -> None:
-    script = "import medssl.worker as w, os; w._leave_cores_to_others(); print(os.environ['OMP_WAIT_POLICY'])"
-    for chosen, policy in (("", "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-        environment |= {"OMP_WAIT_POLICY": chosen} if chosen else {}
+def test_a_worker_has_torchs_threads_wait_briefly_unless_told_otherwise() -> None:
+    script = "import medssl.worker as w, os; w._leave_cores_to_others(); print(os.environ['GOMP_SPINCOUNT'])"
+    for chosen, count in (("", "20000"), ("7", "7")):
+        environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+        environment |= {"GOMP_SPINCOUNT": chosen} if chosen else {}
         command = [sys.executable, "-c", script]
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        assert run.stdout.strip() == policy
+        assert run.stdout.strip() == count

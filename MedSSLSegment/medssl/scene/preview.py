@@ -44,6 +44,35 @@ class PromptDesk:
         """One sentence: what to do next, or what went wrong."""
         self.model = DEFAULT_MODEL
         """Model id of the registry that answers."""
+        self._looked_at: tuple[int, int] | None = None
+        self._telling: Run | None = None
+
+    # Looking
+
+    def look_at(self, axis: int, index: int) -> None:
+        """Tell the worker which slice is in view, so that it is encoded by the time a prompt is placed.
+
+        Call it whenever the view moves while a prompt tool is in hand; it costs nothing. While one word is under way,
+        only the newest of the next ones is kept.
+
+        Args:
+            axis: slice axis of the view; see `axis_of_normal` for oblique ones.
+            index: slice index along it.
+        """
+        self._looked_at = axis, index
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._looked_at is None or (self._telling is not None and not self._telling.done):
+            return
+        try:
+            volume = self._session.volume()
+        except InputError:  # not there, or still being read: whoever needs it says so
+            return
+        (axis, index), self._looked_at = self._looked_at, None
+        self._telling = self._session.client.expect(
+            volume, axis, index, model=self.model, device=self._session.device
+        )
 
     # Placing
 
@@ -151,6 +180,7 @@ class PromptDesk:
 
     def poll(self) -> None:
         """Take an answer that has arrived."""
+        self._tell()
         if self._run is None:
             return
         place, run = self._run
@@ -218,6 +248,7 @@ class PromptDesk:
         """Stop and show nothing; the prompts stay with their segmentation."""
         self._stop()
         self._masks.clear()
+        self._looked_at = None
         self.place, self.message = None, ""
         if self._node is not None and self._session.scene.IsNodePresent(self._node):
             self._session.scene.RemoveNode(self._node)
@@ -250,7 +281,8 @@ class PromptDesk:
             self._node = nodes.create_segmentation_node(
                 scene, self._session.volume_node, "MedSSLSegment preview"
             )
-            self._node.SetSaveWithScene(False)
+            for node in (self._node, self._node.GetDisplayNode()):
+                node.SetSaveWithScene(False)
             self._node.SetHideFromEditors(True)
             segmentation = self._node.GetSegmentation()
             segmentation.AddEmptySegment("preview", "preview", _PREVIEW_COLOR)

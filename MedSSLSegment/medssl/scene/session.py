@@ -84,6 +84,9 @@ class Propagator(Protocol):
     def predict(self, volume: Volume, prompt: SlicePrompt, *, segment: str, model: str, device: str) -> Run:
         """Answer one prompt on one slice, ahead of long requests; returns at once."""
 
+    def expect(self, volume: Volume, axis: int, index: int, *, model: str, device: str) -> Run:
+        """Get ready for prompts on a slice while nothing else is asked; returns at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PropagateRequest:
