@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ _MARGIN_PX = 5
 
 References = Mapping[str, Sequence[int]]
 """Slices that a person vouches for, by segment."""
+_NONE: References = MappingProxyType({})
 
 
 def of_propagation(volume: Volume, result: PropagationResult) -> list[Evidence]:
@@ -34,44 +36,63 @@ def of_propagation(volume: Volume, result: PropagationResult) -> list[Evidence]:
     )
 
 
-def of_prediction(volume: Volume, result: Prediction, axis: int, references: References) -> list[Evidence]:
+def of_prediction(
+    volume: Volume, result: Prediction, axis: int, references: References, absent: References = _NONE
+) -> list[Evidence]:
     """Evidence of a model's coarse mask alone.
 
     Args:
         volume: the image.
         result: of `medssl.inference.predict_volume`.
         axis: slice axis to suggest slices of.
-        references: slices somebody has annotated on this volume already.
+        references: slices of this volume on which somebody has annotated the segment already.
+        absent: slices on which somebody has seen that it is not there.
     """
-    return _evidence(volume, result.segmentation, axis, references, uncertainty_kji=result.uncertainty)
+    return _evidence(
+        volume, result.segmentation, axis, references, absent, uncertainty_kji=result.uncertainty
+    )
 
 
-def of_segmentation(volume: Volume, result: SegmentResult, references: References) -> list[Evidence]:
+def of_segmentation(
+    volume: Volume, result: SegmentResult, references: References, absent: References = _NONE
+) -> list[Evidence]:
     """Evidence of the full pipeline.
 
     Args:
         volume: the image.
         result: of `medssl.segmenting.segment_volume`.
-        references: slices a person has annotated; those that the program chose itself do not count.
+        references: slices on which a person has annotated the segment; those that the program chose itself do not
+            count.
+        absent: slices on which a person has seen that it is not there.
     """
     return _evidence(
         volume,
         result.segmentation,
         result.axis,
         references,
+        absent,
         confidence=result.confidence,
         agreement=result.agreement,
         uncertainty_kji=result.uncertainty_kji,
     )
 
 
-def vouched_references(case: Case | None, axis: int) -> dict[str, list[int]]:
-    """Slices across an axis that somebody vouches for in a case; none without one."""
-    found: dict[str, set[int]] = {}
-    for vouched in case.vouched if case is not None else ():
-        if vouched.axis == axis:
-            found.setdefault(vouched.segment, set()).update(vouched.indices)
-    return {name: sorted(indices) for name, indices in found.items()}
+def vouched_references(case: Case | None, axis: int) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Slices across an axis that somebody vouches for in a case; none without one.
+
+    Returns:
+        By segment, the slices that show it, and those on which it is not.
+    """
+    present: dict[str, list[int]] = {}
+    absent: dict[str, list[int]] = {}
+    if case is None or not any(vouched.axis == axis for vouched in case.vouched):
+        return present, absent
+    labels = case.segmentation()
+    for name in {vouched.segment for vouched in case.vouched if vouched.axis == axis}:
+        known = {n for v in case.vouched if (v.segment, v.axis) == (name, axis) for n in v.indices}
+        shown = set(np.flatnonzero(as_stack(labels.mask(name), axis).any(axis=(1, 2))).tolist())
+        present[name], absent[name] = sorted(known & shown), sorted(known - shown)
+    return present, absent
 
 
 def _evidence(
@@ -79,6 +100,7 @@ def _evidence(
     found: Segmentation,
     axis: int,
     references: References,
+    absent: References = _NONE,
     *,
     confidence: Mapping[str, NDArray[np.float32]] | None = None,
     agreement: Mapping[str, NDArray[np.float32]] | None = None,
@@ -96,6 +118,7 @@ def _evidence(
                 step_mm=volume.spacing_kji_mm[axis],
                 area_px=np.count_nonzero(stack, axis=(1, 2)).astype(float),
                 references=tuple(references.get(name, ())),
+                absent=tuple(absent.get(name, ())),
                 confidence=_curve(confidence, name),
                 uncertainty=uncertainty,
                 agreement=_curve(agreement, name),

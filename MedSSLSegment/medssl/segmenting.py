@@ -252,6 +252,7 @@ def segment(
     canvas = Canvas(volume, axis, coarse.found.segments)
     if references:
         yield from _propagate(volume, references, tracker, options.propagate_options(axis), canvas, cancelled)
+    yield Progress(0, len(names), None, "final")
     stages: dict[Stage, Segmentation] = {
         "coarse": coarse.found,
         "largest": drop_small_parts(coarse.found, 1.0),
@@ -261,13 +262,17 @@ def segment(
     stages["final"] = stages["propagated"] if drawn is not None else _vote(stages)
     confidence = canvas.confidence()
     yield from _final_slices(stages["final"], axis, confidence)
+    agreement, eta = {}, Eta(len(names))
+    for done, name in enumerate(names, start=1):
+        agreement[name] = _agreement(stages, name, axis)
+        yield eta.step(done, "final")
     return SegmentResult(
         stages=stages,
         prompt=options.prompt,
         axis=axis,
         references=_indices(names, references),
         confidence=confidence,
-        agreement={name: _agreement(stages, name, axis) for name in names},
+        agreement=agreement,
         refined_slices=slices,
         uncertainty_kji=coarse.uncertainty_kji,
         seconds=time.monotonic() - started,

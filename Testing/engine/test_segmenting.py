@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from medssl.cases import CaseStore, Vouched
 from medssl.errors import Cancelled, InputError
 from medssl.events import Log, Progress
 from medssl.evidence import of_propagation, of_segmentation, vouched_references
@@ -116,7 +117,11 @@ def test_what_is_streamed_adds_up_to_every_stage(volume: Volume, coarse: Segment
     result = segment_volume(
         volume, coarse, predictor=Bright(), tracker=IntensityTracker(), on_event=events.append
     )
-    assert {event.text for event in events if isinstance(event, Progress)} == {"refined", "propagated"}
+    assert {event.text for event in events if isinstance(event, Progress)} == {
+        "refined",
+        "propagated",
+        "final",
+    }
     for stage in ("coarse", "refined", "propagated", "final"):
         found = {name: np.zeros(volume.shape_kji, bool) for name in TRUTH.names}
         for event in events:
@@ -216,7 +221,7 @@ def test_results_become_evidence_for_the_next_slice(volume: Volume, coarse: Segm
     liver, spleen = of_segmentation(volume, result, {"liver": [8]})
     assert (liver.references, spleen.references) == ((8,), ())
     assert liver.area_px[8] == np.count_nonzero(result.segmentation.mask("liver")[8])
-    assert vouched_references(None, 0) == {}
+    assert (liver.absent, of_segmentation(volume, result, {}, {"liver": [1]})[0].absent) == ((), (1,))
     suggestions = suggest_slices([liver, spleen], count=3)
     assert next(s.index for s in suggestions if s.segment == "spleen") == 7
     drawn = np.zeros_like(TRUTH.labels_kji)
@@ -225,3 +230,15 @@ def test_results_become_evidence_for_the_next_slice(volume: Volume, coarse: Segm
     (evidence,) = of_propagation(volume, found)
     assert list(evidence.references) == [6]
     assert dice(found.segmentation.mask("liver"), LIVER) > 0.8
+
+
+def test_vouched_slices_are_told_apart_by_whether_they_show_the_segment(
+    tmp_path: Path, volume: Volume
+) -> None:
+    store = CaseStore(tmp_path / "store")
+    rows = [Vouched("liver", 0, (0, 6, 7)), Vouched("liver", 0, (1,)), Vouched("spleen", 1, (4,))]
+    case = store.add(volume, TRUTH, rows)
+    assert not LIVER[:2].any()
+    assert vouched_references(case, 0) == ({"liver": [6, 7]}, {"liver": [0, 1]})
+    assert vouched_references(case, 2) == ({}, {})
+    assert vouched_references(None, 0) == ({}, {})

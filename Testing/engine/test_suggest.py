@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from medssl.errors import InputError
 from medssl.suggest import Evidence, embed_slices, suggest_slices, suggest_volumes
-from medssl.volume import Volume
+from medssl.volume import Volume, Window
 
 
 def organ(slices: int = 21, **more: object) -> Evidence:
@@ -66,6 +66,19 @@ def test_beyond_a_slice_without_the_object_nothing_is_suggested() -> None:
     indices = {s.index for s in suggest_slices([known], count=30)}
     assert indices
     assert indices <= set(range(8, 18))
+
+
+def test_what_was_found_past_a_slice_without_the_object_is_known_to_be_wrong() -> None:
+    """The tracker overran the end by 20 slices, and somebody has looked at one of them."""
+    area = np.zeros(60)
+    area[10:50] = 100.0
+    known = Evidence("a", 0, 3.0, area, (20,), confidence=np.where(area > 0, 0.9, np.nan))
+    assert max(s.index for s in suggest_slices([known], count=20)) > 31
+    seen = replace(known, absent=(31,))
+    assert max(s.index for s in suggest_slices([seen], count=20)) < 31
+    hole = replace(known, references=(20, 40), absent=(30,))
+    assert 30 not in {s.index for s in suggest_slices([hole], count=60)}
+    assert suggest_slices([replace(known, references=(), absent=range(60))]) == []
 
 
 def test_both_sides_of_one_reference_slice_count_alike() -> None:
@@ -154,6 +167,16 @@ def test_equal_slices_have_equal_embeddings_of_unit_length() -> None:
     assert np.array_equal(embeddings[0], embeddings[3])
     assert np.allclose(np.linalg.norm(embeddings, axis=1), 1.0, atol=1e-5)
     assert embeddings[0] @ embeddings[1] < 0.99
+
+
+def test_a_large_slice_is_described_as_the_same_slice_at_half_the_size() -> None:
+    rows, columns = np.indices((256, 256)) / 256
+    large = np.stack([300 * np.sin(6 * rows + n) * np.cos(4 * columns) for n in range(3)])
+    found = [
+        embed_slices(Volume(v.astype(np.float32), np.eye(4)), 0, Window(0, 600))
+        for v in (large, large[:, ::2, ::2])
+    ]
+    np.testing.assert_allclose(found[0], found[1], atol=0.02)
 
 
 def test_volumes_are_ranked_by_doubt_and_by_novelty() -> None:

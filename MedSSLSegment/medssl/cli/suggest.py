@@ -99,13 +99,14 @@ def _evidence(volume: Volume, options: argparse.Namespace) -> list[Evidence]:
             device=options.device,
             on_event=lambda event: show_events(bar, event),
         )
-    return evidence.of_segmentation(volume, result, _drawn(volume, annotation, result.axis, options))
+    drawn, absent = _drawn(volume, annotation, result.axis, options)
+    return evidence.of_segmentation(volume, result, drawn, absent)
 
 
 def _drawn(
     volume: Volume, annotation: Segmentation | None, axis: int, options: argparse.Namespace
-) -> dict[str, list[int]]:
-    """Slices that need no annotation any more: drawn here, or vouched for in the store."""
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Slices that need no annotation any more, drawn here or vouched for in the store: with the segment and without."""
     from ..cases import CaseStore
     from ..evidence import vouched_references
     from ..pipeline import annotated_slices
@@ -113,11 +114,11 @@ def _drawn(
 
     store = Path(options.store)
     case = CaseStore(store).find(volume.content_hash) if store.is_dir() else None
-    drawn = vouched_references(case, axis)
+    drawn, absent = vouched_references(case, axis)
     for name in annotation.names if annotation is not None else ():
         indices = annotated_slices(as_stack(annotation.mask(name), axis))  # type: ignore[union-attr]
         drawn[name] = sorted({*drawn.get(name, ()), *indices})
-    return drawn
+    return drawn, absent
 
 
 def _suggest_volumes(options: argparse.Namespace) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..events import Progress
 from ..home import models_folder
 from ..messages import PredictVolume, SegmentVolume, Streamed
 from ..results import SliceMask, UncertaintyMap
@@ -162,13 +163,16 @@ def segment_volume(
         device=request.device,
         cancelled=cancelled,
     )
-    return _summary(volume, result, request.vouched)
+    yield Progress(0, 0, None, "weighing what to annotate next")  # between two items, clicks are answered
+    return _summary(volume, result, request)
 
 
-def _summary(volume: Volume, result: SegmentResult, vouched: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def _summary(volume: Volume, result: SegmentResult, request: SegmentVolume) -> dict[str, Any]:
     from ..evidence import of_segmentation
 
-    drawn = result.references if result.prompt == "annotation" else vouched
+    absent = {name: set(indices) for name, indices in request.absent.items()}
+    shown = {name: sorted({*indices} - absent.get(name, set())) for name, indices in request.vouched.items()}
+    drawn = result.references if result.prompt == "annotation" else shown
     return {
         "segments": [asdict(segment) for segment in result.segmentation.segments],
         "prompt": result.prompt,
@@ -176,7 +180,7 @@ def _summary(volume: Volume, result: SegmentResult, vouched: Mapping[str, Sequen
         "references": {name: list(indices) for name, indices in result.references.items()},
         "confidence": dict(result.confidence),
         "agreement": dict(result.agreement),
-        "suggestions": suggestions(of_segmentation(volume, result, drawn)),
+        "suggestions": suggestions(of_segmentation(volume, result, drawn, request.absent)),
     }
 
 
