@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,8 @@ _NONE: References = MappingProxyType({})
 
 def of_propagation(volume: Volume, result: PropagationResult) -> list[Evidence]:
     """Evidence of a propagation; its reference slices are those it started from."""
-    return _evidence(
-        volume, result.segmentation, result.axis, result.references, confidence=result.confidence
+    return list(
+        _evidence(volume, result.segmentation, result.axis, result.references, confidence=result.confidence)
     )
 
 
@@ -48,15 +48,15 @@ def of_prediction(
         references: slices of this volume on which somebody has annotated the segment already.
         absent: slices on which somebody has seen that it is not there.
     """
-    return _evidence(
-        volume, result.segmentation, axis, references, absent, uncertainty_kji=result.uncertainty
+    return list(
+        _evidence(volume, result.segmentation, axis, references, absent, uncertainty_kji=result.uncertainty)
     )
 
 
 def of_segmentation(
     volume: Volume, result: SegmentResult, references: References, absent: References = _NONE
-) -> list[Evidence]:
-    """Evidence of the full pipeline.
+) -> Iterator[Evidence]:
+    """Evidence of the full pipeline, of one segment after the other: of a large volume each takes a while.
 
     Args:
         volume: the image.
@@ -105,27 +105,23 @@ def _evidence(
     confidence: Mapping[str, NDArray[np.float32]] | None = None,
     agreement: Mapping[str, NDArray[np.float32]] | None = None,
     uncertainty_kji: NDArray[np.float32] | None = None,
-) -> list[Evidence]:
+) -> Iterator[Evidence]:
     embeddings = embed_slices(volume, axis)
-    evidence = []
     for name in found.names:
         stack = as_stack(found.mask(name), axis)
         uncertainty = None if uncertainty_kji is None else _around(stack, as_stack(uncertainty_kji, axis))
-        evidence.append(
-            Evidence(
-                segment=name,
-                axis=axis,
-                step_mm=volume.spacing_kji_mm[axis],
-                area_px=np.count_nonzero(stack, axis=(1, 2)).astype(float),
-                references=tuple(references.get(name, ())),
-                absent=tuple(absent.get(name, ())),
-                confidence=_curve(confidence, name),
-                uncertainty=uncertainty,
-                agreement=_curve(agreement, name),
-                embeddings=embeddings,
-            )
+        yield Evidence(
+            segment=name,
+            axis=axis,
+            step_mm=volume.spacing_kji_mm[axis],
+            area_px=np.count_nonzero(stack, axis=(1, 2)).astype(float),
+            references=tuple(references.get(name, ())),
+            absent=tuple(absent.get(name, ())),
+            confidence=_curve(confidence, name),
+            uncertainty=uncertainty,
+            agreement=_curve(agreement, name),
+            embeddings=embeddings,
         )
-    return evidence
 
 
 def _curve(curves: Mapping[str, NDArray[Any]] | None, name: str) -> NDArray[np.float64] | None:

@@ -241,7 +241,7 @@ def segment(
     drawn = _drawn(volume, annotation, axis, names, options)
 
     coarse = yield from _coarse(volume, model, names, options, device, cancelled)
-    start = drop_small_parts(coarse.found, options.least_part)
+    start = yield from _large(coarse.found, options.least_part, "coarse")
     refined, slices = yield from _refine(volume, start, predictor, options.refine_options(axis), cancelled)
     references = drawn
     if references is None:
@@ -252,13 +252,14 @@ def segment(
     canvas = Canvas(volume, axis, coarse.found.segments)
     if references:
         yield from _propagate(volume, references, tracker, options.propagate_options(axis), canvas, cancelled)
-    yield Progress(0, len(names), None, "final")
+    largest = yield from _large(coarse.found, 1.0, "final")
     stages: dict[Stage, Segmentation] = {
         "coarse": coarse.found,
-        "largest": drop_small_parts(coarse.found, 1.0),
+        "largest": largest,
         "refined": refined,
         "propagated": canvas.segmentation(),
     }
+    yield Progress(0, len(names), None, "final")
     stages["final"] = stages["propagated"] if drawn is not None else _vote(stages)
     confidence = canvas.confidence()
     yield from _final_slices(stages["final"], axis, confidence)
@@ -317,6 +318,11 @@ def drop_small_parts(found: Segmentation, least_part: float) -> Segmentation:
         found: only read.
         least_part: share of the largest part's voxels, 0 .. 1; 0 keeps all, 1 the largest alone.
     """
+    return drain(_large(found, least_part, ""), lambda event: None)
+
+
+def _large(found: Segmentation, least_part: float, stage: str) -> Generator[Progress, None, Segmentation]:
+    """As `drop_small_parts`, segment by segment; the progress is of a stage."""
     if least_part <= 0:
         return found
     from scipy import ndimage
@@ -324,6 +330,7 @@ def drop_small_parts(found: Segmentation, least_part: float) -> Segmentation:
     labels = np.zeros_like(found.labels_kji)
     boxes = ndimage.find_objects(found.labels_kji)
     for part in found.segments:
+        yield Progress(0, 0, None, stage)
         box = boxes[part.label - 1] if part.label <= len(boxes) else None
         if box is not None:
             inside = found.labels_kji[box] == part.label

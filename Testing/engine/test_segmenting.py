@@ -118,6 +118,7 @@ def test_what_is_streamed_adds_up_to_every_stage(volume: Volume, coarse: Segment
         volume, coarse, predictor=Bright(), tracker=IntensityTracker(), on_event=events.append
     )
     assert {event.text for event in events if isinstance(event, Progress)} == {
+        "coarse",
         "refined",
         "propagated",
         "final",
@@ -221,7 +222,7 @@ def test_results_become_evidence_for_the_next_slice(volume: Volume, coarse: Segm
     liver, spleen = of_segmentation(volume, result, {"liver": [8]})
     assert (liver.references, spleen.references) == ((8,), ())
     assert liver.area_px[8] == np.count_nonzero(result.segmentation.mask("liver")[8])
-    assert (liver.absent, of_segmentation(volume, result, {}, {"liver": [1]})[0].absent) == ((), (1,))
+    assert (liver.absent, next(of_segmentation(volume, result, {}, {"liver": [1]})).absent) == ((), (1,))
     suggestions = suggest_slices([liver, spleen], count=3)
     assert next(s.index for s in suggestions if s.segment == "spleen") == 7
     drawn = np.zeros_like(TRUTH.labels_kji)

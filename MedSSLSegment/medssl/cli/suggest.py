@@ -100,7 +100,7 @@ def _evidence(volume: Volume, options: argparse.Namespace) -> list[Evidence]:
             on_event=lambda event: show_events(bar, event),
         )
     drawn, absent = _drawn(volume, annotation, result.axis, options)
-    return evidence.of_segmentation(volume, result, drawn, absent)
+    return list(evidence.of_segmentation(volume, result, drawn, absent))
 
 
 def _drawn(

@@ -163,16 +163,22 @@ def segment_volume(
         device=request.device,
         cancelled=cancelled,
     )
-    yield Progress(0, 0, None, "weighing what to annotate next")  # between two items, clicks are answered
-    return _summary(volume, result, request)
+    return (yield from _summary(volume, result, request))
 
 
-def _summary(volume: Volume, result: SegmentResult, request: SegmentVolume) -> dict[str, Any]:
+def _summary(
+    volume: Volume, result: SegmentResult, request: SegmentVolume
+) -> Generator[Streamed, None, dict[str, Any]]:
+    """What is known of each slice, weighed segment by segment, so that clicks are answered in between."""
     from ..evidence import of_segmentation
 
     absent = {name: set(indices) for name, indices in request.absent.items()}
     shown = {name: sorted({*indices} - absent.get(name, set())) for name, indices in request.vouched.items()}
     drawn = result.references if result.prompt == "annotation" else shown
+    evidence = []
+    for found in of_segmentation(volume, result, drawn, request.absent):
+        evidence.append(found)
+        yield Progress(len(evidence), len(result.segmentation.segments), None, "what to annotate next")
     return {
         "segments": [asdict(segment) for segment in result.segmentation.segments],
         "prompt": result.prompt,
@@ -180,7 +186,7 @@ def _summary(volume: Volume, result: SegmentResult, request: SegmentVolume) -> d
         "references": {name: list(indices) for name, indices in result.references.items()},
         "confidence": dict(result.confidence),
         "agreement": dict(result.agreement),
-        "suggestions": suggestions(of_segmentation(volume, result, drawn, request.absent)),
+        "suggestions": suggestions(evidence),
     }
 
 
