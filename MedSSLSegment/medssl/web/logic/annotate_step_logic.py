@@ -27,6 +27,7 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         super().__init__(server, work, AnnotateStepState)
         self._prompts = self.session.prompts
         self._marks = PromptMarks(self.session)
+        self._accepts_answer = False
         self._editor = work.editor
         self._effect = self._editor.get_effect(SmartPromptEffect)
         self._effect.point_placed.connect(self._on_point)
@@ -55,8 +56,10 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         self._show_tool()
 
     def accept(self) -> None:
-        """Make the preview the segment's."""
-        self._decide(self._prompts.accept)
+        """Make the preview the segment's; while its answer is under way, as soon as that is here."""
+        self._accepts_answer = self._prompts.is_waiting
+        if not self._accepts_answer:
+            self._decide(self._prompts.accept)
 
     def take_back(self) -> None:
         """Take the last prompt of the slice back."""
@@ -68,12 +71,18 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
 
     def show(self) -> None:
         """Show what there is to accept."""
+        if self._accepts_answer and not self._prompts.is_waiting:
+            self._accepts_answer = False
+            if self._prompts.place in self._prompts.previews:
+                self._decide(self._prompts.accept)
         place = self._prompts.place
         self.data.message = self._prompts.message or _HINT
         self.data.is_waiting = self._prompts.is_waiting
         is_open = place in self._prompts.previews or place in self._prompts.pending()
         self.data.can_accept = is_open and not self._prompts.is_waiting
-        self.data.can_take_back = place is not None and bool(self._prompts.marks(place))
+        count = 0 if place is None else len(self._prompts.marks(place))
+        self.data.can_take_back = count > 0
+        self.data.count = "" if count == 0 else "1 prompt." if count == 1 else f"{count} prompts."
         self._marks.show()
 
     def _decide(self, act: Callable[[], object]) -> None:
@@ -92,6 +101,7 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
 
     def _place(self, place: Callable[[str, int], Place], normal: list[float]) -> None:
         def act() -> None:
+            self._accepts_answer = False
             place(self._require_segment(), axis_of_normal(self.session.volume(), normal))
 
         self.work.attempt(act)

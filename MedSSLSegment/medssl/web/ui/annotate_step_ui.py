@@ -35,6 +35,8 @@ class AnnotateStepState:
     tool: str = ""
     """Value of the `PromptTool` in hand; empty for none."""
     message: str = ""
+    count: str = ""
+    """How many prompts the slice has, in words; empty for none."""
     is_waiting: bool = False
     can_accept: bool = False
     can_take_back: bool = False
@@ -55,7 +57,10 @@ class AnnotateStepUI(FlexContainer):  # type: ignore[misc]
         self._state = TypedState(self.state, AnnotateStepState)
         with self:
             self._build_tools()
-            Hint(f"{{{{ {self._state.name.message} }}}}", **named("prompt-message"), style="min-height: 20px")
+            Hint(
+                f"{{{{ {self._state.name.count} }}}} {{{{ {self._state.name.message} }}}}",
+                style="min-height: 20px", **named("prompt-message"),
+            )  # fmt: skip
             self._build_decisions()
             Select(
                 "Answered by", self._state.name.model, self._state.name.models,

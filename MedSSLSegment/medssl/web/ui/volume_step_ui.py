@@ -51,7 +51,8 @@ class VolumeStepUI(FlexContainer):  # type: ignore[misc]
                     "Where segments are painted and results are written.",
                     disabled=(state.name.is_locked,),
                 )
-                Button("New", "Begin another segmentation of this volume.", self.new_segmentation_clicked)
+                Button("New", "Begin another segmentation of this volume.", self.new_segmentation_clicked,
+                       **named("new-segmentation"))
             editor.build_segments()
             Button(
                 "Add segment", "One more structure to segment.", self.add_segment_clicked,

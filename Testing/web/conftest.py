@@ -1,0 +1,301 @@
+"""A running workstation and a browser that looks at it; the real worker, the shipped weights, a phantom.
+
+with running_workstation(ct, home=folder) as workstation:
+    page.goto(workstation.address)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from medssl.phantom import Phantom, phantom_ct
+from medssl.volume import write_volume
+
+PATIENCE_S = 60.0
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SIZE_PX = (1280, 800)
+ORGAN = "liver"
+
+
+@dataclass
+class Running:
+    """A workstation in a process of its own."""
+
+    address: str
+    """What it printed: the secret is in it."""
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+    """What it has said so far."""
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        found = re.search(r":(\d+)/", self.address)
+        assert found
+        return int(found.group(1))
+
+
+@contextmanager
+def running_workstation(*arguments: object, home: Path) -> Iterator[Running]:
+    """`medssl app ARGUMENTS`, until the block ends.
+
+    Args:
+        arguments: of the command line.
+        home: the user's folder for models, cases and runs.
+    """
+    command = [sys.executable, "-m", "medssl.cli", "--traceback", "app", *map(str, arguments), "--no-browser"]
+    environment = {**os.environ, "MEDSSL_HOME": str(home)}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    running = Running("", process)
+    reader = threading.Thread(target=lambda: running.lines.extend(process.stdout or ()), daemon=True)
+    reader.start()
+    try:
+        running.address = _address(running)
+        yield running
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+        reader.join(PATIENCE_S)
+        assert process.stdout
+        process.stdout.close()
+
+
+def _address(running: Running) -> str:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        for line in list(running.lines):
+            if found := re.search(r"http://\S+", line):
+                return found.group()
+        assert running.process.poll() is None, "".join(running.lines)
+        time.sleep(0.05)
+    raise AssertionError("".join(running.lines))
+
+
+def wait_until(is_so: Callable[[], Any], what: str) -> Any:
+    """The first true answer; fails with `what` when there is none."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        if answer := is_so():
+            return answer
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not happen in {PATIENCE_S:.0f} s")
+
+
+@pytest.fixture(scope="session")
+def phantom() -> Phantom:
+    """A person whose middle slice goes through the liver."""
+    return phantom_ct(seed=7, shape_kji=(64, 96, 112), spacing_kji_mm=(6.0, 4.0, 4.0), phase="portal")
+
+
+@pytest.fixture(scope="session")
+def ct_file(phantom: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantom as a file, in a folder of its own."""
+    path = tmp_path_factory.mktemp("data") / "phantom.nii.gz"
+    write_volume(phantom.volume, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def workstation(ct_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One workstation for all tests, with the phantom open."""
+    pytest.importorskip("trame_slicer")
+    home = tmp_path_factory.mktemp("home")
+    with running_workstation(ct_file, "--cases", home / "cases", "--threads", 1, home=home) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine; `make test` installs one where it may")
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield launched
+        launched.close()
+
+
+class Page:
+    """The workstation's page, as a person uses it.
+
+    Args:
+        page: of playwright.
+        running: what it shows.
+    """
+
+    def __init__(self, page: Any, running: Running) -> None:
+        self.page = page
+        self.running = running
+        self.complaints: list[str] = []
+        page.on("console", self._on_console)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def _on_console(self, message: Any) -> None:
+        if message.type == "error":
+            self.complaints.append(message.text)
+
+    def open(self) -> None:
+        """Go to the address, and wait for the views."""
+        self.page.goto(self.running.address)
+        self.page.wait_for_selector("text=1. Volume and segment", timeout=1000 * PATIENCE_S)
+        wait_until(
+            lambda: len(self.page.query_selector_all(".layout-grid-item img")) >= 3, "the first picture"
+        )
+
+    def text(self, name: str) -> str:
+        """What a named part of the page says."""
+        return str(self.page.inner_text(f"[data-test={name}]"))
+
+    def click(self, name: str) -> None:
+        """Click a named part of the page, as soon as that is possible."""
+        self.page.click(f"[data-test={name}]", timeout=1000 * PATIENCE_S)
+
+    def open_step(self, number: int) -> None:
+        """Open one of the five steps, if it is not."""
+        panel = self.page.locator(f"[data-test=step-{number}]")
+        if "v-expansion-panel--active" not in (panel.get_attribute("class") or ""):
+            panel.locator(".v-expansion-panel-title").click()
+
+    def wait_for(self, name: str, words: str) -> str:
+        """What a named part of the page says, once that holds these words."""
+        return str(wait_until(lambda: words in (said := self.text(name)) and said, f"'{words}' in {name}"))
+
+    def axial_view(self) -> dict[str, float]:
+        """Where the first view lies: x, y, width, height, in pixels of the page."""
+        box = self.page.locator(".layout-grid-item").first.bounding_box()
+        assert box
+        return dict(box)
+
+    def at(self, phantom: Phantom, row: float, column: float) -> tuple[float, float]:
+        """Where a pixel of an axial slice of the phantom lies on the page, as long as the view is fitted."""
+        box, (_, rows, columns) = self.axial_view(), phantom.volume.shape_kji
+        _, height_mm, width_mm = phantom.volume.spacing_kji_mm
+        scale = max(columns * width_mm / box["width"], rows * height_mm / box["height"])
+        right, anterior = phantom.volume.ijk_to_ras[0, 0] > 0, phantom.volume.ijk_to_ras[1, 1] > 0
+        x = (column - (columns - 1) / 2) * width_mm / scale * (-1 if right else 1)
+        y = (row - (rows - 1) / 2) * height_mm / scale * (-1 if anterior else 1)
+        return box["x"] + box["width"] / 2 + x, box["y"] + box["height"] / 2 + y
+
+    def go_to_slice(self, index: int) -> None:
+        """Turn the wheel over the axial view until it shows a slice."""
+        box = self.axial_view()
+        self.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        while (shown := self.shown_slice()) != index:
+            self.page.mouse.wheel(0, -100 if shown < index else 100)
+            wait_until(lambda before=shown: self.shown_slice() != before, "a turn of the wheel")
+
+    def shown_slice(self) -> int:
+        """Index of the slice in the axial view."""
+        found = re.match(r"Axial (\d+) /", self.text("label-Red"))
+        assert found
+        return int(found.group(1)) - 1
+
+    def bars(self) -> int:
+        """On how many slices the strip shows something."""
+        return int(
+            self.page.evaluate(
+                "[...document.querySelectorAll('[data-test=strip] rect[width=\"1.03\"]')]"
+                ".filter((bar) => Number(bar.getAttribute('height')) > 0).length"
+            )
+        )
+
+    def begin(self) -> None:
+        """Begin a new segmentation with one segment."""
+        self.open_step(1)
+        self.click("new-segmentation")
+        self.click("add-segment")
+        self.page.wait_for_selector(".medssl-segments .v-list-item")
+
+    def prompt(self, phantom: Phantom, index: int) -> None:
+        """Click on the middle of the organ on a slice, then drag a box around it, with the same tool."""
+        self.open_step(2)
+        self.go_to_slice(index)
+        self.take("point")
+        truth = phantom.segmentation.mask(ORGAN)[index]
+        self.page.mouse.click(*self.at(phantom, *centre(truth)))
+        self.wait_for_preview("1 prompt")
+        rows, columns = np.nonzero(truth)
+        self.drag(self.at(phantom, rows.min(), columns.min()), self.at(phantom, rows.max(), columns.max()))
+        self.wait_for_preview("2 prompts")
+
+    def wait_for_preview(self, count: str) -> None:
+        """Wait for the answer to so many prompts."""
+        self.wait_for("prompt-message", f"{count}.")
+        self.wait_for("prompt-message", "sure")
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press, move, release."""
+        self.page.mouse.move(*start)
+        self.page.mouse.down()
+        self.page.mouse.move(*end, steps=5)
+        self.page.mouse.up()
+
+    def annotate(self, phantom: Phantom, index: int) -> None:
+        """Prompt the organ on a slice, and accept the preview."""
+        self.prompt(phantom, index)
+        self.page.keyboard.press("Enter")
+        self.wait_for("prompt-message", "Accepted")
+        self.open_step(3)
+        wait_until(lambda: self.bars() == 1, "the accepted slice in the strip")
+
+    def take(self, tool: str) -> None:
+        """Take one of the prompt tools."""
+        button = self.page.locator(f"[data-test=tool-{tool}]")
+        if "v-btn--active" not in (button.get_attribute("class") or ""):
+            button.click()
+            wait_until(lambda: "v-btn--active" in (button.get_attribute("class") or ""), f"the tool {tool}")
+
+    def saved(self, folder: Path, suffix: str = ".nii.gz") -> Path:
+        """Save into the folder the phantom was opened from; returns the file."""
+        name = f"saved {time.monotonic_ns()}"
+        self.click("save")
+        self.page.locator("[data-test=save-format]").click()
+        self.page.locator(".v-overlay--active .v-list-item", has_text=f"({suffix}").first.click()
+        self.page.locator("[data-test=save-name] input").fill(name)
+        self.click("write")
+        path = folder / f"{name}{suffix}"
+        wait_until(path.is_file, f"{path.name}")
+        self.page.wait_for_selector("[data-test=write]", state="hidden")
+        return path
+
+    def picture(self) -> bytes:
+        """The first view as it is shown now."""
+        return bytes(self.page.locator(".layout-grid-item").first.screenshot())
+
+
+@pytest.fixture
+def page(browser: Any, workstation: Running) -> Iterator[Page]:
+    """The page in a fresh browser; fails if the browser has complained of anything."""
+    context = browser.new_context(viewport={"width": SIZE_PX[0], "height": SIZE_PX[1]})
+    shown = Page(context.new_page(), workstation)
+    shown.open()
+    yield shown
+    context.close()
+    assert shown.complaints == []
+
+
+def centre(mask: np.ndarray) -> tuple[float, float]:
+    """Row and column of a pixel well inside a mask."""
+    from scipy import ndimage
+
+    depth = ndimage.distance_transform_edt(mask)
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return float(row), float(column)

@@ -1,0 +1,158 @@
+"""The workstation in a real browser, with the real worker and the shipped weights: what a radiologist does."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from medssl.metrics import dice
+from medssl.phantom import Phantom
+from medssl.segmentation import read_segmentation
+
+from .conftest import ORGAN, Page, Running, centre, wait_until
+
+INDEX = 26
+"""A slice through the middle of the liver."""
+GOOD_DICE = 0.75
+"""What one annotated slice and one correction come to at least; the shipped model is small."""
+
+
+def mask_of(page: Page, folder: Path) -> np.ndarray:
+    """The segment as it would be saved now."""
+    return read_segmentation(page.saved(folder)).mask("Segment 1")
+
+
+def watch_strip(page: Page) -> None:
+    """Have the browser note how many slices the strip shows, whenever that changes."""
+    page.page.evaluate(
+        """() => {
+          window.counts = new Set();
+          const count = () => [...document.querySelectorAll('[data-test=strip] rect[width="1.03"]')]
+            .filter((bar) => Number(bar.getAttribute('height')) > 0).length;
+          const strip = document.querySelector('[data-test=strip]');
+          new MutationObserver(() => window.counts.add(count())).observe(strip, {subtree: true, attributes: true});
+        }"""
+    )
+
+
+def worker_of(running: Running) -> int:
+    """Process id of the worker."""
+    pid = running.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    if not children.is_file():
+        pytest.skip("this system does not tell which processes belong to which")
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if "medssl.worker" in Path(f"/proc/{child}/cmdline").read_text():
+                return int(child)
+    raise AssertionError("there is no worker")
+
+
+def test_one_slice_becomes_the_organ_and_a_painted_correction_is_carried_on(
+    page: Page, phantom: Phantom, ct_file: Path
+) -> None:
+    truth = phantom.segmentation.mask(ORGAN)
+    page.begin()
+    page.annotate(phantom, INDEX)
+    watch_strip(page)
+    page.click("propagate")
+    page.wait_for("status", "written in")
+    assert len(page.page.evaluate("[...window.counts]")) >= 3
+    found = mask_of(page, ct_file.parent)
+    filled = wait_until(lambda: (n := page.bars()) > 5 and n, "the whole strip")
+
+    page.click("undo")
+    wait_until(lambda: page.bars() == 1, "the undone run")
+    page.click("redo")
+    wait_until(lambda: page.bars() == filled, "the run that was brought back")
+
+    missed = truth & ~found
+    index = int(missed.sum(axis=(1, 2)).argmax())
+    page.go_to_slice(index)
+    page.open_step(2)
+    page.page.locator(".mdi-brush").first.click()
+    x, y = page.at(phantom, *centre(missed[index]))
+    page.drag((x - 6, y), (x + 6, y))
+    page.open_step(3)
+    page.wait_for("references", f"Segment 1 {index}")
+    page.click("redo-changed")
+    page.wait_for("status", "written in")
+    corrected = mask_of(page, ct_file.parent)
+    print(dice(found, truth), dice(corrected, truth))
+    assert corrected[index].sum() > found[index].sum()
+    assert dice(corrected, truth) > GOOD_DICE
+
+
+def test_a_cancelled_run_leaves_what_had_arrived_and_undo_takes_it_back(page: Page, phantom: Phantom) -> None:
+    page.begin()
+    page.annotate(phantom, INDEX)
+    page.click("propagate")
+    wait_until(lambda: page.bars() > 2, "the first slices")
+    page.click("cancel")
+    written = page.wait_for("status", "cancelled")
+    assert int(re.findall(r"\d+", written)[0]) > 0
+    page.click("undo")
+    wait_until(lambda: page.bars() == 1, "the undone run")
+
+
+def test_reloading_in_the_middle_of_a_run_shows_the_same_work(page: Page, phantom: Phantom) -> None:
+    page.begin()
+    page.annotate(phantom, INDEX)
+    page.click("propagate")
+    wait_until(lambda: page.bars() > 2, "the first slices")
+    page.open()
+    assert page.shown_slice() == INDEX
+    assert "Segment 1" in page.text("references")
+    page.wait_for("status", "written in")
+    wait_until(lambda: page.bars() > 10, "the whole strip")
+
+
+def test_a_worker_that_is_killed_is_said_to_be_gone_and_the_next_request_starts_it_again(
+    page: Page, phantom: Phantom, workstation: Running
+) -> None:
+    page.begin()
+    page.annotate(phantom, INDEX)
+    page.click("propagate")
+    wait_until(lambda: page.bars() > 2, "the first slices")
+    os.kill(worker_of(workstation), signal.SIGKILL)
+    page.wait_for("notice", "the next request starts it again")
+    page.wait_for("worker", "gone")
+    assert page.bars() > 2
+    page.click("propagate")
+    page.wait_for("status", "written in")
+    page.wait_for("worker", "ready")
+
+
+def test_prompts_can_be_taken_back_one_by_one_and_dropped(page: Page, phantom: Phantom) -> None:
+    page.begin()
+    page.prompt(phantom, INDEX)
+    with_box = page.picture()
+    page.page.keyboard.press("Backspace")
+    page.wait_for_preview("1 prompt")
+    wait_until(lambda: page.picture() != with_box, "the preview without the box")
+    page.page.keyboard.down("Shift")
+    page.page.mouse.click(*page.at(phantom, *centre(phantom.segmentation.mask("spleen").any(axis=0))))
+    page.page.keyboard.up("Shift")
+    page.wait_for_preview("2 prompts")
+    page.page.keyboard.press("Escape")
+    wait_until(lambda: page.page.locator("[data-test=drop]").is_disabled(), "no prompt any more")
+    assert not page.page.locator("[data-test=accept]").is_enabled()
+
+
+def test_the_keys_are_listed_and_do_what_the_list_says(page: Page) -> None:
+    page.page.keyboard.press("?")
+    page.page.wait_for_selector("text=Keys and the mouse")
+    listed = page.page.inner_text(".v-dialog .v-card")
+    page.page.keyboard.press("Escape")
+    page.page.wait_for_selector("text=Keys and the mouse", state="hidden")
+    assert "Window: Lung" in listed
+    soft = page.picture()
+    page.page.keyboard.press("2")
+    page.wait_for("window", "Lung")
+    wait_until(lambda: page.picture() != soft, "the lung window")
+    page.page.keyboard.press("1")
+    page.wait_for("window", "Soft tissue")
