@@ -14,6 +14,7 @@ from medssl.scene.session import PropagateRequest, Session, State, Status
 from MedSSLSegmentLib import WorkerPython
 from MedSSLSegmentLib.Panel import Panel
 from MedSSLSegmentLib.ParameterNode import MedSSLSegmentParameterNode
+from MedSSLSegmentLib.Samples import registerSamples
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
@@ -33,7 +34,7 @@ class MedSSLSegment(ScriptedLoadableModule):
         self.parent.title = _("MedSSLSegment")
         self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
         self.parent.dependencies = ["Segmentations"]
-        self.parent.contributors = ["MedSSLSegment developers"]
+        self.parent.contributors = ["MedSSLSegment contributors"]
         self.parent.helpText = _(
             "Paint an organ on one slice, or on a few, and propagate it through the whole volume. Correct any slice"
             " and propagate again. Nothing leaves this computer."
@@ -42,6 +43,7 @@ class MedSSLSegment(ScriptedLoadableModule):
             "Builds on Segment Anything and SAM 2 (Meta AI) and on the MedSAM and MedSAM2 models of the Wang lab."
             " For research; not cleared for clinical use."
         )
+        slicer.app.connect("startupCompleted()", registerSamples)
 
 
 class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):

@@ -22,8 +22,9 @@ from .PropagateSection import PropagateSection
 from .SettingsSection import SettingsSection
 from .Shortcuts import Shortcuts
 from .TeachSection import TeachSection
+from .Times import timeLeftText
 
-__all__ = ["Panel", "timeLeftText"]
+__all__ = ["Panel"]
 
 BUSY_MS = 30
 """Between two looks at what has arrived, while something is under way."""
@@ -32,15 +33,6 @@ RUN_MS = 2000
 PROGRESS_STEPS = 1000
 DECIDING_KEYS = ("Return", "Esc", "Backspace")
 """Keys that decide about prompts, and mean something else to fields of text and to effects."""
-
-
-def timeLeftText(seconds: float | None) -> str:
-    """Time left for a person, e.g. "about 20 s left"; empty when it is not known."""
-    if seconds is None:
-        return ""
-    if seconds < 90:
-        return _("about {count} s left").format(count=max(1, round(seconds)))
-    return _("about {count} min left").format(count=round(seconds / 60))
 
 
 class Panel:

@@ -109,6 +109,9 @@ class PropagateSection:
             return _("Add a segment in the Segment Editor and paint it on one slice.")
         if not self.segments.checked():
             return _("Check at least one segment.")
+        survey = self.session.survey
+        if survey is not None and not survey.references:
+            return _("Annotate one slice: paint the object, or place a prompt in a slice view.")
         return ""
 
     # From the widgets to the session

@@ -12,6 +12,7 @@ from slicer.i18n import tr as _
 from .ConfidenceStrip import CurvePlot
 from .Errors import errorsShown
 from .PredictSection import fill
+from .Times import timeLeftText
 
 __all__ = ["TeachSection"]
 
@@ -69,16 +70,25 @@ class TeachSection:
         self.ui.resumeRunButton.enabled = run is not None and run["state"] in ("stopped", "failed", "lost")
         self.ui.adoptButton.enabled = run is not None and run["kind"] == "finetune" and run["has_result"]
         self.ui.useVersionButton.enabled = self.ui.versionComboBox.count > 0
-        self.ui.runLabel.text = self.desk.message
+        self.ui.runLabel.text = self._runText()
 
     def _showCurve(self) -> None:
-        run = self.desk.run
-        if run is not None and run["kind"] == "pretrain":
-            loss = self.desk.curve("loss")
-            self.plot.display(_("Loss"), loss.steps, loss.values, max(loss.values, default=1.0))
-        else:
-            dice = self.desk.curve("dice")
+        """Dice where something is held out to measure on, else the loss."""
+        dice, loss = self.desk.curve("dice"), self.desk.curve("loss")
+        if dice.values or not loss.values:
             self.plot.display(_("Dice"), dice.steps, dice.values)
+        else:
+            self.plot.display(_("Loss"), loss.steps, loss.values, max(loss.values))
+
+    def _runText(self) -> str:
+        """How the run stands, what it said last, and what the desk has to say."""
+        run, lines = self.desk.run, []
+        if run is not None:
+            progress = run.get("progress") or {}
+            left = timeLeftText(progress.get("seconds_left")) if run["state"] == "running" else ""
+            said = [event["text"] for event in self.desk.events if event["type"] == "log"]
+            lines = [", ".join(filter(None, (run["state"], left))), *said[-1:]]
+        return "\n".join([*lines, *([self.desk.message] if self.desk.message else [])])
 
     def _showPicture(self) -> None:
         """Show what the run has drawn last, e.g. reconstructions; nothing where it has drawn nothing."""

@@ -7,6 +7,7 @@ PythonQt, Slicer's binding, spells Qt properties as attributes; PySide6 does the
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 import sys
@@ -22,15 +23,21 @@ from medssl.messages import Finished
 from medssl.results import SliceMask
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+if sys.version_info < (3, 12):
+    # PySide6 6.12 takes a reference of None away with each property that is assigned; Python 3.12 counts none.
+    ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
 slicer_core = pytest.importorskip("slicer")
 pytest.importorskip("PySide6.QtUiTools")
 
 import vtk  # noqa: E402
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets  # noqa: E402
 from shibokensupport import feature  # noqa: E402
+from slicer_api import CALLABLES  # noqa: E402
+from vtk.util import numpy_support  # noqa: E402
 
 MODULE_FOLDER = Path(__file__).resolve().parents[2] / "MedSSLSegment"
 PROPERTIES_AS_ATTRIBUTES = 2
+TITLE_HEIGHT, QWIDGETSIZE_MAX = 24, 16777215
 
 PYTHONQT_MODULES = (
     "MedSSLSegment",
@@ -169,24 +176,30 @@ class ctkCollapsibleButton(QtWidgets.QGroupBox):
     def _set_collapsed(self, on: bool) -> None:
         if on != self._collapsed:
             self._collapsed = on
-            for child in self.findChildren(QtWidgets.QWidget, options=QtCore.Qt.FindDirectChildrenOnly):
-                child.visible = not on
+            self._hide_or_show()
             self.contentsCollapsed.emit(on)
+
+    def _hide_or_show(self) -> None:
+        for child in self.findChildren(QtWidgets.QWidget, options=QtCore.Qt.FindDirectChildrenOnly):
+            child.visible = not self._collapsed
+        self.maximumHeight = TITLE_HEIGHT if self._collapsed else QWIDGETSIZE_MAX
+
+    def showEvent(self, event: Any) -> None:
+        """The .ui file says whether it is collapsed before it has children."""
+        self._hide_or_show()
+        super().showEvent(event)
 
     text = QtCore.Property(str, lambda self: self.title, _set_title)
     collapsed = QtCore.Property(bool, lambda self: self._collapsed, _set_collapsed)
 
 
-def _load_ui(path: str) -> Any:
-    loader = QtUiTools.QUiLoader()
-    for stand_in in (qMRMLWidget, qMRMLNodeComboBox, qMRMLSegmentEditorWidget, ctkCollapsibleButton):
-        loader.registerCustomWidget(stand_in)
-    return loader.load(str(path))
+STAND_INS = (qMRMLWidget, qMRMLNodeComboBox, qMRMLSegmentEditorWidget, ctkCollapsibleButton)
 
 
-def _child_widgets(widget: Any) -> Any:
-    children = (c for c in widget.findChildren(QtCore.QObject) if c.objectName)
-    return types.SimpleNamespace(**{child.objectName: child for child in children})
+@pytest.fixture
+def stand_ins() -> tuple[type, ...]:
+    """The widgets that only 3D Slicer and CTK have."""
+    return STAND_INS
 
 
 class Observing:
@@ -319,25 +332,117 @@ class Application:
         self.questions_asked: list[str] = []
         self.says_yes = False
         self.progress_dialogs: list[QtWidgets.QProgressDialog] = []
+        self.connections: dict[str, Any] = {}
+        self.samples: dict[tuple[str, str | None], Any] = {}
+        self.background: Any = None
 
-    def confirm(self, text: str, title: str = "") -> bool:
+    # Functions of slicer.util and others, with the parameters that slicer_api.py says.
+
+    def childWidgetVariables(self, widget: Any) -> Any:
+        children = (c for c in widget.findChildren(QtCore.QObject) if c.objectName)
+        return types.SimpleNamespace(**{child.objectName: child for child in children})
+
+    def confirmOkCancelDisplay(
+        self, text: str, windowTitle: str | None = None, parent: Any = None, **kwargs: Any
+    ) -> bool:
         self.questions_asked.append(text)
         return self.says_yes
 
-    def create_progress_dialog(self, **properties: Any) -> QtWidgets.QProgressDialog:
-        dialog = QtWidgets.QProgressDialog()
-        for name, value in properties.items():
-            setattr(dialog, name, value)
+    def createProgressDialog(
+        self,
+        parent: Any = None,
+        value: int = 0,
+        maximum: int = 100,
+        labelText: str = "",
+        windowTitle: str = "Processing...",
+        **kwargs: Any,
+    ) -> QtWidgets.QProgressDialog:
+        dialog = QtWidgets.QProgressDialog(labelText, "Cancel", 0, maximum)
+        for name, argument in {"value": value, "windowTitle": windowTitle, **kwargs}.items():
+            setattr(dialog, name, argument)
         self.progress_dialogs.append(dialog)
         return dialog
 
+    def errorDisplay(
+        self,
+        text: str,
+        windowTitle: str | None = None,
+        parent: Any = None,
+        standardButtons: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.errors_shown.append(text)
+
+    def loadUI(self, path: str) -> Any:
+        loader = QtUiTools.QUiLoader()
+        for stand_in in STAND_INS:
+            loader.registerCustomWidget(stand_in)
+        return loader.load(str(path))
+
+    def mainWindow(self) -> QtWidgets.QMainWindow:
+        return self.window
+
+    def setSliceViewerLayers(
+        self,
+        background: Any = "keep-current",
+        foreground: Any = "keep-current",
+        label: Any = "keep-current",
+        foregroundOpacity: float | None = None,
+        labelOpacity: float | None = None,
+        fit: bool = False,
+        rotateToVolumePlane: bool = False,
+    ) -> None:
+        self.background = background
+
+    def settingsValue(self, key: str, default: Any, converter: Any = None, settings: Any = None) -> Any:
+        return self.settings.get(key, default)
+
+    def startupEnvironment(self) -> dict[str, str]:
+        return dict(os.environ)
+
     @contextlib.contextmanager
-    def try_with_error_display(self, message: str = "", waitCursor: bool = False) -> Iterator[None]:
+    def tryWithErrorDisplay(
+        self, message: str | None = None, show: bool = True, waitCursor: bool = False
+    ) -> Iterator[None]:
         try:
             yield
         except Exception as error:
             self.errors_shown.append(f"{message}\n\n{error}")
             raise
+
+    def updateVolumeFromArray(self, volumeNode: Any, narray: np.ndarray) -> None:
+        image = vtk.vtkImageData()
+        image.SetDimensions(*narray.shape[::-1])
+        image.GetPointData().SetScalars(numpy_support.numpy_to_vtk(narray.ravel(), deep=True))
+        volumeNode.SetAndObserveImageData(image)
+
+    def connect(self, signal: str, receiver: Any) -> None:
+        self.connections[signal] = receiver
+
+    def processEvents(self, flags: Any = None, maxtime: int | None = None) -> None:
+        pass
+
+    def logic(self) -> Any:
+        return self.segmentations_logic
+
+    def registerCustomSampleDataSource(
+        self,
+        category: str = "Custom",
+        sampleName: str | None = None,
+        uris: Any = None,
+        fileNames: Any = None,
+        nodeNames: Any = None,
+        customDownloader: Any = None,
+        thumbnailFileName: str | None = None,
+        loadFileTypes: Any = None,
+        loadFiles: Any = None,
+        loadFileProperties: Any = None,
+        checksums: Any = None,
+        loadFileType: Any = None,
+    ) -> None:
+        self.samples[category, sampleName] = types.SimpleNamespace(
+            uris=uris, thumbnailFileName=thumbnailFileName, customDownloader=customDownloader
+        )
 
     def _qt(self) -> types.ModuleType:
         def find(name: str) -> Any:
@@ -361,30 +466,17 @@ class Application:
             vars(made).update(contents)
             return made
 
-        util = module(
-            "slicer.util",
-            VTKObservationMixin=Observing,
-            loadUI=_load_ui,
-            childWidgetVariables=_child_widgets,
-            tryWithErrorDisplay=self.try_with_error_display,
-            mainWindow=lambda: self.window,
-            errorDisplay=self.errors_shown.append,
-            confirmOkCancelDisplay=self.confirm,
-            createProgressDialog=self.create_progress_dialog,
-            settingsValue=self.settings.get,
-            startupEnvironment=lambda: dict(os.environ),
-            updateVolumeFromArray=_update_volume,
-        )
+        names = [name.split(".")[2] for name in CALLABLES if name.startswith("slicer.util.")]
+        functions = {name: getattr(self, name) for name in names}
+        util = module("slicer.util", VTKObservationMixin=Observing, **functions)
         core = {name: value for name, value in vars(slicer_core).items() if name.startswith("vtk")}
         slicer = module(
             "slicer",
             **core,
             util=util,
             mrmlScene=self.scene,
-            modules=types.SimpleNamespace(
-                segmentations=types.SimpleNamespace(logic=lambda: self.segmentations_logic)
-            ),
-            app=types.SimpleNamespace(processEvents=lambda *_: None),
+            modules=types.SimpleNamespace(segmentations=types.SimpleNamespace(logic=self.logic)),
+            app=types.SimpleNamespace(connect=self.connect, processEvents=self.processEvents),
         )
         identity = module("slicer.i18n", tr=lambda text: text, translate=lambda context, text: text)
         bases = module(
@@ -395,21 +487,14 @@ class Application:
             ScriptedLoadableModuleTest=type("ScriptedLoadableModuleTest", (), {}),
         )
         wrapper = module("slicer.parameterNodeWrapper", parameterNodeWrapper=_parameter_node_wrapper)
-        made = (slicer, util, identity, bases, wrapper, self._qt())
+        samples = types.SimpleNamespace(registerCustomSampleDataSource=self.registerCustomSampleDataSource)
+        sample_data = module("SampleData", SampleDataLogic=samples)
+        made = (slicer, util, identity, bases, wrapper, sample_data, self._qt())
         return {m.__name__: m for m in made}
 
 
 def _set_parent(self: Any, parent: Any) -> None:
     self.parent = parent
-
-
-def _update_volume(node: Any, voxels: np.ndarray) -> None:
-    from vtk.util import numpy_support
-
-    image = vtk.vtkImageData()
-    image.SetDimensions(*voxels.shape[::-1])
-    image.GetPointData().SetScalars(numpy_support.numpy_to_vtk(voxels.ravel(), deep=True))
-    node.SetAndObserveImageData(image)
 
 
 @pytest.fixture(scope="session")

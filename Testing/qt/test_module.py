@@ -38,6 +38,21 @@ def test_the_module_describes_itself_to_slicer(the_module: Any) -> None:
     assert parent.acknowledgementText
 
 
+def test_the_phantom_is_registered_when_slicer_has_started_and_needs_no_network(
+    an_application: Any, the_module: Any
+) -> None:
+    the_module.MedSSLSegment(type("Parent", (), {})())
+    assert an_application.samples == {}
+    an_application.connections["startupCompleted()"]()
+    source = an_application.samples["MedSSLSegment", "MedSSLSegmentPhantom"]
+    assert Path(source.thumbnailFileName).is_file()
+    (node,) = source.customDownloader(source)
+    assert node.GetName() == "MedSSLSegmentPhantom"
+    assert node.GetImageData().GetDimensions() == (184, 136, 156)
+    np.testing.assert_allclose(node.GetSpacing(), (2.0, 2.0, 2.5))
+    assert an_application.background is node
+
+
 def test_the_self_test_passes(the_module: Any) -> None:
     test = the_module.MedSSLSegmentTest()
     test.runTest()
@@ -74,6 +89,8 @@ def test_a_propagation_from_click_to_undo(a_desk: Any) -> None:
     a_desk.arrive(3, 4)
     a_desk.client.run.events.append(Progress(2, 5, 12.4))
     a_desk.panel.onTimer()
+    while a_desk.panel.session._propagation.writer.pending:
+        a_desk.panel.onTimer()
     assert a_desk.ui.progressBar.value == 400
     assert a_desk.ui.progressBar.format == "about 12 s left"
     assert a_desk.masks()[[3, 4]].any(axis=(1, 2)).all()
@@ -287,7 +304,7 @@ def test_this_python_has_what_the_worker_needs_or_says_what_it_lacks(a_desk: Any
     [(None, ""), (0.2, "about 1 s left"), (20.4, "about 20 s left"), (150, "about 2 min left")],
 )
 def test_time_left_is_told_in_words(the_module: Any, seconds: float | None, text: str) -> None:
-    assert sys.modules["MedSSLSegmentLib.Panel"].timeLeftText(seconds) == text
+    assert sys.modules["MedSSLSegmentLib.Times"].timeLeftText(seconds) == text
 
 
 def test_importing_the_module_loads_no_torch(the_module: Any) -> None:

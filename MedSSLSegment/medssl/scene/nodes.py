@@ -16,14 +16,16 @@ import numpy as np
 import slicer
 import vtk
 from numpy.typing import NDArray
+from vtk.util import numpy_support
 
 from ..errors import InputError
 from ..volume import Volume
-from .layers import Layer, array_kji, node_to_world, to_array
+from .layers import Layer, array_kji, node_to_world, to_array, to_matrix
 from .tags import predicted_slices
 
 __all__ = [
     "SegmentInfo",
+    "add_volume_node",
     "annotated_slices",
     "create_segmentation_node",
     "guess_axis",
@@ -85,6 +87,31 @@ def volume_reader(volume_node: Any) -> Callable[[], Volume]:
         )
     voxels_kji, affine = array_kji(image), _ijk_to_world(volume_node)
     return lambda: Volume(voxels_kji, affine, name)
+
+
+def add_volume_node(scene: Any, volume: Volume, window_level: tuple[float, float] | None = None) -> Any:
+    """Add a scalar volume node with a copy of a volume's voxels.
+
+    Args:
+        scene: vtkMRMLScene.
+        volume: what it shows; its name becomes the node's.
+        window_level: width and centre of the grey values shown; None = chosen by 3D Slicer.
+
+    Returns:
+        vtkMRMLScalarVolumeNode.
+    """
+    image = vtk.vtkImageData()
+    image.SetDimensions(*volume.shape_kji[::-1])
+    image.GetPointData().SetScalars(numpy_support.numpy_to_vtk(volume.voxels_kji.ravel(), deep=True))
+    node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", volume.name)
+    node.SetIJKToRASMatrix(to_matrix(volume.ijk_to_ras))
+    node.SetAndObserveImageData(image)
+    node.CreateDefaultDisplayNodes()
+    if window_level is not None:
+        display = node.GetDisplayNode()
+        display.AutoWindowLevelOff()
+        display.SetWindowLevel(*window_level)
+    return node
 
 
 def volume_stamp(volume_node: Any) -> tuple[object, ...]:
