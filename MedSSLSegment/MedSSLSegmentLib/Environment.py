@@ -24,6 +24,7 @@ import slicer.util
 from medssl.client import LocalCommand
 from medssl.errors import Cancelled, StorageError, WorkerError
 from medssl.registry import user_folder
+from slicer.i18n import tr as _
 
 __all__ = [
     "EnvironmentPlan",
@@ -130,16 +131,30 @@ class EnvironmentPlan:
 
     def text(self) -> str:
         """All of it, for a person."""
-        build = "for NVIDIA GPUs (CUDA)" if self.hasCuda else "for processors (no NVIDIA GPU was found)"
-        where = f"the folder {self.wheels}" if self.wheels else "the Python Package Index"
+        build = _("for NVIDIA GPUs (CUDA)") if self.hasCuda else _("for processors (no NVIDIA GPU was found)")
+        source = (
+            _("the folder {folder}").format(folder=self.wheels)
+            if self.wheels
+            else _("the Python Package Index")
+        )
+        means = _("uv and a Python of its own") if self.uv else _("pip and the Python of 3D Slicer")
         free = shutil.disk_usage(_nearest(self.folder)).free / 1e9
-        return (
-            f"Where: {self.folder} (nothing else is changed, 3D Slicer's own Python neither)\n"
-            f"How large: about {self.diskGb:.1f} GB; {free:.0f} GB are free there\n"
-            f"From: {where}, with {'uv and a Python of its own' if self.uv else 'pip and the Python of 3D Slicer'}\n"
-            f"torch: the build {build}\n"
-            f"Memory while it works: about {VOLUME_GB:.0f} GB for a CT of 512 x 512 x 500\n"
-            f"Packages: {', '.join(self.packages)}"
+        return _(
+            "Where: {folder} (nothing else is changed, 3D Slicer's own Python neither)\n"
+            "How large: about {size:.1f} GB; {free:.0f} GB are free there\n"
+            "From: {source}, with {means}\n"
+            "torch: the build {build}\n"
+            "Memory while it works: about {memory:.0f} GB for a CT of 512 x 512 x 500\n"
+            "Packages: {packages}"
+        ).format(
+            folder=self.folder,
+            size=self.diskGb,
+            free=free,
+            source=source,
+            means=means,
+            build=build,
+            memory=VOLUME_GB,
+            packages=", ".join(self.packages),
         )
 
     def commands(self) -> list[list[str]]:

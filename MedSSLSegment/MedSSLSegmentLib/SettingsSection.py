@@ -45,6 +45,7 @@ class SettingsSection:
         ui.hostEdit.editingFinished.connect(self.onHostEdited)
         ui.checkPythonButton.clicked.connect(self.onCheck)
         ui.setUpButton.clicked.connect(self.onSetUp)
+        ui.setUpOfflineButton.clicked.connect(self.onSetUpOffline)
         ui.removeEnvironmentButton.clicked.connect(self.onRemove)
         ui.importModelsButton.clicked.connect(self.onImport)
         self.show()
@@ -58,6 +59,7 @@ class SettingsSection:
         """Show how the environment stands."""
         running = self.setUp is not None and not self.setUp.done
         self.ui.setUpButton.text = _("Cancel set up") if running else _("Set up...")
+        self.ui.setUpOfflineButton.enabled = not running
         self.ui.removeEnvironmentButton.enabled = Environment.environmentFolder().exists() and not running
         if running:
             self.ui.environmentLabel.text = self.setUp.line
@@ -82,8 +84,16 @@ class SettingsSection:
     def onSetUp(self) -> None:
         if self.setUp is not None:
             self.setUp.cancel()
-            return
-        plan = Environment.EnvironmentPlan.forThisComputer()
+        else:
+            self._offer(Environment.EnvironmentPlan.forThisComputer())
+
+    def onSetUpOffline(self) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(None, _("Folder with the packages (wheels)"))
+        if folder:
+            self._offer(Environment.EnvironmentPlan.forThisComputer(Path(folder)))
+
+    def _offer(self, plan: Environment.EnvironmentPlan) -> None:
+        """Say what would be done, and do it if the person agrees."""
         if slicer.util.confirmOkCancelDisplay(plan.text(), _("Set up the worker")):
             self.setUp = Environment.SetUp(plan)
             self.setUp.start()

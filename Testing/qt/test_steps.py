@@ -220,8 +220,24 @@ def test_what_set_up_would_do_is_shown_before_it_does_anything(a_desk: Any, own_
     assert a_desk.ui.environmentLabel.text == "Not set up yet."
 
 
+def test_setting_up_from_a_folder_says_so_before_it_does_anything(
+    a_desk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(QtWidgets.QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path))
+    a_desk.ui.setUpOfflineButton.click()
+    (question,) = a_desk.application.questions_asked
+    assert f"From: the folder {tmp_path}" in question
+    assert a_desk.panel.settings.setUp is None
+
+
 def test_every_button_and_field_says_what_it_is_for(a_desk: Any) -> None:
-    kinds = (QtWidgets.QPushButton, QtWidgets.QToolButton, QtWidgets.QComboBox, QtWidgets.QListWidget)
+    kinds = (
+        QtWidgets.QAbstractButton,
+        QtWidgets.QComboBox,
+        QtWidgets.QListWidget,
+        QtWidgets.QLineEdit,
+        QtWidgets.QAbstractSpinBox,
+    )
     silent = [
         name
         for name, widget in vars(a_desk.ui).items()
