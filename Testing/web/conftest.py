@@ -24,7 +24,7 @@ import pytest
 from medssl.phantom import Phantom, phantom_ct
 from medssl.volume import write_volume
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZE_PX = (1280, 800)
 ORGAN = "liver"
@@ -288,6 +288,9 @@ def page(browser: Any, workstation: Running) -> Iterator[Page]:
     shown = Page(context.new_page(), workstation)
     shown.open()
     yield shown
+    shown.page.screenshot(path="/tmp/appdev/end.png")
+    print("STATUS", shown.text("status"), shown.text("worker"), shown.complaints)
+    print("".join(workstation.lines)[-1500:])
     context.close()
     assert shown.complaints == []
 

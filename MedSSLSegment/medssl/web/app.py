@@ -15,8 +15,10 @@ from typing import Any
 from trame.app import TrameApp
 from trame_server import Server
 from trame_server.utils.asynchronous import create_task
+from trame_server.utils.typed_state import TypedState
 from trame_slicer import module as trame_slicer_module
 from trame_slicer.app.logic import SegmentEditorLogic
+from trame_slicer.app.ui import PaintEffectState
 from trame_slicer.core import SlicerApp
 
 from .. import __version__
@@ -83,6 +85,8 @@ class Workstation(TrameApp):  # type: ignore[misc]
     def _make_logic(self, slicer_app: SlicerApp) -> None:
         server, work = self.server, self.work
         self.views = ViewsLogic(server, work)
+        # A brush that is a ball would change the slices beside the one that is corrected, and vouch for them.
+        TypedState(server.state, PaintEffectState).data.use_sphere_brush = False
         self.editor = SegmentEditorLogic(server, slicer_app)
         work.share_undo()
         self.status = StatusLogic(server, work)
