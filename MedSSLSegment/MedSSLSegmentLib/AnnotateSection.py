@@ -75,8 +75,8 @@ class AnnotateSection:
             axis = axis_of_normal(self.session.volume(), normalRas)
             if self.tool in ("positive", "negative"):
                 self.session.prompts.add_point(segment, positionRas, axis, self.tool == "positive")
-                return
-            self._way.append(positionRas)
+            else:
+                self._way.append(positionRas)
             if self.tool == "box" and len(self._way) == 2:
                 way, self._way = self._way, []
                 self.session.prompts.add_box(segment, *way, axis)

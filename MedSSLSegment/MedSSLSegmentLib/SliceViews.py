@@ -114,7 +114,11 @@ class SliceViews:
         self._observations.clear()
 
     def _onModeChanged(self, caller: Any, event: Any) -> None:
-        if not self._isPlacing():
+        """Look once all that belongs to the change has happened: new markups are the ones to place for a moment."""
+        qt.QTimer.singleShot(0, self._notice)
+
+    def _notice(self) -> None:
+        if self._observations and not self._isPlacing():
             self._stopObserving()
             self.onStopped()
 

@@ -326,6 +326,10 @@ class Application:
             node = getattr(slicer_core, f"vtkMRML{name}Node")()
             node.SetSingletonTag("Singleton")
             self.scene.AddNode(node)
+        self.markups_logic = (
+            slicer_core.vtkSlicerMarkupsLogic()
+        )  # takes every new markups node for the one to place
+        self.markups_logic.SetMRMLScene(self.scene)
         self.window = QtWidgets.QMainWindow()
         self.settings: dict[str, str] = {}
         self.errors_shown: list[str] = []

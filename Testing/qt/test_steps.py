@@ -284,10 +284,32 @@ def test_adding_a_segment_makes_a_segmentation_where_there_is_none(a_desk: Any) 
     assert made.GetSegmentation().GetNumberOfSegments() == 1
 
 
+def test_a_tool_stays_in_hand_from_click_to_click(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    for x in (4.0, 5.0, 6.0):
+        place(a_desk, "positive", (x, 3.0, 4.0))
+        a_desk.panel.onTimer()
+        assert a_desk.panel.annotate.views._isPlacing()
+    assert a_desk.ui.positiveButton.checked
+    assert a_desk.client.asked[-1]["prompt"].point_labels.tolist() == [1, 1, 1]
+    scene = a_desk.application.scene
+    placing = scene.GetNodeByID("vtkMRMLSelectionNodeSingleton").GetActivePlaceNodeID()
+    assert scene.GetNodeByID(placing).GetName() == "MedSSLSegment prompt"
+    marks = [
+        n for n in scene.GetNodesByClass("vtkMRMLMarkupsNode") if n.GetName() == "MedSSLSegment prompt mark"
+    ]
+    assert len(marks) == 3
+    assert not any(n.GetSaveWithScene() or n.GetDisplayNode().GetSaveWithScene() for n in marks)
+    a_desk.ui.segmentationSelector.setCurrentNode(None)
+    a_desk.panel.onTimer()
+    assert not any(map(scene.IsNodePresent, marks))
+
+
 def test_taking_another_tool_of_slicer_lays_the_prompt_down(a_desk: Any) -> None:
     a_desk.ui.boxButton.click()
     interaction = a_desk.application.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
     interaction.SetCurrentInteractionMode(interaction.AdjustWindowLevel)
+    QtWidgets.QApplication.processEvents()
     assert not a_desk.ui.boxButton.checked
     assert interaction.GetCurrentInteractionMode() == interaction.AdjustWindowLevel
 

@@ -6,7 +6,8 @@ nodes cannot be moved, are in no list and no file: what counts are the prompts o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import vtk
@@ -46,14 +47,17 @@ class PromptMarks:
         if wanted == self._shown and all(map(self._session.scene.IsNodePresent, self._nodes)):
             return
         try:
-            volume = self._session.volume()
-        except InputError:  # it is still being read, or there is none any more: the next call shows them
+            volume = self._session.volume() if wanted else None
+        except InputError:  # it is still being read: the next call shows them
             return
         self._remove()
         self._shown = wanted
-        for place, marks in wanted:
-            for mark in marks:
-                self._add(volume, place, mark)
+        if volume is None:
+            return
+        with _placing_kept(self._session.scene):
+            for place, marks in wanted:
+                for mark in marks:
+                    self._add(volume, place, mark)
 
     def _remove(self) -> None:
         for node in self._nodes:
@@ -73,11 +77,25 @@ class PromptMarks:
             node.SetCurveTypeToLinear()
         self._session.scene.AddNode(node)
         node.CreateDefaultDisplayNodes()
+        node.GetDisplayNode().SetSaveWithScene(False)
         _style(node.GetDisplayNode(), mark)
         for point in points:
             node.AddControlPointWorld(vtk.vtkVector3d(position_ras_mm(volume, place, point)), "")
         node.SetLocked(True)
         self._nodes.append(node)
+
+
+@contextmanager
+def _placing_kept(scene: Any) -> Iterator[None]:
+    """Add markups without their becoming those that the next click adds to, as vtkSlicerMarkupsLogic makes them."""
+    selection = scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+    if selection is None:
+        yield
+        return
+    placed, placed_id = selection.GetActivePlaceNodeClassName(), selection.GetActivePlaceNodeID()
+    yield
+    selection.SetReferenceActivePlaceNodeClassName(placed)
+    selection.SetReferenceActivePlaceNodeID(placed_id)
 
 
 def _style(display: Any, mark: Mark) -> None:
