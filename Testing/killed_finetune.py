@@ -92,7 +92,7 @@ def live(folder: Path, run: str, other: str, fate: Fate) -> None:
     config = FinetuneConfig(
         out=folder / run, cases=folder / "cases", models=folder / f"models-{run}", name="bright", segments=("bright",),
         backbone="unet2d_4", steps=STEPS, validations=4, batch=2, size=(32, 32), spacing=(0.0, 2.0, 2.0), patience=0,
-        device="cpu", save_every_minutes=1e-9,
+        device="cpu", save_every_minutes=1e-9, carry=False,
     )  # fmt: skip
     fate.watch()
     store = CaseStore(folder / "cases")

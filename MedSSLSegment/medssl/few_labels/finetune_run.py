@@ -22,12 +22,15 @@ from ..datasets.input_contract import InputContract
 from ..datasets.labelled import LabelledCase, LabelledScans, find_cases
 from ..errors import InputError, ModelError
 from ..events import Log, Progress
+from ..foundation.protocols import SliceTracker
 from ..foundation.runtime import pick_device
 from ..home import cases_folder, models_folder
+from ..registry import DEFAULT_MODEL
 from ..runs.run_folder import RunFolder, TrainingMetric, plain
 from ..segmentation import Segment, Segmentation, default_color
 from ..volume import looks_like_ct
 from .annotated_samples import AnnotatedCase, by_scan, hold_out
+from .carried_labels import with_carried_labels
 from .finetuning import FinetuneMetric, FinetuneSettings, Fitted, Preview, automatic, fit, step_seconds
 from .footprint import memory_explained, require_memory, training_bytes
 from .model_store import ModelStore, require_model_name
@@ -73,6 +76,8 @@ class FinetuneConfig(FinetuneSettings):
     """Network; automatic: the encoder's or the earlier model's, or unet2d_16."""
     slices: Literal["all", "annotated"] = "all"
     """Whether all slices of a case are vouched for, or only those with something annotated."""
+    carry: bool = True
+    """Carry annotated slices to those nobody vouches for, with the small tracker, and learn from these as well."""
     validation: tuple[str, ...] = ()
     """Cases to measure on; automatic: one patient in five, or some slices where there are fewer than three."""
     size: tuple[int, ...] = ()
@@ -216,6 +221,12 @@ def _train(
     learn_from, measure_on, words = hold_out(annotated, config.seed, config.validation)
     learnt = by_scan(learn_from)
     yield Log(f"{len(learnt)} case{'s' * (len(learnt) > 1)} to learn from; {words}.")
+    if config.carry:
+        for said_or_done in with_carried_labels(learn_from, measure_on, lambda: _tracker(config), cancelled):
+            if isinstance(said_or_done, list):
+                learn_from = said_or_done
+            else:
+                yield said_or_done
 
     torch.manual_seed(config.seed)
     model = SegmentationModel.build(info)
@@ -285,6 +296,12 @@ def _train(
         yield event
     write_best()  # the network is the best one again
     yield Log(_result(state))
+
+
+def _tracker(config: FinetuneConfig) -> SliceTracker:
+    from ..foundation import load_tracker
+
+    return load_tracker(DEFAULT_MODEL, config.device)
 
 
 def _saved_info(run: RunFolder, saved: Mapping[str, Any]) -> ModelInfo:

@@ -1,0 +1,156 @@
+"""Labels carried from annotated slices to the others, so that one slice of a case teaches nearly as much as all.
+
+A network that learns from annotated slices alone never sees what lies far from them, and finds the organ where there is
+none. The tracker that carries a user's slice through a volume says, well enough to learn from, where the organ goes on
+and where it has ended. Where it is not sure, nothing is taught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..datasets.data import IGNORE
+from ..events import Eta, Log, Progress
+from ..foundation.protocols import SliceTracker
+from ..prompts import Reference, SlicePrompt
+from ..propagate import PropagateOptions, propagate
+from ..results import SliceMask
+from ..volume import Volume, as_stack, take_slice
+from .annotated_samples import AnnotatedCase, by_scan
+
+__all__ = ["carried_labels", "with_carried_labels"]
+
+_SURE = 0.5
+"""Confidence from which a slice teaches."""
+_UNSURE_BEYOND_MM = 12.0
+"""So far past the slice where an object was last seen, its surroundings teach nothing."""
+_AROUND_MM = 10.0
+"""What belongs to the surroundings of an object, in the plane."""
+
+
+def with_carried_labels(
+    learn_from: Sequence[AnnotatedCase],
+    measure_on: Sequence[AnnotatedCase],
+    load_tracker: Callable[[], SliceTracker],
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Progress | Log | list[AnnotatedCase]]:
+    """Add what annotated slices say about the others; slices that are measured on stay unseen.
+
+    Args:
+        learn_from: cases, annotated on some slices or on all.
+        measure_on: cases, or slices of the same scans, whose labels nothing may be learnt about.
+        load_tracker: called once, if a case has slices to label.
+        cancelled: asked between slices.
+
+    Yields:
+        Progress; a Log where something was carried; last the cases, those given among them.
+
+    Raises:
+        Cancelled: `cancelled` said so.
+    """
+    sparse = [case for case in learn_from if (case.labels == IGNORE).any()]
+    parts: list[AnnotatedCase] = []
+    eta, tracker = Eta(len(sparse)), load_tracker() if sparse else None
+    for done, case in enumerate(sparse, start=1):
+        part = tracker and carried_labels(case, tracker, cancelled)
+        if part:
+            for measured in measure_on:
+                if measured.scan.id == case.scan.id:
+                    part.labels[measured.labels != IGNORE] = IGNORE
+            parts.append(part)
+        yield eta.step(done, f"carrying annotated slices of {case.scan.name}")
+    if parts:
+        count = len(by_scan(parts))
+        yield Log(
+            f"Annotated slices of {count} case{'s' * (count > 1)} were carried to the others, which teach too."
+        )
+    yield [*learn_from, *parts]
+
+
+def carried_labels(
+    case: AnnotatedCase, tracker: SliceTracker, cancelled: Callable[[], bool] = lambda: False
+) -> AnnotatedCase | None:
+    """What annotated slices of a case say about its other slices.
+
+    Args:
+        case: with whole slices annotated across one axis; the axis with most of them counts.
+        tracker: carries the segments from the annotated slices.
+        cancelled: asked between slices.
+
+    Returns:
+        Another part of the same scan: labels on the slices nobody vouches for, IGNORE where the tracker is not sure and
+        on the annotated slices. It knows the segments that an annotated slice shows. None where nothing is annotated,
+        nothing is left to label, or no annotated slice shows a segment.
+
+    Raises:
+        Cancelled: `cancelled` said so.
+    """
+    axis, annotated = _annotated_slices(case.labels)
+    references = _references(case, axis, annotated)
+    if not references or len(annotated) == case.labels.shape[axis]:
+        return None
+    shown = sorted({int(reference.segment) for reference in references})
+    volume = Volume(case.image, np.diag([*case.scan.spacing_kji_mm[::-1], 1.0]), case.scan.name)
+    labels = np.zeros_like(case.labels)
+    owners = np.zeros(case.labels.shape, np.uint8)  # how many segments claim a voxel
+    found: dict[int, list[int]] = {label: [] for label in shown}
+    for event in propagate(volume, references, tracker, PropagateOptions(axis=axis), cancelled):
+        if isinstance(event, SliceMask) and event.mask.any():
+            label = int(event.segment)
+            found[label].append(event.index)
+            take_slice(labels, axis, event.index)[event.mask] = label if event.confidence >= _SURE else IGNORE
+            take_slice(owners, axis, event.index)[event.mask] += 1
+    for label, indices in found.items():
+        _forget_ends(labels, label, sorted(indices), axis, case.scan.spacing_kji_mm)
+    labels[owners > 1] = IGNORE
+    labels[case.labels != IGNORE] = IGNORE
+    known = np.zeros_like(case.known)
+    known[[0, *shown]] = True
+    return replace(case, labels=labels, known=known & case.known)
+
+
+def _annotated_slices(labels: NDArray[np.uint8]) -> tuple[int, NDArray[np.intp]]:
+    """The axis across which most slices are vouched for as a whole, and their indices."""
+    vouched = labels != IGNORE
+    slices = [np.flatnonzero(as_stack(vouched, axis).all(axis=(1, 2))) for axis in range(3)]
+    axis = max(range(3), key=lambda n: (len(slices[n]), -n))
+    return axis, slices[axis]
+
+
+def _references(case: AnnotatedCase, axis: int, annotated: NDArray[np.intp]) -> list[Reference]:
+    references = []
+    for index in annotated.tolist():
+        plane = take_slice(case.labels, axis, index)
+        for label in np.flatnonzero(case.known)[1:].tolist():
+            if (plane == label).any():
+                references.append(Reference(str(label), SlicePrompt(axis, index, mask=plane == label)))
+    return references
+
+
+def _forget_ends(
+    labels: NDArray[np.uint8],
+    label: int,
+    indices: list[int],
+    axis: int,
+    spacing_kji_mm: tuple[float, float, float],
+) -> None:
+    """Where an object ends is the tracker's weakest answer: just past it, its surroundings teach nothing."""
+    reach = int(np.ceil(_UNSURE_BEYOND_MM / spacing_kji_mm[axis]))
+    in_plane = [mm for n, mm in enumerate(spacing_kji_mm) if n != axis]
+    for last, step in ((indices[0], -1), (indices[-1], 1)):
+        rows, cols = np.nonzero(take_slice(labels, axis, last) == label)
+        if not rows.size:
+            continue
+        margin = [int(np.ceil(_AROUND_MM / mm)) for mm in in_plane]
+        box = tuple(
+            slice(max(int(at.min()) - reach_px, 0), int(at.max()) + reach_px + 1)
+            for at, reach_px in zip((rows, cols), margin, strict=True)
+        )
+        for index in range(last + step, last + step * (reach + 1), step):
+            if 0 <= index < labels.shape[axis]:
+                region = take_slice(labels, axis, index)[box]
+                region[region == 0] = IGNORE

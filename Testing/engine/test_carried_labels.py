@@ -1,0 +1,199 @@
+"""Labels carried from annotated slices to those nobody vouches for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from medssl.datasets.data import IGNORE, Scan, intensity_stats
+from medssl.events import Log
+from medssl.few_labels.annotated_samples import AnnotatedCase
+from medssl.few_labels.carried_labels import carried_labels, with_carried_labels
+from medssl.few_labels.finetune_run import FinetuneConfig, finetune
+from medssl.foundation.intensity import IntensityTracker
+from medssl.foundation.protocols import SliceTracker, TrackedSlice, TrackJob
+from medssl.metrics import dice
+from medssl.prompts import SlicePrompt
+from medssl.volume import Volume
+
+SPACING = (3.0, 1.0, 1.0)
+FIRST, LAST = 8, 23
+"""Slices that show the bright rod; a dark one goes through all 32."""
+
+
+def truth() -> np.ndarray:
+    labels = np.zeros((32, 48, 56), np.uint8)
+    _, rows, columns = np.ogrid[:32, :48, :56]
+    labels[np.broadcast_to((rows - 16) ** 2 + (columns - 16) ** 2 < 64, labels.shape)] = 1
+    labels[:FIRST][labels[:FIRST] == 1] = 0
+    labels[LAST + 1 :][labels[LAST + 1 :] == 1] = 0
+    labels[np.broadcast_to((rows - 30) ** 2 + (columns - 40) ** 2 < 49, labels.shape)] = 2
+    return labels
+
+
+def a_case(vouched: Sequence[int], known: tuple[bool, ...] = (True, True, True)) -> AnnotatedCase:
+    labels = truth()
+    noise = np.random.default_rng(0).normal(0.0, 8.0, labels.shape)
+    image = (np.choose(labels, [40, 180, -120]) + noise).astype(np.int16)
+    scan = Scan("scan", "scan", "patient", labels.shape, SPACING, intensity_stats(image))
+    return AnnotatedCase(scan, image, labels, np.array(known)).only_slices(list(vouched))
+
+
+class Says:
+    """A tracker that answers the same mask everywhere, rated as it is told to be."""
+
+    def __init__(self, quality: float, everywhere: tuple[slice, slice] | None = None) -> None:
+        self._quality, self._everywhere = quality, everywhere
+        self._masks: dict[tuple[int, int], np.ndarray] = {}
+
+    def open(self, volume: Volume, axis: int, window: object) -> Says:
+        return self
+
+    def add_reference(self, object_id: int, prompt: SlicePrompt) -> TrackedSlice:
+        assert prompt.mask is not None
+        self._masks[object_id, prompt.index] = prompt.mask
+        return TrackedSlice(object_id, prompt.index, prompt.mask, None, 1.0)
+
+    def run(self, jobs: Sequence[TrackJob]) -> Iterator[list[tuple[TrackJob, TrackedSlice]]]:
+        for job in jobs:
+            mask = self._masks[job.object_id, job.start].copy()
+            if self._everywhere:
+                mask[self._everywhere] = True
+            for index in range(job.start + job.step, job.stop + job.step, job.step):
+                yield [(job, TrackedSlice(job.object_id, index, mask, None, 1.0, self._quality))]
+
+    def drop(self, job: TrackJob) -> None:
+        raise AssertionError("nothing ends here")
+
+
+def test_one_annotated_slice_labels_the_others() -> None:
+    part = carried_labels(a_case([15]), IntensityTracker())
+
+    assert part is not None
+    real, taught = truth(), part.labels != IGNORE
+    for label in (1, 2):
+        assert dice((part.labels == label) & taught, (real == label) & taught) > 0.9
+    assert taught.mean() > 0.8
+    assert part.known.tolist() == [True, True, True]
+
+
+def test_what_lies_far_from_an_object_is_background_beyond_its_end_too() -> None:
+    part = carried_labels(a_case([15]), IntensityTracker())
+
+    assert part is not None
+    corner = part.labels[:, 40:, :8]
+    assert np.all(np.delete(corner, 15, axis=0) == 0)
+
+
+def test_just_past_an_end_the_surroundings_of_the_object_teach_nothing() -> None:
+    part = carried_labels(a_case([15]), IntensityTracker())
+
+    assert part is not None
+    seen = np.flatnonzero((part.labels == 1).any(axis=(1, 2)))
+    for beyond in (*range(seen[0] - 4, seen[0]), *range(seen[-1] + 1, seen[-1] + 5)):
+        assert np.all(part.labels[beyond, 10:22, 10:22] == IGNORE)
+    assert np.all(part.labels[2, 10:22, 10:22] == 0)
+
+
+def test_annotated_slices_stay_with_those_who_drew_them() -> None:
+    case = a_case([4, 15])
+    before = case.labels.copy()
+    part = carried_labels(case, IntensityTracker())
+
+    assert part is not None
+    assert np.all(part.labels[[4, 15]] == IGNORE)
+    assert np.array_equal(case.labels, before)
+    assert not part.image.flags.writeable or np.array_equal(part.image, case.image)
+
+
+def test_a_segment_that_no_annotated_slice_shows_stays_unknown() -> None:
+    part = carried_labels(a_case([3]), IntensityTracker())
+
+    assert part is not None
+    assert part.known.tolist() == [True, False, True]
+
+
+def test_a_segment_the_case_does_not_know_is_not_carried() -> None:
+    part = carried_labels(a_case([15], known=(True, False, True)), IntensityTracker())
+
+    assert part is not None
+    assert not (part.labels == 1).any()
+    assert not part.known[1]
+
+
+@pytest.mark.parametrize("vouched", [range(32), [], [3]])
+def test_nothing_is_carried_where_nothing_is_annotated_or_nothing_is_left(vouched: Sequence[int]) -> None:
+    case = a_case(vouched, known=(True, True, False))
+    assert carried_labels(case, IntensityTracker()) is None
+
+
+def test_a_slice_the_tracker_is_not_sure_of_teaches_nothing() -> None:
+    case = a_case([15], known=(True, True, False))
+    sure, unsure = (carried_labels(case, Says(quality)) for quality in (0.6, 0.4))
+
+    assert sure is not None
+    assert unsure is not None
+    mask = case.labels[15] == 1
+    assert np.all(sure.labels[14][mask] == 1)
+    assert np.all(unsure.labels[14][mask] == IGNORE)
+    assert np.all(unsure.labels[14][~mask] == 0)
+
+
+def test_where_two_segments_claim_a_voxel_nothing_is_taught() -> None:
+    part = carried_labels(a_case([15]), Says(0.9, (slice(40, 44), slice(4, 8))))
+
+    assert part is not None
+    assert np.all(part.labels[14, 40:44, 4:8] == IGNORE)
+
+
+def test_labels_across_another_axis_are_carried_along_it() -> None:
+    case = a_case(range(32), known=(True, True, False))
+    labels = np.full_like(case.labels, IGNORE)
+    labels[:, :, 16] = case.labels[:, :, 16]
+    across = AnnotatedCase(case.scan, case.image, labels, case.known)
+    part = carried_labels(across, IntensityTracker())
+
+    assert part is not None
+    assert np.all(part.labels[:, :, 16] == IGNORE)
+    assert (part.labels[:, :, 14] == 1).any()
+    assert np.all(part.labels[:, :, 50] == 0)
+
+
+def test_slices_that_are_measured_on_are_not_learnt_from() -> None:
+    measured = a_case([18, 19])
+    *_, cases = with_carried_labels([a_case([15])], [measured], IntensityTracker)
+
+    assert isinstance(cases, list)
+    assert len(cases) == 2
+    assert np.all(cases[1].labels[[18, 19]] == IGNORE)
+    assert (cases[1].labels[17] == 1).any()
+
+
+def test_cases_that_are_annotated_everywhere_need_no_tracker() -> None:
+    def never() -> SliceTracker:
+        raise AssertionError("the tracker was loaded")
+
+    (cases,) = with_carried_labels([a_case(range(32))], [], never)
+    assert isinstance(cases, list)
+    assert len(cases) == 1
+
+
+@pytest.mark.parametrize("carry", [True, False])
+def test_a_run_says_when_it_learns_from_carried_slices(tmp_path: Path, carry: bool) -> None:
+    from medssl.datasets.labelled import LabelledCase
+    from medssl.segmentation import Segment, Segmentation
+
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    image = Volume(a_case(range(32)).image, affine)
+    labels = Segmentation(
+        np.where(truth() == 1, 1, 0).astype(np.uint8), affine, (Segment("rod", 1, (1, 0, 0)),)
+    )
+    config = FinetuneConfig(
+        data=tmp_path, out=tmp_path / "run", segments=("rod",), backbone="unet2d_4", steps=2, batch=2,
+        size=(32, 32), spacing=(0.0, 1.0, 1.0), device="cpu", carry=carry,
+    )  # fmt: skip
+    case = LabelledCase("one", "one", image, labels, vouched={0: [14, 15]})
+    said = [event.text for event in finetune(config, cases=[case]) if isinstance(event, Log)]
+    assert any("carried" in text for text in said) is carry
