@@ -3,7 +3,8 @@
     bench_few_labels.py --data FOLDER --encoders DIR --out DIR            everything; --jobs 2 for two at once
     bench_few_labels.py --data FOLDER --out DIR --cases 3 --test 4        a quick look, from random weights
 
-For 1, 3, 5 and 10 training patients, with one vouched slice each and with all slices, a network is fine-tuned from
+For 1, 3, 5 and 10 training patients, with one annotated slice each ("one"), with that slice carried to the others by
+the tracker as `medssl finetune` does ("carried"), and with all slices annotated ("all"), a network is fine-tuned from
 random weights and from every encoder in DIR (<method>.safetensors), and the full pipeline segments hidden patients. Of
 each stage the Dice and the 95 % Hausdorff distance are kept: the network's own coarse mask, its largest connected part,
 the mask refined by the promptable model, the propagated one, and the pipeline's final one. No patient of `holdout.json`
@@ -25,7 +26,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from medssl.datasets.grid import scan_id
 from medssl.datasets.input_contract import InputContract
 from medssl.datasets.labelled import LabelledCase, LabelledScans
 from medssl.few_labels.annotated_samples import AnnotatedCase
+from medssl.few_labels.carried_labels import carried_labels
 from medssl.few_labels.finetuning import FinetuneSettings, automatic, fit, step_seconds
 from medssl.few_labels.segmenter import ModelInfo, SegmentationModel
 from medssl.foundation.protocols import ImagePredictor, SliceTracker
@@ -51,7 +53,7 @@ _SCRATCH = InputContract(
 )
 _SCRATCH_BACKBONE = "unet2d_16"
 
-Slices = Literal["one", "all"]
+Slices = Literal["one", "carried", "all"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def fine_tuned(run: Run, work: Work) -> SegmentationModel:
     model = _untaught(run)
     learn_from = _teachers(run, work, model.info.contract)
     wanted = FinetuneSettings(steps=work.steps, seed=run.seed)
-    settings = automatic(wanted, model.network, len(learn_from), bool(run.encoder))
+    settings = automatic(wanted, model.network, run.cases, bool(run.encoder))
     for _ in fit(model.network, learn_from, (), model.info.contract, SEGMENTS, settings):
         pass
     return model
@@ -153,7 +155,12 @@ def _teachers(run: Run, work: Work, contract: InputContract) -> list[AnnotatedCa
     names = [work.train[n] for n in order[: run.cases]]  # fewer cases lie within more
     scans = LabelledScans.from_cases([_case(Path(work.root), name) for name in names], contract, SEGMENTS)
     cases = [AnnotatedCase.of(scan) for scan in scans]
-    return cases if run.slices == "all" else [case.only_slices([vouched_slice(case)]) for case in cases]
+    if run.slices == "all":
+        return cases
+    sparse = [case.only_slices([vouched_slice(case)]) for case in cases]
+    if run.slices == "one":
+        return sparse
+    return [*sparse, *(part for case in sparse if (part := carried_labels(case, _tracker(work.model))))]
 
 
 def _untaught(run: Run) -> SegmentationModel:
@@ -366,7 +373,10 @@ def _groups(found: Sequence[tuple[Run, list[Score]]]) -> list[list[tuple[Run, li
     groups: dict[tuple[str, int, str], list[tuple[Run, list[Score]]]] = {}
     for run, scores in found:
         groups.setdefault((run.arm, run.cases, run.slices), []).append((run, scores))
-    return [groups[key] for key in sorted(groups, key=lambda key: (key[1], key[2] == "all", key[0]))]
+    return [
+        groups[key]
+        for key in sorted(groups, key=lambda key: (key[1], get_args(Slices).index(key[2]), key[0]))
+    ]
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -382,7 +392,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--cases", type=int, nargs="+", default=[1, 3, 5, 10], help="training patients")
     parser.add_argument(
-        "--slices", nargs="+", choices=["one", "all"], default=["one", "all"], help="vouched for"
+        "--slices", nargs="+", choices=get_args(Slices), default=list(get_args(Slices)), help="annotated"
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs of each kind, with other patients")
     parser.add_argument("--test", type=int, default=12, help="hidden patients (default: %(default)s)")

@@ -4,6 +4,7 @@ teaching           cases of a store as cases to learn from
 annotated_samples  patches around what is annotated; who is held out
 augmentation       strong changes for tiny sets
 segmentation_loss  only where somebody vouches
+carried_labels     what annotated slices say about the others
 finetuning         the loop, and automatic settings
 starting           what a run begins with: an encoder, an earlier model, random weights
 base_model         the weights of an earlier model in a new one
