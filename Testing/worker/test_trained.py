@@ -20,6 +20,7 @@ from medssl.inference import predict_volume
 from medssl.phantom import Phantom, phantom_ct
 from medssl.results import SliceMask, UncertaintyMap
 from medssl.segmentation import Segment
+from medssl.serving.trained import TrainedModels
 from medssl.volume import Volume, put_slice
 
 INTENSITY_WORKER = Path(__file__).with_name("intensity_worker.py")
@@ -95,6 +96,25 @@ def test_a_volume_is_predicted_from_the_slice_looked_at_outwards(
             )
     assert [segment["name"] for segment in ticket.result().summary["segments"]] == ["liver", "bone"]
     assert str(model_path) in client.info().result(PATIENCE_S).models
+
+
+def test_memory_is_told_for_the_volume_the_network_and_the_stages(model_path: Path, phantom: Phantom) -> None:
+    """Twice the slices hold twice the voxels; a volume of whatever size is shown to the network in parts."""
+    models, (k, j, i) = TrainedModels(), (100, 300, 300)
+    small = Volume(
+        np.pad(phantom.volume.voxels_kji, ((0, k - 10), (0, j - 40), (0, i - 40))), np.diag([12, 12, 3, 1.0])
+    )
+    large = Volume(np.concatenate([small.voxels_kji] * 2), small.ijk_to_ras)
+
+    def need(volume: Volume, **more: bool) -> int:
+        return models.bytes_needed(str(model_path), "", volume, **more)
+
+    values = len(SEGMENTS) + 1 + 2  # probabilities, and the image
+    assert need(large) - need(small) == 4 * values * k * j * i
+    assert need(small, stages=True) - need(small) == 24 * k * j * i
+    weights = model_path.stat().st_size
+    at_work = (1 << 23) * 310 * (weights / 1e6) ** 0.5
+    assert need(large, on_gpu=True) == pytest.approx(2 * weights + at_work, rel=1e-6)
 
 
 def test_models_are_kept_by_version_used_and_written_out(

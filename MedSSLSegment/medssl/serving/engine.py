@@ -245,14 +245,21 @@ class EngineBackend:
     def bytes_needed(self, request: EngineRequest, volume: Volume) -> int:
         """Estimate of the memory a request takes beyond what is loaded already."""
         match request:
-            case PredictVolume():
-                return self._trained.bytes_needed(request.model, request.store, volume)
-            case SegmentVolume():
-                return self._trained.bytes_needed(request.model, request.store, volume) + max(
-                    map(self._bytes_of_promptable, (request.refiner, request.tracker))
-                )
+            case PredictVolume() | SegmentVolume():
+                return self._bytes_of_trained(request, volume)
             case _:
                 return self._bytes_of_promptable(request.model)
+
+    def _bytes_of_trained(self, request: PredictVolume | SegmentVolume, volume: Volume) -> int:
+        """For the full pipeline, with the promptable model that takes more."""
+        on_gpu = self._place(request.device).startswith("cuda")
+        stages = isinstance(request, SegmentVolume)
+        trained = self._trained.bytes_needed(
+            request.model, request.store, volume, stages=stages, on_gpu=on_gpu
+        )
+        if isinstance(request, PredictVolume):
+            return trained
+        return trained + max(map(self._bytes_of_promptable, (request.refiner, request.tracker)))
 
     def _bytes_of_promptable(self, model: str) -> int:
         entry = find_entry(model)

@@ -16,7 +16,7 @@ from ..messages import PredictVolume, SegmentVolume, Streamed
 from ..results import SliceMask, UncertaintyMap
 from ..segmentation import Segment, Segmentation
 from ..streamed_evidence import suggestions
-from ..volume import Volume
+from ..volume import VIEWS, Volume
 from ..wire.codec import decode_labels
 
 if TYPE_CHECKING:
@@ -28,9 +28,16 @@ if TYPE_CHECKING:
 __all__ = ["TrainedModels", "model_file", "predict_volume", "segment_volume"]
 
 _KEPT = 2
-_AT_WORK_BYTES = 400 << 20
-"""An allowance for a network's activations, beside what grows with the volume; not measured per backbone."""
+_AT_WORK_BYTES = {2: 310, 3: 105}
+"""Of a network's activations, per voxel it is shown at once and square root of its weights in MB: activations grow with
+the width, weights with its square. Measured on the CPU for eight backbones, of which none takes more."""
+_SHOWN_AT_ONCE = {2: 1 << 18, 3: 1 << 21}
+"""Voxels, as `medssl.few_labels.tiling` chooses them on the CPU."""
+_SHOWN_AT_ONCE_GPU = 1 << 23
 _SLICES_AT_ONCE = 16
+_COPIES_OF_SLICES = 2
+_STAGES_BYTES = 24
+"""Per voxel of the volume: the coarse answer with its probabilities, five label maps and what compares them. Measured."""
 _LOADING_FACTOR = 2
 
 
@@ -86,8 +93,17 @@ class TrainedModels:
         self._kept.move_to_end(key)
         return self._kept[key][1]
 
-    def bytes_needed(self, model: str, store: str, volume: Volume) -> int:
-        """Estimate of the memory a whole volume takes.
+    def bytes_needed(
+        self, model: str, store: str, volume: Volume, *, stages: bool = False, on_gpu: bool = False
+    ) -> int:
+        """Estimate of the memory a whole volume takes on the device.
+
+        Args:
+            model: as `get` takes it.
+            store: model store.
+            volume: to be predicted.
+            stages: also for the stages of the full pipeline.
+            on_gpu: count what the GPU holds, which is the network alone.
 
         Raises:
             InputError, ModelError: as `get`.
@@ -96,9 +112,13 @@ class TrainedModels:
         from ..few_labels.segmenter import ModelInfo
 
         path = model_file(model, store)
-        info = ModelInfo.from_json(read_header(path))
-        loading = 0 if model in self.names else _LOADING_FACTOR * path.stat().st_size
-        return loading + _AT_WORK_BYTES + _bytes_of_volume(info, volume)
+        info, weights = ModelInfo.from_json(read_header(path)), path.stat().st_size
+        loading = 0 if model in self.names else _LOADING_FACTOR * weights
+        at_work = _bytes_at_work(info, volume, weights, on_gpu)
+        if on_gpu:
+            return loading + at_work
+        kept = _STAGES_BYTES * math.prod(volume.shape_kji) if stages else 0
+        return loading + at_work + _bytes_of_volume(info, volume) + kept
 
 
 def predict_volume(
@@ -204,15 +224,30 @@ def _slices(
             yield UncertaintyMap.of(found.axis, index, found.uncertainty[n])
 
 
+def _bytes_at_work(info: ModelInfo, volume: Volume, weights: int, on_gpu: bool) -> int:
+    """The network's activations, for as many voxels as it is shown at once."""
+    dims = info.contract.spatial_dims
+    k, j, i = _prepared_shape(info, volume)
+    at_once = _SHOWN_AT_ONCE_GPU if on_gpu else _SHOWN_AT_ONCE[dims]
+    shown = max(j * i, min(k * j * i, at_once), math.prod(info.contract.size))
+    return int(shown * _AT_WORK_BYTES[dims] * math.sqrt(weights / 1e6))
+
+
 def _bytes_of_volume(info: ModelInfo, volume: Volume) -> int:
     """Probabilities on the model's grid, those of the slices on their way back, and the image itself."""
     contract, classes = info.contract, len(info.segments) + 1
-    axes = [volume.axis_of(view) for view in ("axial", "coronal", "sagittal")]
-    voxels = math.prod(
-        volume.shape_kji[axis] * (volume.spacing_kji_mm[axis] / wanted if wanted else 1.0)
-        for axis, wanted in zip(axes, contract.spacing_kji_mm, strict=True)
-    )
     copies = 2 if contract.spatial_dims == 3 else 1  # blocks are summed up before they are final
-    slice_px = volume.shape_kji[axes[1]] * volume.shape_kji[axes[2]]
-    values = voxels * (classes * copies + 2) + 4 * _SLICES_AT_ONCE * classes * slice_px
-    return int(4 * values)
+    axial = volume.axis_of("axial")
+    slice_px = math.prod(volume.shape_kji) // volume.shape_kji[axial]
+    values = math.prod(_prepared_shape(info, volume)) * (classes * copies + 2)
+    return int(4 * (values + _COPIES_OF_SLICES * _SLICES_AT_ONCE * classes * slice_px))
+
+
+def _prepared_shape(info: ModelInfo, volume: Volume) -> tuple[float, ...]:
+    """Voxels along the axes of the model's grid, if nothing is cropped away."""
+    axes = [volume.axis_of(view) for view in VIEWS]
+    steps = zip(axes, info.contract.spacing_kji_mm, strict=True)
+    return tuple(
+        volume.shape_kji[axis] * (volume.spacing_kji_mm[axis] / wanted if wanted else 1.0)
+        for axis, wanted in steps
+    )
