@@ -36,8 +36,10 @@ class MedSSLSegment(ScriptedLoadableModule):
         self.parent.dependencies = ["Segmentations"]
         self.parent.contributors = ["MedSSLSegment contributors"]
         self.parent.helpText = _(
-            "Paint an organ on one slice, or on a few, and propagate it through the whole volume. Correct any slice"
-            " and propagate again. Nothing leaves this computer."
+            "Annotate an organ on one slice, or on a few, and propagate it through the whole volume. Correct any slice"
+            " and propagate again; teach a model of your own from what you have accepted. Nothing leaves your machines."
+            ' See the <a href="https://github.com/MedSSLSegment/SlicerMedSSLSegment/blob/main/Resources/Tutorial.md">'
+            "tutorial</a>, which uses sample data that come with it."
         )
         self.parent.acknowledgementText = _(
             "Builds on Segment Anything and SAM 2 (Meta AI) and on the MedSAM and MedSAM2 models of the Wang lab."

@@ -181,7 +181,7 @@ class Stage:
         from medssl.scene.layers import array_kji
 
         levels = array_kji(node.GetImageData())[index].astype(float)
-        shown = levels >= 13
+        shown = levels >= 51
         heat = np.stack([np.full_like(levels, 255), levels * 0.9, np.zeros_like(levels)], axis=2)
         picture[shown] = 0.4 * picture[shown] + 0.6 * heat[shown]
 
@@ -318,7 +318,7 @@ def teach(stage: Stage) -> None:
         paint(stage, index, truth)
     ui.addCaseButton.click()
     stage.wait(lambda: len(desk.cases) == 2)
-    ui.minutesSpinBox.setValue(2)
+    ui.minutesSpinBox.setValue(6)
     ui.modelNameEdit.setText("liver")
     ui.finetuneButton.click()
     stage.wait(lambda: desk.run is not None and len(desk.curve("dice").steps) > 4, 1200)

@@ -173,12 +173,17 @@ class Panel:
         )
         self.ui.progressBar.value = round(fraction * PROGRESS_STEPS)
         self.ui.progressBar.format = timeLeftText(left)
-        self.ui.statusLabel.text = desk.message if isPredicting else status.text or self.propagate.hint()
+        said = desk.message if isPredicting else status.text or desk.message
+        self.ui.statusLabel.text = "\n".join(filter(None, (said, "" if isPredicting else self._hint(status))))
         self.ui.workerLabel.text = self._workerText()
         self.ui.cancelButton.enabled = isPredicting or status.state is State.RUNNING
         self.ui.undoButton.enabled = self.session.can_undo
         self.ui.redoButton.enabled = self.session.can_redo
         self.propagate.showEnabled()
+
+    def _hint(self, status: Status) -> str:
+        """What is missing before the person can go on; nothing while something runs or has just been said."""
+        return "" if status.text else self.propagate.hint()
 
     def _workerText(self) -> str:
         """What the worker is doing, in words."""

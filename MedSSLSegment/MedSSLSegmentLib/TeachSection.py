@@ -48,7 +48,7 @@ class TeachSection:
     def show(self) -> None:
         """Show what the desk knows."""
         desk, ui = self.desk, self.ui
-        names = [f"{case['name']}: {case['summary']}" for case in desk.cases]
+        names = [case["summary"] for case in desk.cases]
         if names != [ui.caseList.item(n).text() for n in range(ui.caseList.count)]:
             ui.caseList.clear()
             for name in names:
@@ -56,9 +56,19 @@ class TeachSection:
         encoders = [(_("{name} ({method})").format(**e), e["path"]) for e in desk.encoders]
         fill(ui.encoderComboBox, [*encoders, (_("Random weights"), "")])
         fill(ui.runComboBox, [("", ""), *((f"{r['name']}: {r['state']}", r["path"]) for r in desk.runs)])
+        self._chooseFollowed()
         versions = [(v["id"], v["id"]) for model in desk.models for v in model["versions"]]
         fill(ui.versionComboBox, versions)
         self.showRun()
+
+    def _chooseFollowed(self) -> None:
+        """Have the list show the run that is followed."""
+        comboBox, run = self.ui.runComboBox, self.desk.run
+        row = comboBox.findData(run["path"]) if run is not None else -1
+        if row > 0 and comboBox.currentIndex != row:
+            wasBlocked = comboBox.blockSignals(True)
+            comboBox.currentIndex = row
+            comboBox.blockSignals(wasBlocked)
 
     def showRun(self) -> None:
         """Show how the run being followed stands."""

@@ -34,6 +34,23 @@ class MedSSLSegmentPanelTest(unittest.TestCase):
         slicer.util.selectModule("Welcome")
         assert not self.widget.panel.shortcuts._shortcuts
 
+    def test_the_phantom_is_among_the_sample_data_and_needs_no_network(self) -> None:
+        (source,) = slicer.modules.sampleDataSources["MedSSLSegment"]
+        (volumeNode,) = source.customDownloader(source)
+        assert volumeNode.GetImageData().GetDimensions() == (184, 136, 156)
+
+    def test_a_point_placed_in_a_view_reaches_the_prompts(self) -> None:
+        placed = []
+        views = self.widget.panel.annotate.views
+        views.onPlaced, before = (lambda position, normal: placed.append(position)), views.onPlaced
+        self.widget.ui.positiveButton.click()
+        views._markupsNode().AddControlPointWorld(1.0, 2.0, 3.0)
+        slicer.app.processEvents()
+        self.widget.ui.positiveButton.click()
+        views.onPlaced = before
+        assert placed == [[1.0, 2.0, 3.0]]
+        assert views._markupsNode().GetNumberOfControlPoints() == 0
+
     def test_closing_the_scene_empties_the_panel(self) -> None:
         self.test_the_list_shows_the_segments_of_the_chosen_segmentation()
         slicer.mrmlScene.Clear()

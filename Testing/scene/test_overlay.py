@@ -92,7 +92,7 @@ def test_a_map_is_shown_over_the_image_while_it_arrives_in_colors_that_leave_sur
     display = overlay.node.GetDisplayNode()
     assert display.GetColorNode().GetName() == "Iron"
     assert display.GetApplyThreshold()
-    assert 0 < display.GetLowerThreshold() < 40
+    assert 0 < display.GetLowerThreshold() < 64
     assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == (0, 255)
 
 

@@ -28,8 +28,8 @@ _REFERENCE = "MedSSLSegment.Uncertainty"
 _STEPS = "MedSSLSegment.Steps"
 """When the steps were made that the map belongs to, separated by spaces."""
 _OPACITY = 0.6
-_LEAST_SHOWN = 13
-"""Of 255; less doubt than this leaves the image clear."""
+_LEAST_SHOWN = 51
+"""Of 255; less doubt than this, a fifth, leaves the image clear."""
 _COLORS = "Iron"
 """Red to yellow; one of 3D Slicer's own tables, so that it is there when a scene is opened again."""
 

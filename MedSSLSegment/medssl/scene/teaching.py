@@ -244,6 +244,7 @@ class TeachDesk:
         self._ask(self._client.start_pretrain(dict(settings)), self._run_began)
 
     def _run_began(self, facts: _Facts) -> None:
+        self.message = ""
         self.follow(facts["run"]["path"])
         self._ask(self._client.list_runs(), lambda listed: self._take("runs", listed))
 
