@@ -229,3 +229,26 @@ def test_looking_at_slices_without_a_volume_tells_nobody(a_desk: Desk) -> None:
     a_desk.session.prompts.look_at(0, 1)
     a_desk.session.poll()
     assert a_desk.client.asked == []
+
+
+@pytest.mark.parametrize("gone", ["volume_node", "node"])
+def test_an_answer_that_comes_after_its_nodes_were_removed_is_dropped_in_one_sentence(
+    a_desk: Desk, gone: str
+) -> None:
+    a_desk.click(3, 6, 4)
+    a_desk.scene.scene.RemoveNode(getattr(a_desk, gone))
+    a_desk.answer()
+    assert not a_desk.prompts.is_waiting
+    assert a_desk.prompts.previews == {}
+    assert a_desk.prompts.message == (
+        "The prompt was not answered because its volume or segmentation was removed."
+    )
+
+
+def test_a_preview_whose_volume_was_removed_can_still_be_dropped(a_desk: Desk) -> None:
+    place = a_desk.click(3, 6, 4)
+    a_desk.answer()
+    a_desk.scene.scene.RemoveNode(a_desk.volume_node)
+    a_desk.prompts.drop()
+    assert a_desk.prompts.marks(place) == ()
+    assert a_desk.prompts.previews == {}

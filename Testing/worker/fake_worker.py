@@ -13,14 +13,15 @@ from typing import IO, Any
 
 from medssl.errors import Cancelled, InputError
 from medssl.events import Progress
-from medssl.messages import Expect, Message, Predict, Propagate, Refine
+from medssl.messages import Expect, Message, Predict, PredictVolume, Propagate, Refine, SegmentVolume
 from medssl.results import SliceMask
 from medssl.serving.engine import EngineRequest, LongRequest, Work
 from medssl.serving.volume_store import VolumeStore
 from medssl.volume import Volume, as_stack
 from medssl.worker import Worker, claim_standard_streams
 
-SLICE_SECONDS = 0.01
+SLICE_SECONDS = float(os.environ.get("FAKE_WORKER_SLICE_SECONDS", "0.01"))
+STAGES = ("coarse", "refined", "propagated", "final")
 
 
 class FakeEngine:
@@ -34,10 +35,15 @@ class FakeEngine:
         self.models: tuple[str, ...] = ()
 
     def compute(self, volume: Volume, request: LongRequest, cancelled: Callable[[], bool]) -> Work:
-        if isinstance(request, Refine):
-            return self._refine(request)
-        assert isinstance(request, Propagate)
-        return self._propagate(volume, request)
+        match request:
+            case Propagate():
+                return self._propagate(volume, request)
+            case Refine():
+                return self._refine(request)
+            case PredictVolume():
+                return self._find(volume, ("",))
+            case SegmentVolume():
+                return self._find(volume, STAGES)
 
     def _propagate(self, volume: Volume, request: Propagate) -> Work:
         self.models = (request.model,)
@@ -54,6 +60,15 @@ class FakeEngine:
     def _refine(self, request: Refine) -> Work:
         for index, mask in enumerate(request.coarse_kji):
             yield SliceMask(request.segment, 0, index, mask, 1.0)
+        return {}
+
+    def _find(self, volume: Volume, stages: tuple[str, ...]) -> Work:
+        """One segment, "liver", stage by stage."""
+        for stage in stages:
+            for index, slice_hu in enumerate(volume.voxels_kji):
+                time.sleep(SLICE_SECONDS)
+                yield SliceMask("liver", 0, index, slice_hu > 0, 0.5, stage=stage)
+                yield Progress(index + 1, len(volume.voxels_kji), None)
         return {}
 
     def predict(self, volume: Volume, request: Predict) -> tuple[SliceMask, dict[str, Any]]:

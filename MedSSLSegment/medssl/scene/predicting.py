@@ -39,6 +39,9 @@ class PredictDesk:
         self._run: Run | None = None
         self._writer: Writer | None = None
         self._model = ""
+        self._nodes: tuple[Any, Any] = (None, None)
+        self._ids: dict[tuple[Any, str], str] = {}
+        self._written_to: set[Target] = set()
         self.fraction = 0.0
         """0 .. 1 of the running or last prediction."""
         self.seconds_left: float | None = None
@@ -116,6 +119,10 @@ class PredictDesk:
         nodes.set_reference_geometry(node, session.volume_node)
         self.overlay.clear()
         self._run, self._model = run, model
+        self._nodes = session.volume_node, node
+        # By the names of now: the person may rename a segment before its first slice arrives.
+        self._ids = {(node, segment.name): segment.id for segment in reversed(session.segments())}
+        self._written_to = set()
         rules = {node: session.rules()}
         # Everything a model sends lies across one axis, known from the first mask.
         self._writer = Writer(volume, 0, session.history, time.monotonic, rules)
@@ -126,10 +133,9 @@ class PredictDesk:
         if self._run is None or self._writer is None:
             return
         run, writer = self._run, self._writer
-        if self._session.segmentation_node is None or self._session.volume_node is None:
+        if (why := self._why_not_go_on()) is not None:
             run.cancel()
-            self._run = None
-            self.message = "The prediction was cancelled because its volume or segmentation was removed."
+            self._end(f"The prediction was cancelled because {why}.")
             return
         is_last = run.done
         try:
@@ -143,6 +149,14 @@ class PredictDesk:
             self._end("The prediction was cancelled.")
         except MedSSLError as error:
             self._end(str(error))
+
+    def _why_not_go_on(self) -> str | None:
+        """What has become of the nodes that keeps the rest from being written; None when all is as it was."""
+        if not all(self._session.scene.IsNodePresent(node) for node in self._nodes):
+            return "its volume or segmentation was removed"
+        if (self._session.volume_node, self._session.segmentation_node) != self._nodes:
+            return "another volume or segmentation was chosen"
+        return None if all(map(_is_there, self._written_to)) else "a segment was removed"
 
     def cancel(self) -> None:
         """Stop; what was written stays and can be undone."""
@@ -166,10 +180,22 @@ class PredictDesk:
             writer.axis = event.axis
             is_final = event.stage in ("", "final")
             node = self._session.segmentation_node if is_final else self._stage_node(event.stage)
-            writer.put(Target(node, _segment(node, event.segment)), event.index, event.mask, event.confidence)
+            target = self._target(node, event.segment)
+            self._written_to.add(target)
+            writer.put(target, event.index, event.mask, event.confidence)
+
+    def _target(self, node: Any, name: str) -> Target:
+        """The segment that had this name when the run began, or got it since."""
+        target = Target(node, self._ids.get((node, name), ""))
+        if not _is_there(target):
+            target = Target(node, _segment(node, name))
+            self._ids[node, name] = target.segment
+        return target
 
     def _finish(self, writer: Writer) -> None:
-        self._end(f"Found {len(writer.written)} segments." if writer.written else "Nothing was found.")
+        found = sum(target.node is self._nodes[1] for target in writer.written)
+        what = "1 segment" if found == 1 else f"{found} segments"
+        self._end(f"Found {what}." if found else "Nothing was found.")
         self.fraction = 1.0
         self.show("final")
 
@@ -177,8 +203,11 @@ class PredictDesk:
         """Nothing more is written: remember in the segments how what was came about."""
         writer, self._run, self._writer = self._writer, None, None
         self.message, self.seconds_left = message, None
-        node = self._session.segmentation_node
-        if writer is None or node is None:
+        node = self._nodes[1]
+        if writer is None:
+            return
+        writer.end()
+        if node is None or self._session.segmentation_node is not node:
             return
         steps = [
             self._session.note_step(
@@ -187,7 +216,6 @@ class PredictDesk:
             for target, indices in writer.written.items()
             if target.node is node and node.GetSegmentation().GetSegment(target.segment) is not None
         ]
-        writer.end()
         self.overlay.belong_to(steps)
 
     # Comparing
@@ -228,6 +256,10 @@ class PredictDesk:
             node.GetDisplayNode().SetVisibility(False)
             owner.SetNodeReferenceID(f"{_STAGE}.{stage}", node.GetID())
         return node
+
+
+def _is_there(target: Target) -> bool:
+    return target.node.GetSegmentation().GetSegment(target.segment) is not None
 
 
 def _segment(segmentation_node: Any, name: str) -> str:

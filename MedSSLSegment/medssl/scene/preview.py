@@ -183,11 +183,15 @@ class PromptDesk:
         self._tell()
         if self._run is None:
             return
+        if self._session.volume_node is None or self._session.segmentation_node is None:
+            self._stop()
+            self.message = "The prompt was not answered because its volume or segmentation was removed."
+            return
         place, run = self._run
         is_done = run.done
         try:
             for event in run.poll():
-                if isinstance(event, SliceMask) and self._session.segmentation_node:
+                if isinstance(event, SliceMask):
                     self._masks[place] = event.mask, event.confidence
                     self._show(place, event.mask)
                     self.message = f"{event.confidence:.0%} sure. Enter accepts, Esc drops."
@@ -270,7 +274,9 @@ class PromptDesk:
     def _show(self, place: Place, mask: NDArray[np.bool_] | None) -> None:
         if mask is None and self._node is None:
             return
-        node, volume = self._preview_node(), self._session.volume()
+        if self._session.volume_node is None:
+            return
+        volume, node = self._session.volume(), self._preview_node()
         empty = np.zeros([n for a, n in enumerate(volume.shape_kji) if a != place.axis], bool)
         slices = {place.index: empty if mask is None else mask}
         writing.write_slices(node, "preview", volume, place.axis, slices)

@@ -175,6 +175,8 @@ class _Propagation:
     writer: Writer
     arrived: dict[str, set[int]]
     """Slices that have arrived so far, by segment id."""
+    marks: dict[str, tuple[int, ...]]
+    """Fingerprints of the masks it started from, by segment id, in the slices' order."""
 
 
 class Session:
@@ -387,20 +389,29 @@ class Session:
             raise InputError(f"Nothing is drawn in {what}; paint the object on at least one slice first.")
         if not request.only_changed:
             return Plan(survey.axis, survey.view, drawn)
-        before = {i: self._references_before(i, survey.axis) for i in drawn}
-        changed = {i: set(indices) ^ before[i] for i, indices in drawn.items()}
+        changed = {i: self._changed(i, survey.axis, indices) for i, indices in drawn.items()}
         everything = sorted(set().union(*changed.values()))
         if not everything:
             raise InputError("No slice was drawn or corrected since the last propagation.")
         return Plan(survey.axis, survey.view, {i: drawn[i] for i in drawn if changed[i]}, tuple(everything))
 
-    def _references_before(self, segment_id: str, axis: int) -> set[int]:
+    def _changed(self, segment_id: str, axis: int, drawn: Sequence[int]) -> set[int]:
+        """Slices that were drawn, corrected or taken away since the last propagation."""
         runs = (
             s
             for s in tags.steps(self._segmentation_node, segment_id)
             if s.what == "propagate" and s.axis == axis
         )
-        return set(max(runs, key=lambda step: step.when, default=tags.Step("", "")).references)
+        last = max(runs, key=lambda step: step.when, default=tags.Step("", ""))
+        marks = dict(zip(last.references, last.marks, strict=False))
+        again = {index for index in drawn if index in marks}
+        volume, node = self.volume(), self._segmentation_node
+        corrected = {
+            index
+            for index in again
+            if slice_fingerprint(nodes.read_slice(node, segment_id, volume, axis, index)) != marks[index]
+        }
+        return corrected | (set(drawn) ^ set(last.references))
 
     # Propagating
 
@@ -466,6 +477,7 @@ class Session:
             started_s=asked.started_s,
             writer=Writer(volume, plan.axis, self.history, self._clock, {node: self.rules(request.overlap)}),
             arrived={i: set() for i in plan.drawn},
+            marks=_marks(references),
         )
         count = "1 drawn slice" if len(references) == 1 else f"{len(references)} drawn slices"
         self._status = Status(State.RUNNING, text=f"Propagating from {count} ({plan.view}).")
@@ -570,6 +582,7 @@ class Session:
                     request.model,
                     axis=propagation.plan.axis,
                     references=tuple(drawn),
+                    marks=propagation.marks[segment_id],
                     slices=count,
                     options=_plain(request),
                 ),
@@ -682,6 +695,15 @@ def _hashed(volume: Volume) -> Volume:
     """The volume, with its name for the worker known already."""
     assert volume.content_hash
     return volume
+
+
+def _marks(references: Sequence[Reference]) -> dict[str, tuple[int, ...]]:
+    marks: dict[str, tuple[int, ...]] = {}
+    for reference in references:
+        assert reference.prompt.mask is not None
+        mark = slice_fingerprint(reference.prompt.mask)
+        marks[reference.segment] = (*marks.get(reference.segment, ()), mark)
+    return marks
 
 
 def _covered(

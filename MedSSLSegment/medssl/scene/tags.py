@@ -46,6 +46,8 @@ class Step:
     """Slice axis of the indices."""
     references: tuple[int, ...] = ()
     """Slices it started from."""
+    marks: tuple[int, ...] = ()
+    """Fingerprints of the masks on them, in the same order; none where they were not kept."""
     slices: int = 0
     """How many slices it wrote."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -97,7 +99,8 @@ def steps(segmentation_node: Any, segment_id: str) -> tuple[Step, ...]:
     """What the program did to a segment, oldest first."""
     text = _read(segmentation_node, segment_id, _STEPS)
     return tuple(
-        Step(**{**step, "references": tuple(step["references"])}) for step in json.loads(text or "[]")
+        Step(**{**step, "references": tuple(step["references"]), "marks": tuple(step.get("marks", ()))})
+        for step in json.loads(text or "[]")
     )
 
 
