@@ -37,7 +37,7 @@ _SHOWN_AT_ONCE_GPU = 1 << 23
 _SLICES_AT_ONCE = 16
 _COPIES_OF_SLICES = 2
 _STAGES_BYTES = 24
-"""Per voxel of the volume: the coarse answer with its probabilities, five label maps and what compares them. Measured."""
+"""Per voxel of the volume: the coarse answer with its probabilities, five label maps, what compares them."""
 _LOADING_FACTOR = 2
 
 
