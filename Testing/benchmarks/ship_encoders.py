@@ -3,7 +3,7 @@
     .venv/bin/python Testing/benchmarks/ship_encoders.py runs/polycl-m runs/mae ...
 
 A run is refused if it has seen a scan of a held-out patient (holdout.json; --data says where their scans are) or if
-its weights would take more than 25 MB. The cards' table is printed; it belongs into pretrained/ENCODERS.md.
+its weights would take more than 25 MB. The header names the held-out cases, which are public. The cards' table is printed; it belongs into pretrained/ENCODERS.md.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def ship(run: RunFolder, held_out: dict[str, str], target: Path) -> tuple[Encode
         raise InputError(f"{run.path} has seen {len(seen)} held-out scans, e.g. {seen[0]}; exclude them.")
     halves = {name: t.half() if t.dtype == torch.float32 else t for name, t in encoder.tensors.items()}
     path = target / f"encoder-{encoder.method}.safetensors"
-    write_checkpoint(path, halves, encoder.meta)
+    write_checkpoint(path, halves, {**encoder.meta, "excluded": sorted(set(held_out.values()))})
     path.chmod(0o644)
     if path.stat().st_size > LARGEST_BYTES:
         path.unlink()

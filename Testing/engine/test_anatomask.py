@@ -187,6 +187,20 @@ def test_a_step_repeats_and_another_step_masks_other_patches() -> None:
     assert not torch.equal(first, later)
 
 
+def test_an_encoder_file_may_hold_the_teacher() -> None:
+    student, teacher = method(), method(export="teacher")
+    for learner in (student, teacher):
+        with torch.no_grad():
+            for weight in learner.teacher.parameters():
+                weight.add_(1.0)
+    ones, others = student.transferable(), teacher.transferable()
+    assert ones.keys() == others.keys()
+    for name, weight in ones.items():
+        assert torch.equal(weight, student.backbone.state_dict()[name])
+        assert torch.equal(others[name], teacher.teacher.state_dict()[name])
+        assert torch.equal(others[name], weight + 1.0)
+
+
 def test_weights_of_the_teacher_are_not_optimised_and_not_kept() -> None:
     learner = method()
     assert not any("teacher" in name for name, p in learner.named_parameters() if p.requires_grad)

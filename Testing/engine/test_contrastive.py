@@ -58,15 +58,25 @@ def scans(count: int = 3, depth: int = 6) -> UnlabelledVolumes:
     return UnlabelledVolumes.from_arrays(arrays, presence=[np.arange(depth) > 2 for _ in range(count)])
 
 
-def build(kind: type[Contrastive], seed: int = 0) -> Contrastive:
+def build(kind: type[Contrastive], seed: int = 0, **options: object) -> Contrastive:
     torch.manual_seed(seed)
-    return kind(build_backbone("unet2d_4", CONTRACT.in_channels), CONTRACT, OPTIONS[kind])
+    backbone = build_backbone("unet2d_4", CONTRACT.in_channels)
+    return kind(backbone, CONTRACT, replace(OPTIONS[kind], **options))  # type: ignore[arg-type]
 
 
 def batch_of(method: Method, volumes: UnlabelledVolumes, count: int = 6) -> dict[str, Tensor]:
     anchors = method.anchors(volumes)
     samples = [method.draw(volumes, anchors[n], np.random.default_rng(n)) for n in range(count)]
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_dropout_can_be_left_out_of_pre_training(kind: type[Contrastive]) -> None:
+    slices = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    for dropout in (True, False):
+        method = build(kind, dropout=dropout).train()
+        one, other = (method.embed(slices) for _ in range(2))
+        assert torch.equal(one, other) is not dropout
 
 
 def test_triplet_loss_is_equation_4() -> None:

@@ -136,6 +136,16 @@ def test_fixed_triplets_are_the_same_in_every_epoch(kind: type) -> None:
     assert len({drawn(free, volumes, anchor, rng) for rng in epochs}) > 1
 
 
+def test_fixed_triplets_differ_from_run_to_run() -> None:
+    volumes = marked()
+    partners = set()
+    for seed in range(8):
+        method = build(PolyCLS, fixed_triplets=True)
+        method.seed = seed
+        partners.add(drawn(method, volumes, Anchor(0, 3), np.random.default_rng(0)))
+    assert len(partners) > 1
+
+
 def test_only_the_middle_of_a_scan_is_drawn_from() -> None:
     volumes = marked(("0" * 100, "0" * 5), told=False)
     method = build(PolyCLS, slice_fraction=0.3)

@@ -333,6 +333,18 @@ def test_the_encoder_file_says_how_it_was_made(whole: Path, volumes: UnlabelledV
     assert all(name.startswith("encoder.") for name in file.tensors)
 
 
+def test_the_encoder_file_does_not_name_what_was_left_out(volumes: UnlabelledVolumes, tmp_path: Path) -> None:
+    """Patterns may be names of patients; their number and hash still tell whether two runs left out the same."""
+    headers = []
+    for n, patterns in enumerate((("Miller_*", "Jones"), ("Jones", "Miller_*"), ("Jones",))):
+        config = a_config(tmp_path / str(n), steps=1, exclude=patterns)
+        train(config, volumes)
+        headers.append(read_encoder(config.out / "checkpoint.safetensors").meta)
+    assert not any("Miller" in str(header) or "Jones" in str(header) for header in headers)
+    assert [header["excluded"]["count"] for header in headers] == [2, 2, 1]
+    assert headers[0]["excluded"] == headers[1]["excluded"] != headers[2]["excluded"]
+
+
 def test_the_last_step_leaves_a_picture(whole: Path) -> None:
     (picture,) = RunFolder.open(whole).pictures()
     assert picture.read_bytes().startswith(b"\x89PNG")

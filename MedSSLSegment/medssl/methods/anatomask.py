@@ -59,6 +59,8 @@ class AnatoMaskOptions(SparKOptions):
     count_rule: Literal["text", "alg1", "code"] = "text"
     """Hard patches: a part of the masked ones (section 3.3), of all patches (algorithm 1), or as in the text with the
     official code's schedule by epoch, which starts above and overshoots."""
+    export: Literal["student", "teacher"] = "student"
+    """Whose encoder an encoder file holds: the student's, as the official code exports, or the teacher's."""
     ema_from: float = 0.999
     """Share of the teacher that stays at each step, at the first."""
     ema_to: float = 0.9999
@@ -155,6 +157,14 @@ class AnatoMask(SparK):
         patches = (~padded).flatten(1).sum(1)
         hard = torch.ceil(part * patches)
         return (hard + torch.ceil((self.options.mask_ratio - part) * patches)).long(), hard.long()
+
+    def transferable(self) -> dict[str, Tensor]:
+        """Weights of the trained stages, of the student or of the teacher."""
+        weights = super().transferable()
+        if self.options.export == "student":
+            return weights
+        averaged = self.teacher.state_dict()
+        return {name: averaged[name] for name in weights}
 
     def after_step(self, moment: Moment) -> None:
         """Move the teacher: parameters and norm statistics."""

@@ -42,6 +42,9 @@ class ViewOptions:
     """Largest deviation of added Gaussian noise, as a part of the window."""
     blur_px: float = 1.0
     """Largest sigma of a Gaussian blur, which half of the views get."""
+    dropout: bool = True
+    """Keep the backbone's dropout while pre-training. Its noise averages out over the places of the deepest map, and
+    slices of 64 pixels leave too few: there it hides what tells slices apart."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.smallest_area <= 1.0 or not 0.0 <= self.flip <= 1.0:

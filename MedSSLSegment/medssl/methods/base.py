@@ -113,6 +113,8 @@ class Method(nn.Module, ABC):
         self.backbone = backbone
         self.contract = contract
         self.options = options
+        self.seed = 0
+        """Of the run, set by the training loop: for what is drawn once and then stays through all epochs."""
 
     @staticmethod
     @abstractmethod

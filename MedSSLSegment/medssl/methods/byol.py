@@ -77,7 +77,9 @@ class BYOL(Contrastive):
         return {
             "paper": Preset("unet2d_16", WHOLE_SLICE, published, BYOLOptions(smallest_area=0.08, flip=0.5)),
             "gpu": Preset("unet2d_16", WHOLE_SLICE, GPU_RECIPE, small),
-            "cpu": Preset("unet2d_16", CPU_CONTRACT, replace(CPU_RECIPE, batch=10), small),
+            "cpu": Preset(
+                "unet2d_16", CPU_CONTRACT, replace(CPU_RECIPE, batch=10), replace(small, dropout=False)
+            ),
         }
 
     def forward(self, batch: Mapping[str, Tensor], moment: Moment) -> dict[str, Tensor]:

@@ -48,6 +48,7 @@ __all__ = [
     "sup_con",
     "triplet_loss",
     "unit",
+    "without_dropout",
 ]
 
 WHOLE_SLICE = InputContract(size=(256, 256), fit="resize")
@@ -112,6 +113,8 @@ class Contrastive(Method):
                 f"Slices of {contract.size} pixels are too small for this backbone, which needs {smallest} a side."
             )
         backbone.decoder.requires_grad_(False)
+        if not options.dropout:
+            without_dropout(backbone)
         if head is None:
             head = nn.Linear(backbone.encoder.widths[-1], options.dimensions)
         self.head = head
@@ -180,6 +183,13 @@ class Momentum(nn.Module):
             if isinstance(module, _DropoutNd):
                 module.eval()
         return self
+
+
+def without_dropout(module: nn.Module) -> None:
+    """Let dropout pass everything on, in training too; nothing that is saved changes."""
+    for part in module.modules():
+        if isinstance(part, _DropoutNd):
+            part.p = 0.0
 
 
 def mlp(inputs: int, hidden: int, outputs: int, norm: type[nn.Module] | None = None) -> nn.Sequential:

@@ -80,7 +80,7 @@ class MoCo(Contrastive):
             warmup_epochs=0,
             precision="fp32",
         )
-        small = MoCoOptions(hidden=256, queue=256, momentum=0.99)
+        small = MoCoOptions(hidden=256, queue=256, momentum=0.99, dropout=False)
         return {
             "paper": Preset("unet2d_16", WHOLE_SLICE, published, MoCoOptions(smallest_area=0.2)),
             "gpu": Preset(

@@ -65,7 +65,7 @@ class PolyCLOptions(ContrastiveOptions):
     negatives: Literal["code", "eq3"] = "code"
     """PolyCL-M: where negatives come from, another scan (published code) or the anchor's (equation 3)."""
     fixed_triplets: bool = False
-    """Every epoch sees the same partners, as in the published code; otherwise they are drawn anew."""
+    """Every epoch of a run sees the same partners, as in the published code; otherwise they are drawn anew."""
     slice_fraction: float = 1.0
     """Middle part of each scan's slices that is used; the paper uses 0.3."""
 
@@ -143,7 +143,9 @@ class _PolyCL(Contrastive):
             "gpu": Preset(
                 "unet2d_16", WHOLE_SLICE, replace(PUBLISHED_RECIPE, precision="fp16"), PolyCLOptions()
             ),
-            "cpu": Preset("unet2d_16", CPU_CONTRACT, replace(CPU_RECIPE, batch=8), PolyCLOptions()),
+            "cpu": Preset(
+                "unet2d_16", CPU_CONTRACT, replace(CPU_RECIPE, batch=8), PolyCLOptions(dropout=False)
+            ),
         }
 
     def anchors(self, volumes: UnlabelledVolumes) -> Sequence[Anchor]:
@@ -163,7 +165,8 @@ class _PolyCL(Contrastive):
     def draw(self, volumes: UnlabelledVolumes, anchor: Anchor, rng: np.random.Generator) -> dict[str, Tensor]:
         """{"anchor", "positive", "negative"}: (C, H, W), {"fallbacks"}: how many partners broke the rule."""
         slices = self._slices(volumes)
-        chooser = np.random.default_rng([anchor.scan, anchor.k]) if self.options.fixed_triplets else rng
+        place = [self.seed, anchor.scan, anchor.k]
+        chooser = np.random.default_rng(place) if self.options.fixed_triplets else rng
         partners = self.partners(slices, anchor, chooser)
         chosen = (anchor, slices.anchors[partners.positive], slices.anchors[partners.negative])
         limits = input_range(self.contract)

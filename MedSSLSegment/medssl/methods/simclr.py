@@ -59,7 +59,7 @@ class SimCLR(Contrastive):
         return {
             "paper": Preset("unet2d_16", WHOLE_SLICE, PUBLISHED_RECIPE, baseline),
             "gpu": Preset("unet2d_16", WHOLE_SLICE, GPU_RECIPE, SimCLROptions()),
-            "cpu": Preset("unet2d_16", CPU_CONTRACT, CPU_RECIPE, SimCLROptions()),
+            "cpu": Preset("unet2d_16", CPU_CONTRACT, CPU_RECIPE, SimCLROptions(dropout=False)),
         }
 
     def draw(self, volumes: UnlabelledVolumes, anchor: Anchor, rng: np.random.Generator) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ class SupCon(Contrastive):
         return {
             "paper": Preset("unet2d_16", WHOLE_SLICE, PUBLISHED_RECIPE, SupConOptions()),
             "gpu": Preset("unet2d_16", WHOLE_SLICE, GPU_RECIPE, SupConOptions()),
-            "cpu": Preset("unet2d_16", CPU_CONTRACT, CPU_RECIPE, SupConOptions()),
+            "cpu": Preset("unet2d_16", CPU_CONTRACT, CPU_RECIPE, SupConOptions(dropout=False)),
         }
 
     def anchors(self, volumes: UnlabelledVolumes) -> Sequence[Anchor]:

@@ -26,7 +26,7 @@ from ..datasets.input_contract import InputContract
 from ..errors import InputError
 from ..learning.recipe import Recipe
 from .base import Anchor, Method, MethodInfo, Moment, Preset
-from .contrastive import cosine, nt_xent
+from .contrastive import cosine, nt_xent, without_dropout
 from .pictures import looking, reconstruction_picture
 from .ssim import ssim
 
@@ -68,6 +68,8 @@ class TCSMAEOptions:
     """Side of the Gaussian window (sigma 1.5) in pixels."""
     ssim_reflect: bool = False
     """Mirror the images at their border instead of surrounding them with zeros."""
+    dropout: bool = True
+    """Keep the backbone's dropout while pre-training, where it has any; see `ViewOptions.dropout`."""
 
 
 class TCSMAE(Method):
@@ -85,6 +87,8 @@ class TCSMAE(Method):
         super().__init__(backbone, contract, options)
         self.options: TCSMAEOptions = options
         _check(backbone, contract, options)
+        if not options.dropout:
+            without_dropout(backbone)
         channels = contract.in_channels
         self.head = nn.Conv2d(backbone.decoder.width, channels, kernel_size=3, padding=1)
         self.fill = nn.Parameter(torch.full((channels,), 0.5), requires_grad=options.fill == "learned")
@@ -108,7 +112,7 @@ class TCSMAE(Method):
             "unet2d_16",
             InputContract(size=(64, 64), spacing_kji_mm=(None, 4.0, 4.0), channels="chest"),
             Recipe(epochs=20, batch=6, learning_rate=1e-3, warmup_epochs=1),
-            replace(options, ssim_window=7),
+            replace(options, ssim_window=7, dropout=False),
         )
         return {
             "paper": Preset("mit_b2_unet", whole, published, options),
