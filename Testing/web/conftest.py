@@ -220,7 +220,9 @@ class Page:
     def begin(self) -> None:
         """Begin a new segmentation with one segment."""
         self.open_step(1)
+        before = self.text("segmentation")
         self.click("new-segmentation")
+        wait_until(lambda: self.text("segmentation") != before, "the new segmentation")
         self.click("add-segment")
         self.page.wait_for_selector(".medssl-segments .v-list-item")
 

@@ -34,7 +34,9 @@ def test_of_a_file_the_folder_is_given(tmp_path: Path) -> None:
     assert Folders([tmp_path / "ct.nii"]).roots == (tmp_path.resolve(),)
 
 
-@pytest.mark.parametrize("path", ["..", "../secret.nii", "series/../../secret.nii", "way out/secret.nii", "/etc"])
+@pytest.mark.parametrize(
+    "path", ["..", "../secret.nii", "series/../../secret.nii", "way out/secret.nii", "/etc"]
+)
 def test_no_path_leads_out(given: Folders, path: str) -> None:
     with pytest.raises(InputError, match="is not in a folder that was named"):
         given.resolve(str(given.roots[0] / path))

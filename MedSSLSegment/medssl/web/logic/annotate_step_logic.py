@@ -50,10 +50,7 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         if self.data.tool == tool:
             self._editor.deactivate_effect()
             return
-        self.work.attempt(self._require_segment)
-        self._effect.tool = PromptTool(tool)
-        self._editor.set_active_effect_type(SmartPromptEffect)
-        self._show_tool()
+        self.work.attempt(lambda: self._take(PromptTool(tool)))
 
     def accept(self) -> None:
         """Make the preview the segment's; while its answer is under way, as soon as that is here."""
@@ -82,8 +79,15 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         self.data.can_accept = is_open and not self._prompts.is_waiting
         count = 0 if place is None else len(self._prompts.marks(place))
         self.data.can_take_back = count > 0
-        self.data.count = "" if count == 0 else "1 prompt." if count == 1 else f"{count} prompts."
+        is_decided = count == 0 or place not in self._prompts.pending()
+        self.data.count = "" if is_decided else "1 prompt." if count == 1 else f"{count} prompts."
         self._marks.show()
+
+    def _take(self, tool: PromptTool) -> None:
+        self._require_segment()
+        self._effect.tool = tool
+        self._editor.set_active_effect_type(SmartPromptEffect)
+        self._show_tool()
 
     def _decide(self, act: Callable[[], object]) -> None:
         self.work.attempt(act)

@@ -12,6 +12,7 @@ from ..ui.parts import Choice
 from ..ui.teach_step_ui import TeachStepState, TeachStepUI
 from ..work import Work
 from .section import SectionLogic, kept
+from .status_logic import time_left_text
 
 __all__ = ["TeachStepLogic"]
 
@@ -72,8 +73,10 @@ class TeachStepLogic(SectionLogic[TeachStepState]):
     def show(self) -> None:
         """Show what the desk knows."""
         data, desk = self.data, self._desk
-        data.cases = [Choice(f"{case['name']}: {case['summary']}", case["id"]) for case in desk.cases]
+        data.cases = [Choice(case["summary"], case["id"]) for case in desk.cases]
         encoders = [Choice(f"{e['name']} ({e['method']})", e["path"]) for e in desk.encoders]
+        if encoders and len(data.encoders) < 2:  # they have just been listed: begin with one, as advised
+            data.encoder = encoders[0].value
         data.encoders = [*encoders, Choice("Random weights", "")]
         data.runs = [Choice(f"{run['name']}: {run['state']}", run["path"]) for run in desk.runs]
         data.versions = [Choice(v["id"], v["id"]) for model in desk.models for v in model["versions"]]
@@ -81,7 +84,7 @@ class TeachStepLogic(SectionLogic[TeachStepState]):
         data.methods = [Choice(method["title"], method["name"]) for method in desk.methods]
         data.method = kept(data.method, data.methods)
         data.advice = next((m["advice"] for m in desk.methods if m["name"] == data.method), "")
-        data.message = desk.message
+        data.message = _progress_text(desk.run) or desk.message
         data.estimate, data.is_estimating = desk.estimate, desk.is_estimating
         self._show_run()
 
@@ -96,6 +99,7 @@ class TeachStepLogic(SectionLogic[TeachStepState]):
 
     def _propose(self) -> None:
         self._proposal = self._desk.propose()
+        self.data.model_name = self.data.model_name or self._proposal.segments[0].name
         self.data.proposal = self._proposal.text()
         self.data.is_proposal_shown = True
 
@@ -106,6 +110,15 @@ class TeachStepLogic(SectionLogic[TeachStepState]):
     def _do(self, act: Callable[[], Any]) -> None:
         self.work.attempt(act)
         self.show()
+
+
+def _progress_text(run: dict[str, Any] | None) -> str:
+    """How far a run is, that is under way; empty for one that is not."""
+    if run is None or run["state"] != "running":
+        return ""
+    progress = run["progress"] or {}
+    left = time_left_text(progress.get("seconds_left"))
+    return f"Running: step {progress['done']} of {progress['total']}. {left}" if progress else "Running."
 
 
 def _points(curve: Curve) -> list[list[float]]:

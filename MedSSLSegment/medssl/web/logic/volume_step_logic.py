@@ -44,7 +44,7 @@ class VolumeStepLogic(SectionLogic[VolumeStepState]):
         if segmentation is None and opened.volume_node is None:
             segmentation = self.session.segmentation_node
         if volume is not None and segmentation is None:
-            segmentation = nodes.create_segmentation_node(self.scene, volume)
+            segmentation = self._new_segmentation(volume)
         self._work_on(volume, segmentation)
 
     def begin_segmentation(self) -> None:
@@ -52,7 +52,7 @@ class VolumeStepLogic(SectionLogic[VolumeStepState]):
         volume = self.session.volume_node
         if volume is None:
             raise InputError("Open a volume first.")
-        self._work_on(volume, nodes.create_segmentation_node(self.scene, volume))
+        self._work_on(volume, self._new_segmentation(volume))
 
     def add_segment(self) -> None:
         """Add a segment, and take it in hand; its colour is told apart from those of the others."""
@@ -75,12 +75,18 @@ class VolumeStepLogic(SectionLogic[VolumeStepState]):
         if (volume, segmentation) != (self.session.volume_node, self.session.segmentation_node):
             self.work.attempt(lambda: self._work_on(volume, segmentation))
 
+    def _new_segmentation(self, volume: Any) -> Any:
+        name = self.scene.GenerateUniqueName(f"{volume.GetName()} segmentation")
+        return nodes.create_segmentation_node(self.scene, volume, name)
+
     def _work_on(self, volume: Any, segmentation: Any) -> None:
         if self.work.is_running:
             raise InputError(
                 "Wait for what runs, or cancel it, before you choose another volume or segmentation."
             )
         self._documents.remember(Opened(volume, segmentation))
+        for node in self._documents.segmentations():
+            node.SetDisplayVisibility(node is segmentation)
         self.work.choose(volume, segmentation)
         self.show()
 

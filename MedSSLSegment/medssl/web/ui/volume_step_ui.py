@@ -50,9 +50,14 @@ class VolumeStepUI(FlexContainer):  # type: ignore[misc]
                     state.name.segmentations,
                     "Where segments are painted and results are written.",
                     disabled=(state.name.is_locked,),
+                    **named("segmentation"),
                 )
-                Button("New", "Begin another segmentation of this volume.", self.new_segmentation_clicked,
-                       **named("new-segmentation"))
+                Button(
+                    "New",
+                    "Begin another segmentation of this volume.",
+                    self.new_segmentation_clicked,
+                    **named("new-segmentation"),
+                )
             editor.build_segments()
             Button(
                 "Add segment", "One more structure to segment.", self.add_segment_clicked,
