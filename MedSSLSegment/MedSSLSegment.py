@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import time
 
 import numpy as np
 import qt
@@ -12,7 +13,7 @@ from medssl.results import SliceMask
 from medssl.scene import nodes, writing
 from medssl.scene.session import PropagateRequest, Session, State, Status
 from MedSSLSegmentLib import WorkerPython
-from MedSSLSegmentLib.Panel import Panel
+from MedSSLSegmentLib.Panel import GIVE_WAY_S, Panel
 from MedSSLSegmentLib.ParameterNode import MedSSLSegmentParameterNode
 from MedSSLSegmentLib.Samples import registerSamples
 from slicer.i18n import tr as _
@@ -215,6 +216,7 @@ class MedSSLSegmentLogic(ScriptedLoadableModuleLogic):
         self.session.start(request or PropagateRequest())
         while self.session.poll().state is State.RUNNING:
             slicer.app.processEvents(qt.QEventLoop.AllEvents, 50)
+            time.sleep(GIVE_WAY_S)
         return self.session.status
 
     def requireWorker(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from medssl.errors import InputError
@@ -23,11 +24,13 @@ class AnnotateSection:
         ui: the named child widgets.
         session: answers prompts.
         scene: whose slice views are clicked in.
+        onChanged: called when there is something new to show or to wait for.
     """
 
-    def __init__(self, ui: Any, session: Session, scene: Any) -> None:
+    def __init__(self, ui: Any, session: Session, scene: Any, onChanged: Callable[[], None]) -> None:
         self.ui = ui
         self.session = session
+        self.onChanged = onChanged
         self.views = SliceViews(scene, self.onPlaced, self.onStopped)
         self.marks = PromptMarks(session)
         self._way: list[list[float]] = []
@@ -83,6 +86,7 @@ class AnnotateSection:
             elif self.tool == "scribble" and len(self._way) >= 2:
                 self._replaceScribble(segment, axis)
         self.show()
+        self.onChanged()
 
     def _replaceScribble(self, segment: str, axis: int) -> None:
         """A scribble grows with every click: the shorter one makes way."""
@@ -97,6 +101,7 @@ class AnnotateSection:
             self.session.prompts.accept()
             self.session.look()
         self.show()
+        self.onChanged()
 
     def onDrop(self) -> None:
         self._way.clear()
@@ -109,6 +114,7 @@ class AnnotateSection:
         with errorsShown():
             self.session.prompts.take_back()
         self.show()
+        self.onChanged()
 
     @property
     def hasPrompts(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,9 +27,13 @@ from .Times import timeLeftText
 
 __all__ = ["Panel"]
 
-BUSY_MS = 30
+BUSY_MS = 20
 """Between two looks at what has arrived, while something is under way."""
 IDLE_MS = 500
+GIVE_WAY_S = 0.006
+"""How long a look waits for other threads. 3D Slicer's event loop keeps Python's lock while it waits for events
+(neither Slicer 5.13 nor CTK calls PyEval_SaveThread or PythonQt::setEnableThreadSupport), so without this the threads
+that talk to the worker would be let in once a look, for one step each."""
 RUN_MS = 2000
 PROGRESS_STEPS = 1000
 DECIDING_KEYS = ("Return", "Esc", "Backspace")
@@ -56,9 +61,11 @@ class Panel:
         self.session = session
         self._restart = restartWorker
         self.parameterNode: MedSSLSegmentParameterNode | None = None
+        self.giveWay: Callable[[float], None] = time.sleep
+        """Lets other threads of Python run for some seconds."""
         session.history = EditorHistory(ui.segmentEditor)
         self.predictDesk, self.teachDesk = PredictDesk(session), TeachDesk(session)
-        self.annotate = AnnotateSection(ui, session, session.scene)
+        self.annotate = AnnotateSection(ui, session, session.scene, self.onChanged)
         self.propagate = PropagateSection(
             ui, session, self.annotate.views.jumpTo, lambda: self.requireWorker(), self.onChanged
         )
@@ -76,6 +83,8 @@ class Panel:
         ui.cancelButton.clicked.connect(self.onCancel)
         ui.undoButton.clicked.connect(self.onUndo)
         ui.redoButton.clicked.connect(self.onRedo)
+        for button in self._deskButtons():
+            button.clicked.connect(self.onChanged)  # after the section's own handler
         for section in self._deskSections():
             section.contentsCollapsed.connect(self.onTeachOpened)
 
@@ -97,6 +106,15 @@ class Panel:
         """The sections that show what the worker keeps."""
         ui = self.ui
         return ui.predictCollapsibleButton, ui.teachCollapsibleButton, ui.pretrainCollapsibleButton
+
+    def _deskButtons(self) -> tuple[Any, ...]:
+        """The buttons that ask the worker for something."""
+        ui = self.ui
+        return (
+            *(ui.predictButton, ui.segmentEverythingButton, ui.addCaseButton, ui.removeCaseButton),
+            *(ui.finetuneButton, ui.stopRunButton, ui.resumeRunButton, ui.adoptButton, ui.useVersionButton),
+            *(ui.estimateButton, ui.pretrainButton, ui.setUpButton, ui.setUpOfflineButton),
+        )
 
     def showDesks(self) -> None:
         """Show cases, models, runs and methods."""
@@ -201,6 +219,8 @@ class Panel:
 
     def onTimer(self) -> None:
         """Take what has arrived."""
+        if self.isBusy:
+            self.giveWay(GIVE_WAY_S)
         wasRunning, wasLooking = self.session.status.state is State.RUNNING, self.session.is_looking
         with errorsShown():
             self.session.poll()
@@ -227,20 +247,25 @@ class Panel:
         areOurs = self.annotate.hasPrompts and not isEditing
         self.shortcuts.pause(() if areOurs else DECIDING_KEYS)
 
-    def _pace(self) -> None:
-        """Look often while something is under way, seldom else."""
-        isBusy = (
+    @property
+    def isBusy(self) -> bool:
+        """Whether something is under way, here or in the worker."""
+        return (
             self.session.status.state is State.RUNNING
             or self.session.is_looking
             or self.session.prompts.is_waiting
             or self.predictDesk.is_running
             or self.teachDesk.is_waiting
+            or self.settings.isSettingUp
         )
-        interval = BUSY_MS if isBusy else IDLE_MS
+
+    def _pace(self) -> None:
+        """Look often while something is under way, seldom else."""
+        interval = BUSY_MS if self.isBusy else IDLE_MS
         if self.timer.interval != interval:
             self.timer.interval = interval
 
-    def onChanged(self) -> None:
+    def onChanged(self, *_ignored: Any) -> None:
         """Something began or was chosen: show it, and look for answers as often as it needs."""
         self.showStatus(self.session.status)
         self._pace()

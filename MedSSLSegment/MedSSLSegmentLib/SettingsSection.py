@@ -55,6 +55,11 @@ class SettingsSection:
         """What the models compute on."""
         return str(self.ui.deviceComboBox.itemData(self.ui.deviceComboBox.currentIndex))
 
+    @property
+    def isSettingUp(self) -> bool:
+        """Whether the environment is being made."""
+        return self.setUp is not None
+
     def show(self) -> None:
         """Show how the environment stands."""
         running = self.setUp is not None and not self.setUp.done
