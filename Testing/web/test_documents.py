@@ -1,0 +1,157 @@
+"""Files in and out of trame-slicer's scene, and one history for painting and for the program's steps; no browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("trame_slicer")
+
+from medssl.errors import InputError
+from medssl.phantom import Phantom
+from medssl.scene import nodes, tags, writing
+from medssl.scene.layers import array_kji
+from medssl.segmentation import read_segmentation
+from medssl.volume import Volume, write_volume
+from medssl.web.documents import Documents, Format, Opened
+from medssl.web.undo import EditorHistory
+from trame_slicer.core import SlicerApp
+
+
+@pytest.fixture(scope="module")
+def slicer_app() -> Iterator[SlicerApp]:
+    app = SlicerApp()
+    yield app
+    app.io_manager.cache_dir.cleanup()
+
+
+@pytest.fixture
+def documents(slicer_app: SlicerApp) -> Documents:
+    slicer_app.scene.Clear()
+    return Documents(slicer_app)
+
+
+@pytest.fixture
+def opened(documents: Documents, slicer_app: SlicerApp, ct_file: Path) -> Opened:
+    """The phantom, with a liver on one slice that was predicted."""
+    volume_node = documents.open(ct_file).volume_node
+    node = nodes.create_segmentation_node(slicer_app.scene, volume_node, "organs")
+    node.GetSegmentation().AddEmptySegment("", "liver", (0.9, 0.1, 0.2))
+    return Opened(volume_node, node)
+
+
+def liver_of(opened: Opened) -> str:
+    return str(nodes.list_segments(opened.segmentation_node)[0].id)
+
+
+def write_slice(opened: Opened, index: int, size: int) -> Volume:
+    volume = nodes.read_volume_node(opened.volume_node)
+    mask = np.zeros(volume.shape_kji[1:], bool)
+    mask[20 : 20 + size, 30:50] = True
+    writing.write_predicted_slices(opened.segmentation_node, liver_of(opened), volume, 0, {index: mask})
+    return volume
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_a_volume_of_any_format_comes_with_its_voxels_and_its_place(
+    documents: Documents, phantom: Phantom, tmp_path: Path, suffix: str
+) -> None:
+    write_volume(phantom.volume, tmp_path / f"ct{suffix}")
+    node = documents.open(tmp_path / f"ct{suffix}").volume_node
+    volume = nodes.read_volume_node(node)
+    np.testing.assert_array_equal(volume.voxels_kji, phantom.volume.voxels_kji)
+    np.testing.assert_allclose(volume.ijk_to_ras, phantom.volume.ijk_to_ras, atol=1e-3)
+    assert node.GetName() == "ct"
+
+
+def test_what_is_no_image_is_refused_in_one_sentence(documents: Documents, tmp_path: Path) -> None:
+    (tmp_path / "ct.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"^ct\.nii\.gz cannot be read as an image"):
+        documents.open(tmp_path / "ct.nii.gz")
+
+
+def test_a_saved_segmentation_comes_back_with_names_colours_and_what_was_predicted(
+    documents: Documents, opened: Opened, tmp_path: Path
+) -> None:
+    volume = write_slice(opened, 12, 9)
+    documents.write_seg_nrrd(opened.segmentation_node, tmp_path / "organs.seg.nrrd")
+    again = documents.open(tmp_path / "organs.seg.nrrd")
+    assert again.volume_node is None
+    back = Opened(opened.volume_node, again.segmentation_node)
+    (liver,) = nodes.list_segments(back.segmentation_node)
+    assert (liver.name, [round(c, 2) for c in liver.color_rgb]) == ("liver", [0.9, 0.1, 0.2])
+    np.testing.assert_array_equal(
+        nodes.read_segment(back.segmentation_node, liver.id, volume),
+        nodes.read_segment(opened.segmentation_node, liver_of(opened), volume),
+    )
+    assert list(tags.predicted_slices(back.segmentation_node, liver.id)) == [(0, 12)]
+
+
+def test_labels_are_written_on_the_grid_of_the_volume(
+    documents: Documents, opened: Opened, tmp_path: Path
+) -> None:
+    volume = write_slice(opened, 12, 9)
+    documents.writer(Format.NIFTI, volume, opened)(tmp_path / "organs.nii.gz")
+    written = read_segmentation(tmp_path / "organs.nii.gz", like=volume)
+    np.testing.assert_array_equal(
+        written.mask("liver"), nodes.read_segment(opened.segmentation_node, liver_of(opened), volume)
+    )
+
+
+def test_dicom_seg_wants_dicom_images(documents: Documents, opened: Opened) -> None:
+    volume = write_slice(opened, 12, 9)
+    with pytest.raises(InputError, match="DICOM SEG refers to DICOM images"):
+        documents.writer(Format.DICOM_SEG, volume, opened)
+
+
+def test_a_scene_comes_back_with_what_was_chosen_in_it(
+    documents: Documents, opened: Opened, tmp_path: Path
+) -> None:
+    volume = write_slice(opened, 12, 9)
+    before = nodes.read_segment(opened.segmentation_node, liver_of(opened), volume)
+    documents.remember(opened)
+    documents.write_scene(tmp_path / "work.mrb")
+    again = documents.open(tmp_path / "work.mrb")
+    assert (again.volume_node.GetName(), again.segmentation_node.GetName()) == ("phantom", "organs")
+    np.testing.assert_array_equal(
+        nodes.read_segment(
+            again.segmentation_node, liver_of(again), nodes.read_volume_node(again.volume_node)
+        ),
+        before,
+    )
+
+
+def test_painting_and_the_programs_steps_are_taken_back_and_brought_back_in_order(
+    slicer_app: SlicerApp, opened: Opened
+) -> None:
+    editor: Any = slicer_app.segmentation_editor
+    history = EditorHistory(editor)
+    editor.set_active_segmentation(opened.segmentation_node, opened.volume_node)
+    node, states = opened.segmentation_node, []
+    volume = nodes.read_volume_node(opened.volume_node)
+
+    def state() -> int:
+        return int(nodes.read_segment(node, liver_of(opened), volume).sum())
+
+    states.append(state())
+    history.save(node)
+    write_slice(opened, 12, 9)
+    states.append(state())
+    painted = editor.create_modifier_labelmap()
+    painted_kji = array_kji(painted)
+    painted_kji[30, 40:50, 40:50] = 1
+    editor.apply_labelmap(painted)
+    states.append(state())
+    assert len(set(states)) == 3
+    for expected in reversed(states[:-1]):
+        history.undo(node)
+        assert state() == expected
+    assert not history.can_undo(node)
+    for expected in states[1:]:
+        history.redo(node)
+        assert state() == expected
+    assert not history.can_redo(node)
