@@ -140,6 +140,8 @@ class PropagateSection:
             with errorsShown():
                 self.requireWorker()
                 self.session.start(self.request(onlyChanged))
+                self.ui.suggestionLabel.text = ""
+                self.strip.mark(self.strip.current, ())
         self.onChanged()
 
     def goTo(self, index: int) -> None:
