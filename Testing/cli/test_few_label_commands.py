@@ -10,9 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medssl.cli import main
+from medssl.few_labels.segmenter import read_model
 from medssl.metrics import dice
-from medssl.segmentation import read_segmentation
+from medssl.segmentation import Segment, Segmentation, default_color, read_segmentation, write_segmentation
+from medssl.serving import memory
 from medssl.volume import Volume, read_volume, write_volume
+
+SEGMENTS = (Segment("liver", 1, default_color(1)),)
+QUICK = ("--backbone", "unet2d_4", "--size", "32", "32", "--steps", "2", "--validations", "1", "--device", "cpu",
+         "--no-carry")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -271,3 +277,106 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
     assert sentence in outcome.err
     assert outcome.err.count("medssl: error:") == 1
     assert not (tmp_path / "out.nii.gz").exists()
+
+
+@pytest.fixture(scope="module")
+def odd_files(small_case, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files that do not belong together, or to no model."""
+    folder, labels = tmp_path_factory.mktemp("odd"), small_case.truth.labels_kji
+    moved = small_case.truth.ijk_to_ras.copy()
+    moved[0, 3] += 40.0
+    annotations = {
+        "MOVED": Segmentation(labels, moved, small_case.truth.segments),
+        "SHORT": Segmentation(labels[:10], small_case.truth.ijk_to_ras, small_case.truth.segments),
+        "BLANK": Segmentation(np.zeros_like(labels), small_case.truth.ijk_to_ras, small_case.truth.segments),
+    }
+    for name, annotation in annotations.items():
+        write_segmentation(annotation, folder / f"{name}.nii.gz")
+    positive = np.abs(small_case.volume.voxels_kji.astype(np.int32) + 1000) // 5
+    write_volume(Volume(positive.astype(np.int16), small_case.volume.ijk_to_ras), folder / "MR.nii.gz")
+    return {name: folder / f"{name}.nii.gz" for name in (*annotations, "MR")}
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ("MOVED", "MOVED.nii.gz lies up to 40 mm off the voxels of ct.nii.gz; give one made on that image"),
+        ("SHORT", "SHORT.nii.gz has shape (10, 48, 56), but ct.nii.gz has (20, 48, 56)"),
+        ("BLANK", "shows no segment on any slice; annotate one first, or say with --slices all"),
+    ],
+)
+def test_labels_that_are_not_of_the_volume_or_vouch_for_nothing_make_no_case(
+    medssl, small_case, odd_files, labels: str, sentence: str
+) -> None:
+    outcome = medssl("cases", "add", small_case.ct, odd_files[labels])
+    assert outcome.code == 1
+    assert sentence in outcome.err
+    assert outcome.err.count("medssl: error:") == 1
+    assert "is empty" in medssl("cases", "list").out
+
+
+def test_a_segment_that_half_of_the_cases_lack_is_ignored_there(medssl, small_case, tmp_path: Path) -> None:
+    """Of two patients one knows the liver alone; the model finds both segments."""
+    noisy = Volume(small_case.volume.voxels_kji + np.int16(1), small_case.volume.ijk_to_ras)
+    write_volume(noisy, tmp_path / "other.nii.gz")
+    liver = Segmentation(
+        np.where(small_case.truth.mask("liver"), 1, 0).astype(np.uint8), noisy.ijk_to_ras, SEGMENTS[:1]
+    )
+    write_segmentation(liver, tmp_path / "liver.seg.nrrd")
+    store = ["--store", tmp_path / "half"]
+    assert medssl("cases", "add", small_case.ct, small_case.truth_path, *store).code == 0
+    assert medssl("cases", "add", tmp_path / "other.nii.gz", tmp_path / "liver.seg.nrrd", *store).code == 0
+    outcome = medssl("finetune", "--cases", tmp_path / "half", "--out", tmp_path / "run", *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert "2 cases to learn from" in outcome.err
+    assert read_model(tmp_path / "run" / "checkpoint.safetensors").info.names == ("liver", "spleen")
+
+
+@pytest.mark.parametrize("command", ["predict", "segment", "batch"])
+def test_a_volume_of_another_modality_is_refused_but_can_be_asked_for_anyway(
+    medssl, trained, odd_files, tmp_path: Path, command: str
+) -> None:
+    model, out = ["--model", "organs", "--models", trained / "models"], tmp_path / "out.nii.gz"
+    if command == "batch":
+        scans = tmp_path / "scans"
+        scans.mkdir()
+        shutil.copy(odd_files["MR"], scans)
+        words = ["batch", scans, *model, "--out", tmp_path / "results", "--coarse-only"]
+    else:
+        words = [command, odd_files["MR"], *model, "-o", out]
+    refused = medssl(*words)
+    assert refused.code == 1
+    assert "does not look like CT" in refused.err
+    assert "(--anyway)" in refused.err
+    if command == "predict":
+        asked = medssl(*words, "--anyway")
+        assert asked.code == 0
+        assert "do not trust the result" in asked.err
+
+
+def test_training_that_does_not_fit_is_refused_with_the_figures(
+    medssl, trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_on", lambda device: 50_000_000)
+    run = tmp_path / "run"
+    outcome = medssl("finetune", "--cases", trained / "cases", "--out", run, *QUICK)
+    assert outcome.code == 1
+    assert " of memory and 50 MB is free on cpu; wait for other runs to end" in outcome.err
+    assert not (run / "checkpoint.safetensors").exists()
+
+
+def test_a_model_goes_on_from_an_earlier_one_under_its_name(medssl, trained, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(trained / "models", models)
+    words = ["finetune", "--cases", trained / "cases", "--models", models, "--name", "organs"]
+    outcome = medssl(
+        *words, "--from", "organs:2", "--out", tmp_path / "run", "--steps", "2", "--device", "cpu"
+    )
+    assert outcome.code == 0, outcome.err
+    assert "Begun with organs:2" in outcome.err
+    assert "Kept as organs:3" in outcome.err
+    (own,) = json.loads(medssl("models", "list", "--json", "--models", models).out)["own"]
+    assert [(v["base"], v["follows"]) for v in own["versions"]] == [
+        ("", ""), ("", "organs:1"), ("organs:2", "organs:2"),
+    ]  # fmt: skip
+    assert "organs:3  *" in medssl("models", "list", "--models", models).out

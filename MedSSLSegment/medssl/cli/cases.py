@@ -85,6 +85,11 @@ def _add(store: CaseStore, options: argparse.Namespace) -> None:
     if options.reference and Path(options.volume).is_dir():
         raise InputError("A DICOM folder is copied into the store; leave --reference out.")
     vouched = _vouched(volume, labels, options.slices, chosen_axis(volume, options.axis))
+    if not vouched:
+        raise InputError(
+            f"{options.labels} shows no segment on any slice; annotate one first, or say with --slices all that nothing"
+            " is there."
+        )
     case = store.add(
         volume, labels, vouched, name=options.name, patient=options.patient,
         reference=options.volume if options.reference else None,

@@ -48,5 +48,6 @@ COMMAND = Command(
     run=_run,
     examples="medssl finetune --cases ~/.medssl/cases --segments liver --minutes 10 --name liver --out runs/liver\n"
     "medssl finetune --data cases --segments liver spleen --out runs/liver --minutes 10\n"
-    "medssl finetune --data cases --segments mandible --encoder encoder.safetensors --out runs/mandible",
+    "medssl finetune --data cases --segments mandible --encoder encoder.safetensors --out runs/mandible\n"
+    "medssl finetune --cases ~/.medssl/cases --from liver --name liver --out runs/liver2   (the next version of liver)",
 )

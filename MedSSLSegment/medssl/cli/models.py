@@ -106,7 +106,7 @@ def _version_row(version: ModelVersion, in_use: bool) -> list[str]:
         "*" if in_use else "",
         ", ".join(info.names),
         "-" if dice is None else f"{dice:.3f}",
-        str(info.encoder.get("method", "random weights")),
+        str(info.base.get("model") or info.encoder.get("method", "random weights")),
         str(len(info.cases)),
     ]
 
