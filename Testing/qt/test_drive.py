@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +19,15 @@ pytest.importorskip("slicer")
 pytest.importorskip("PySide6.QtUiTools")
 
 import vtk
-from medssl.client import LocalCommand, WorkerClient
+from fake_worker_command import FakeCommand
+from medssl.client import WorkerClient
 from PySide6 import QtWidgets
 from shibokensupport import feature
 
 feature.set_selection(2, __name__)
 
-FAKE_WORKER = Path(__file__).resolve().parents[1] / "worker" / "fake_worker.py"
 SHAPE_KJI = (60, 12, 15)
 PATIENCE_S = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class FakeCommand(LocalCommand):
-    """Starts the real worker with the fake engine."""
-
-    def argv(self) -> list[str]:
-        return [sys.executable, str(FAKE_WORKER)]
 
 
 class Drive:

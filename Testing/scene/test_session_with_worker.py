@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,21 +13,13 @@ import pytest
 
 pytest.importorskip("slicer")
 
-from medssl.client import LocalCommand, WorkerClient
+from fake_worker_command import FakeCommand
+from medssl.client import WorkerClient
 from medssl.scene import nodes, writing
 from medssl.scene.session import PropagateRequest, Session, State, Status
 
-FAKE_WORKER = Path(__file__).resolve().parents[1] / "worker" / "fake_worker.py"
 SHAPE_KJI = (60, 12, 15)
 PATIENCE_S = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class FakeCommand(LocalCommand):
-    """Starts the real worker with the fake engine."""
-
-    def argv(self) -> list[str]:
-        return [sys.executable, str(FAKE_WORKER)]
 
 
 class Desk:

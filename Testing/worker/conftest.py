@@ -9,19 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_worker_command import FakeCommand
 from medssl.client import LocalCommand, WorkerClient
 from medssl.prompts import Reference, SlicePrompt
 from medssl.volume import Volume
-
-FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FakeCommand(LocalCommand):
-    """Starts the real worker with the fake engine."""
-
-    def argv(self) -> list[str]:
-        return [sys.executable, str(FAKE_WORKER)]
 
 
 def _noise(slices: int = 50, seed: int = 0, shape_hw: tuple[int, int] = (24, 32)) -> Volume:
