@@ -78,7 +78,7 @@ def workerCommand() -> WorkerCommand:
         InputError: the host's name is not one.
     """
     if chosenHost():
-        return SshCommand(host=chosenHost())
+        return SshCommand(host=chosenHost(), base_environment=slicer.util.startupEnvironment())
     if chosenPython():
         return LocalCommand(python=chosenPython(), base_environment=slicer.util.startupEnvironment())
     if Environment.isReady():

@@ -147,3 +147,15 @@ def test_a_folder_that_set_up_did_not_make_is_never_deleted(environment: Any, tm
     with pytest.raises(StorageError, match="not made by Set up"):
         environment.removeEnvironment(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_programs_that_are_not_slicers_do_not_see_slicers_libraries(
+    environment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = importlib.import_module("MedSSLSegmentLib.WorkerPython")
+    monkeypatch.setattr(environment.slicer.util, "startupEnvironment", lambda: {"HOME": "/home/me"})
+    python.setChosenHost("me@gpu-server")
+    assert python.workerCommand().environment() == {"HOME": "/home/me"}
+    python.setChosenHost("")
+    python.setChosenPython("/usr/bin/python3")
+    assert set(python.workerCommand().environment()) == {"HOME", "PYTHONPATH", "PYTHONSAFEPATH"}

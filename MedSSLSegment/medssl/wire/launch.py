@@ -83,6 +83,9 @@ class SshCommand:
     """The command there: a name on the PATH that ssh gives to commands, or a full path."""
     connect_seconds: int = 15
     """How long to wait for the host to answer."""
+    base_environment: Mapping[str, str] | None = None
+    """Environment of ssh itself; inside Slicer `slicer.util.startupEnvironment()`, because ssh does not run with
+    Slicer's libraries. None = this process's."""
 
     def __post_init__(self) -> None:
         if not _HOST.fullmatch(self.host):  # above all no leading "-": ssh would take it for an option
@@ -100,8 +103,8 @@ class SshCommand:
         return ["ssh", "-T", *flags, self.host, f"{shlex.quote(self.program)} worker"]
 
     def environment(self) -> Mapping[str, str] | None:
-        """This process's own."""
-        return None
+        """The base environment, as it is."""
+        return self.base_environment
 
     def explain(self, status: int, last_words: str) -> str:
         """Say in one sentence why ssh, or the worker at its other end, ended."""
