@@ -99,7 +99,6 @@ class AnnotateSection:
         self._way.clear()
         with errorsShown():
             self.session.prompts.accept()
-            self.session.look()
         self.show()
         self.onChanged()
 

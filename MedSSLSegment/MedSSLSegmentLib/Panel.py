@@ -180,7 +180,7 @@ class Panel:
     def onLook(self) -> None:
         """Look through the segments again, now that painting has paused."""
         if self.session.status.state is not State.RUNNING:
-            self.session.look()
+            self.session.look(self.propagate.axis())
             self._pace()
 
     def showStatus(self, status: Status) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import qt
+from medssl.errors import InputError
 from medssl.registry import DEFAULT_MODEL, find_entry, load_registry
 from medssl.scene.nodes import create_segmentation_node
 from medssl.scene.prompting import Place, position_ras_mm
@@ -130,6 +131,14 @@ class PropagateSection:
             model=self.parameterNode.model,
             only_changed=onlyChanged,
         )
+
+    def axis(self) -> int | None:
+        """The slice axis the person asked for; None = as painted."""
+        view = self.parameterNode.view.value if self.parameterNode else None
+        try:
+            return None if view is None else self.session.axis_of(view)
+        except InputError:  # there is no volume yet, or it is still being read
+            return None
 
     def onPropagate(self, onlyChanged: bool) -> None:
         isHere = False

@@ -267,6 +267,16 @@ def test_reference_slices_are_ticked_and_unticked_and_a_click_goes_there(a_desk:
     assert a_desk.application.errors_shown == []
 
 
+def test_the_reference_slices_shown_are_those_of_the_view_that_was_chosen(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    a_desk.ui.viewComboBox.currentIndex = 1 + ["Axial", "Coronal", "Sagittal"].index("Coronal")
+    settle(a_desk)
+    rows = a_desk.ui.referenceList
+    assert [rows.item(n).text() for n in range(rows.count)] == [
+        f"liver: coronal slice {n}" for n in (2, 3, 4)
+    ]
+
+
 def test_segments_are_added_and_renamed_in_the_list(a_desk: Any) -> None:
     a_desk.choose_nodes()
     a_desk.ui.addSegmentButton.click()
