@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,9 @@ __all__ = [
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+WINDOWS_CUDA_INDEX = "https://download.pytorch.org/whl/cu126"
+"""The Python Package Index has torch for NVIDIA GPUs on Linux only."""
+BUILD_TOOLS = ("setuptools", "wheel")
 UV_PYTHONS = ">=3.11,<3.14"
 """Versions of Python that uv may take from the computer, or else download."""
 MARKER = "medssl-environment.json"
@@ -157,25 +160,44 @@ class EnvironmentPlan:
             packages=", ".join(self.packages),
         )
 
+    def environment(self) -> dict[str, str]:
+        """What the processes see: nothing of 3D Slicer's, unless they are its own Python."""
+        base = slicer.util.startupEnvironment() if self.uv else environmentCommand(self.folder).environment()
+        return {**base, "SAM2_BUILD_CUDA": "0"}
+
     def commands(self) -> list[list[str]]:
-        """The processes to run, one after the other; running them again does no harm, and mends what is missing."""
-        source = ["--no-index", "--find-links", str(self.wheels)] if self.wheels else []
+        """The processes to run, one after the other; running them again does no harm, and mends what is missing.
+
+        torch comes first, and the rest is built without isolation: sam2 is a source package whose build needs a torch,
+        and would fetch a second one.
+        """
         torch = [p for p in self.packages if p.split(">")[0].strip() in ("torch", "torchvision")]
-        index = [] if self.hasCuda or self.wheels else ["--index-url", CPU_INDEX]
-        make, install = self._withUv() if self.uv else self._withPip()
-        first = [[*install, *source, *index, *torch]] if torch else []
-        return [*make, *first, [*install, *source, "-r", str(self.requirements)]]
+        install, source = self._install(), self._source()
+        first = [[*install, *source, *BUILD_TOOLS, *torch]] if torch else []
+        make = [[str(self.uv), "venv", "--allow-existing", "--python", UV_PYTHONS, str(self.folder)]]
+        rest = [*install, *source, "--no-build-isolation", "-r", str(self.requirements)]
+        return [*(make if self.uv else []), *first, rest]
 
-    def _withUv(self) -> tuple[list[list[str]], list[str]]:
-        """The processes that come first, and the words that every installation begins with."""
-        uv = str(self.uv)
-        make = [uv, "venv", "--allow-existing", "--python", UV_PYTHONS, str(self.folder)]
-        return [make], [uv, "pip", "install", "--python", str(_venvPython(self.folder))]
-
-    def _withPip(self) -> tuple[list[list[str]], list[str]]:
-        target = str(self.folder / PACKAGES)
+    def _install(self) -> list[str]:
+        """The words that every installation begins with."""
+        if self.uv:
+            return [self.uv, "pip", "install", "--python", str(_venvPython(self.folder))]
         pip = [slicerPython(), "-m", "pip", "install", "--disable-pip-version-check"]
-        return [], [*pip, "--upgrade", "--target", target]
+        return [*pip, "--upgrade", "--target", str(self.folder / PACKAGES)]
+
+    def _source(self) -> list[str]:
+        """Where packages come from; a build of torch for processors counts as newer than the plain one."""
+        if self.wheels:
+            return ["--no-index", "--find-links", str(self.wheels)]
+        if self.uv:
+            return ["--torch-backend", "auto" if self.hasCuda else "cpu"]
+        if not self.hasCuda:
+            return ["--extra-index-url", CPU_INDEX]
+        return ["--extra-index-url", WINDOWS_CUDA_INDEX] if os.name == "nt" else []
+
+
+Runner = Callable[[Sequence[str], Mapping[str, str], Callable[[str], None], threading.Event], int]
+"""Runs a program with an environment, hands on what it says, stops it when asked; returns its exit status."""
 
 
 class SetUp:
@@ -189,7 +211,7 @@ class SetUp:
     def __init__(
         self,
         plan: EnvironmentPlan,
-        run: Callable[[Sequence[str], Callable[[str], None], threading.Event], int] | None = None,
+        run: Runner | None = None,
     ) -> None:
         self.plan = plan
         self._run = run or _runProcess
@@ -242,10 +264,14 @@ class SetUp:
             raise StorageError(
                 f"Set up needs about {plan.diskGb:.1f} GB in {plan.folder}, but {free:.1f} GB are free; make room."
             )
+        if not plan.uv and _venvPython(plan.folder).exists():
+            raise StorageError(
+                f"{plan.folder} was made by uv, which is not there any more; press Remove first."
+            )
         plan.folder.mkdir(parents=True, exist_ok=True)
         (plan.folder / MARKER).unlink(missing_ok=True)
         for command in plan.commands():
-            status = self._run(command, self._hear, self._cancelled)
+            status = self._run(command, plan.environment(), self._hear, self._cancelled)
             if self._cancelled.is_set():
                 raise Cancelled("Set up was cancelled; it goes on where it stopped when you start it again.")
             if status != 0:
@@ -259,9 +285,12 @@ class SetUp:
             self.line = line.strip()
 
 
-def _runProcess(command: Sequence[str], hear: Callable[[str], None], cancelled: threading.Event) -> int:
-    # PythonSlicer sets its own variables again; any other program must not see them.
-    isSlicers = command[0] == slicerPython()
+def _runProcess(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    hear: Callable[[str], None],
+    cancelled: threading.Event,
+) -> int:
     try:
         process = subprocess.Popen(
             command,
@@ -269,7 +298,7 @@ def _runProcess(command: Sequence[str], hear: Callable[[str], None], cancelled: 
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=None if isSlicers else slicer.util.startupEnvironment(),
+            env=dict(environment),
         )
     except OSError as error:
         raise WorkerError(f"{command[0]} cannot be run ({error}).") from error

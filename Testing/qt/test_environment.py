@@ -52,22 +52,45 @@ def test_the_plan_says_what_where_and_how_large_before_anything_is_done(
     assert not (tmp_path / "new").exists()
 
 
-def test_torch_is_installed_before_the_rest_and_from_the_build_for_processors(
-    environment: Any, tmp_path: Path
-) -> None:
-    torch, rest = environment.EnvironmentPlan(tmp_path, None, False).commands()
-    assert environment.CPU_INDEX in torch
-    assert [p.split(">")[0] for p in torch[-2:]] == ["torch", "torchvision"]
-    assert rest[-2:] == ["-r", str(environment.REQUIREMENTS)]
+def test_torch_comes_first_and_the_rest_is_built_with_it(environment: Any, tmp_path: Path) -> None:
+    plan = environment.EnvironmentPlan(tmp_path, None, False)
+    torch, rest = plan.commands()
+    assert [p.split(">")[0] for p in torch[-4:]] == ["setuptools", "wheel", "torch", "torchvision"]
+    assert rest[-3:] == ["--no-build-isolation", "-r", str(environment.REQUIREMENTS)]
+    for command in (torch, rest):
+        assert command[command.index("--extra-index-url") + 1] == environment.CPU_INDEX
+    assert plan.environment()["SAM2_BUILD_CUDA"] == "0"
+    assert str(tmp_path / "packages") in plan.environment()["PYTHONPATH"]
 
 
 def test_uv_makes_an_environment_with_a_python_of_its_own(environment: Any, tmp_path: Path) -> None:
-    make, torch, rest = environment.EnvironmentPlan(tmp_path, "/bin/uv", True).commands()
+    plan = environment.EnvironmentPlan(tmp_path, "/bin/uv", True)
+    make, torch, rest = plan.commands()
     assert make == ["/bin/uv", "venv", "--allow-existing", "--python", ">=3.11,<3.14", str(tmp_path)]
     for command in (torch, rest):
         assert command[:4] == ["/bin/uv", "pip", "install", "--python"]
         assert Path(command[4]).is_relative_to(tmp_path)
-    assert environment.CPU_INDEX not in torch
+        assert command[5:7] == ["--torch-backend", "auto"]
+    assert "packages" not in plan.environment().get("PYTHONPATH", "")
+
+
+def test_without_a_network_nothing_but_the_folder_is_asked(environment: Any, tmp_path: Path) -> None:
+    for uv in (None, "/bin/uv"):
+        for command in environment.EnvironmentPlan(tmp_path, uv, True, tmp_path / "wheels").commands()[-2:]:
+            assert command[command.index("--find-links") + 1] == str(tmp_path / "wheels")
+            assert "--no-index" in command
+            assert not {"--torch-backend", "--extra-index-url"} & set(command)
+
+
+def test_an_environment_of_uv_is_not_mixed_with_packages_of_pip(environment: Any, tmp_path: Path) -> None:
+    plan = a_plan(environment, tmp_path)
+    python = environment._venvPython(plan.folder)
+    python.parent.mkdir(parents=True)
+    python.touch()
+    work = environment.SetUp(plan)
+    work.start()
+    with pytest.raises(StorageError, match="press Remove first"):
+        work.result()
 
 
 def test_slicers_python_is_started_by_its_launcher_and_its_own_packages_stay_as_they_are(
@@ -111,7 +134,7 @@ def test_an_environment_is_made_verified_broken_repaired_and_removed_for_real(
 
 
 def test_a_package_that_cannot_be_had_fails_in_one_sentence(environment: Any, tmp_path: Path) -> None:
-    def run(command: Any, hear: Any, cancelled: threading.Event) -> int:
+    def run(command: Any, variables: Any, hear: Any, cancelled: threading.Event) -> int:
         (tmp_path / "environment").mkdir(exist_ok=True)
         hear("No matching distribution found for nothing-of-this-name\n")
         return int("install" in command)
@@ -126,7 +149,7 @@ def test_a_package_that_cannot_be_had_fails_in_one_sentence(environment: Any, tm
 def test_cancelling_stops_and_starting_again_goes_on(environment: Any, tmp_path: Path) -> None:
     plan = a_plan(environment, tmp_path)
 
-    def run(command: Any, hear: Any, cancelled: threading.Event) -> int:
+    def run(command: Any, variables: Any, hear: Any, cancelled: threading.Event) -> int:
         (plan.folder / "packages").mkdir(parents=True, exist_ok=True)
         return 0
 
