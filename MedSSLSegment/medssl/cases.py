@@ -139,7 +139,8 @@ class Case:
 
     def summary(self) -> str:
         """One line for a person."""
-        parts = [f"{s.name} on {self.vouched_slices(s.name)} slices" for s in self.segments]
+        counts = {segment.name: self.vouched_slices(segment.name) for segment in self.segments}
+        parts = [f"{name} on {count} slice{'s' * (count != 1)}" for name, count in counts.items()]
         return f"{self.name}: {', '.join(parts)}"
 
 

@@ -49,6 +49,7 @@ _TAIL_SLICES = 3
 _SIDE = 16
 _LOOKED_AT = 64
 """Rows and columns of a large slice that are looked at, at least; fewer than twice as many."""
+_NOT_YET = "no slice of this segment is annotated yet, and much of it lies here"
 _UNSEEN = 0.5
 """Doubt on a slice that propagation never came to, while the object may be there."""
 
@@ -129,6 +130,7 @@ def suggest_slices(
     if not any(np.any(each.area_px > 0) for each in evidence):
         raise InputError("Nothing has been found of any segment yet; annotate one slice of it first.")
     pending = [_without_absent(each) for each in evidence]
+    annotated = [bool(len(each.references)) for each in evidence]
     bests = [_best(each, reach_mm) for each in pending]
     chosen: list[Suggestion] = []
     while len(chosen) < count:
@@ -138,6 +140,8 @@ def suggest_slices(
         chosen.append(bests[n])
         pending[n] = replace(pending[n], references=(*pending[n].references, bests[n].index))
         bests[n] = _best(pending[n], reach_mm)
+        if not annotated[n]:
+            bests[n] = replace(bests[n], reason=_NOT_YET)
     return chosen
 
 
@@ -339,7 +343,7 @@ def _reason(evidence: Evidence, index: int, reach_mm: float) -> str:
     far = 0.0 if not np.isfinite(distance) else 1.0 - np.exp(-distance / reach_mm)
     name, strength = max(signs.items(), key=lambda item: item[1], default=("", 0.0))
     if not len(evidence.references):
-        return "no slice of this segment is annotated yet, and much of it lies here"
+        return _NOT_YET
     if strength < 0.5 * far or not name:
         return f"far from any reference slice ({distance:.0f} mm)"
     if name == "confidence":

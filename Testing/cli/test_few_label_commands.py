@@ -68,8 +68,8 @@ def test_cases_are_added_listed_removed_and_brought_back(medssl, small_case) -> 
     added = medssl(
         "cases", "add", small_case.ct, small_case.annotation_path, "--name", "anna", "--patient", "7"
     )
-    assert added.code == 0, added.err
-    assert "liver on 1 slices, spleen on 1 slices" in added.out
+    assert (added.code, added.err) == (0, "")
+    assert "liver on 1 slice, spleen on 1 slice" in added.out
     (case,) = json.loads(medssl("cases", "list", "--json").out)
     assert [(v["segment"], v["axis"], v["indices"]) for v in case["vouched"]] == [
         ("liver", 0, [10]),
@@ -80,6 +80,11 @@ def test_cases_are_added_listed_removed_and_brought_back(medssl, small_case) -> 
     assert "is empty" in medssl("cases", "list").out
     assert medssl("cases", "restore", removed).code == 0
     assert case["id"] in medssl("cases", "list").out
+
+
+def test_a_finished_segmentation_added_slice_by_slice_is_remarked_on(medssl, small_case) -> None:
+    added = medssl("cases", "add", small_case.ct, small_case.truth_path)
+    assert "if all of it is drawn, remove the case and add it again with --slices all" in added.err
 
 
 def test_finished_segmentations_come_in_and_go_out_for_other_programs(

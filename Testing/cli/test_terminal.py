@@ -37,6 +37,16 @@ def test_anything_else_gets_a_line_for_each_quarter() -> None:
     assert lines == [f"Working: {share:3d} %" for share in (0, 25, 50, 75, 100)]
 
 
+def test_anything_else_gets_the_quarters_of_every_stage() -> None:
+    stream = io.StringIO()
+    with ProgressBar(stream, "Working") as bar:
+        for stage in ("coarse", "refined"):
+            for done in (0, 50, 100):
+                bar(Progress(done, 100, None, stage))
+    lines = [f"Working: {share:3d} %  {stage}" for stage in ("coarse", "refined") for share in (0, 50, 100)]
+    assert stream.getvalue().splitlines() == lines
+
+
 def test_a_line_of_text_does_not_run_into_the_bar() -> None:
     screen = Screen()
     with ProgressBar(screen, "Working") as bar:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMAND"]
 
+_LOOKS_FINISHED = 8
+"""Drawn slices of a segment from which it may well be all of it."""
+
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -95,6 +98,15 @@ def _add(store: CaseStore, options: argparse.Namespace) -> None:
         reference=options.volume if options.reference else None,
     )  # fmt: skip
     print(f"Added {case.id}. {case.summary()}.")
+    if (
+        options.slices == "annotated"
+        and max(case.vouched_slices(name) for name in labels.names) >= _LOOKS_FINISHED
+    ):
+        print(
+            "medssl: note: slices where a segment is not drawn teach nothing about it; if all of it is drawn, remove"
+            " the case and add it again with --slices all",
+            file=sys.stderr,
+        )
 
 
 def _vouched(volume: Volume, labels: Segmentation, slices: str, axis: int | None) -> list[Vouched]:

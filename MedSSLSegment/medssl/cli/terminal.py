@@ -15,7 +15,7 @@ __all__ = ["ProgressBar", "duration", "table"]
 _BAR_WIDTH = 24
 _REDRAW_S = 0.1
 _LINE_EVERY = 0.25
-"""Without a terminal, one line is written each time this share of the work is done."""
+"""Without a terminal, one line is written each time this share of the work, or of its next stage, is done."""
 
 
 class ProgressBar:
@@ -26,6 +26,7 @@ class ProgressBar:
         self._title = title
         self._live = stream.isatty()
         self._drawn_at = 0.0
+        self._share = 0.0
         self._next_share = 0.0
         self._open = False
 
@@ -70,6 +71,9 @@ class ProgressBar:
 
     def _write_line(self, progress: Progress) -> None:
         share = progress.done / progress.total
+        if share < self._share:  # another stage begins
+            self._next_share = 0.0
+        self._share = share
         if share >= self._next_share:
             self._next_share = (share // _LINE_EVERY + 1) * _LINE_EVERY
             self._stream.write(f"{self._title}: {_describe(progress)}\n")
