@@ -60,7 +60,7 @@ from .messages import (
 from .registry import DEFAULT_MODEL
 from .runs.run_folder import plain
 from .wire.codec import encode_labels, to_plain
-from .wire.connection import Connection, WorkerStatus
+from .wire.connection import SILENCE_SECONDS, Connection, WorkerStatus
 from .wire.launch import LocalCommand, SshCommand, WorkerCommand
 from .wire.ticket import Ticket
 
@@ -98,10 +98,14 @@ class WorkerClient:
 
     Args:
         command: how to start the worker; by default on this machine, with this Python.
+        silence_seconds: how long a worker may say nothing after it was asked to stop something, before it is ended.
     """
 
-    def __init__(self, command: WorkerCommand | None = None) -> None:
+    def __init__(
+        self, command: WorkerCommand | None = None, silence_seconds: float = SILENCE_SECONDS
+    ) -> None:
         self._command = command or LocalCommand()
+        self._silence_seconds = silence_seconds
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
         self._connection: Connection | None = None
@@ -497,7 +501,7 @@ class WorkerClient:
         try:
             with self._lock:
                 if self._connection is None or not self._connection.alive:
-                    self._connection = Connection(self._command)
+                    self._connection = Connection(self._command, self._silence_seconds)
                 connection = self._connection
         except WorkerDied as error:
             ticket: Ticket[Any] = Ticket(request_id, request, volume, lambda _: None)

@@ -406,7 +406,10 @@ class ListMethods:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Stop a request, queued or running; that one then ends with `Failed` of kind "Cancelled"."""
+    """Stop a request, queued or running; that one then ends with `Failed` of kind "Cancelled".
+
+    A `Welcome`, as id 0, comes at once, also while the worker computes: it is alive.
+    """
 
     request_id: int
 

@@ -194,6 +194,7 @@ class Worker:
                     job.cancelled.set()
         for _ in waiting:
             self._send(request_id, Failed.from_error(_cancelled()))
+        self._send(_NO_REQUEST, self._welcome())  # a sign of life: the computation may take long to stop
 
     # The main thread.
 

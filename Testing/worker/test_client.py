@@ -372,6 +372,51 @@ def test_a_worker_that_does_not_react_is_ended_by_force(
     assert process_is_gone(pid)
 
 
+def test_a_worker_that_hangs_is_ended_after_a_cancel_and_the_next_request_works(
+    fake_command: LocalCommand, volume: Volume, reference: Reference
+) -> None:
+    with WorkerClient(fake_command, silence_seconds=0.2) as client:
+        ticket = client.propagate(volume, [reference])
+        wait_for_slices(ticket, 2)
+        pid = client.status.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        ticket.cancel()
+        with pytest.raises(
+            WorkerDied, match=r"said nothing for 0\.2 s after it was asked to stop, and was ended"
+        ):
+            ticket.result(PATIENCE_S)
+        assert process_is_gone(pid)
+        assert len(masks(client.propagate(volume, [reference]))) == 50
+
+
+def test_a_worker_that_hangs_while_a_volume_is_sent_is_ended_after_a_cancel(
+    fake_command: LocalCommand, make_volume: MakeVolume, click: SlicePrompt
+) -> None:
+    with WorkerClient(fake_command, silence_seconds=0.2) as client:
+        pid = client.hello().result(PATIENCE_S).pid
+        os.kill(pid, signal.SIGSTOP)
+        ticket = client.predict(make_volume(slices=80, shape_hw=(256, 256)), click)
+        time.sleep(0.1)  # more than a pipe holds: the first part waits to be taken
+        ticket.cancel()
+        assert process_is_gone(pid)
+        small = make_volume(seed=3)
+        assert len(masks(client.predict(small, click))) == 1
+
+
+def test_a_worker_that_only_takes_long_is_left_alone_after_a_cancel(
+    fake_command: LocalCommand, volume: Volume, reference: Reference
+) -> None:
+    with WorkerClient(fake_command, silence_seconds=0.5) as client:
+        ticket = client.propagate(volume, [reference], model="busy")
+        wait_for_slices(ticket, 25)
+        pid = client.status.pid
+        ticket.cancel()
+        time.sleep(1.0)
+        assert client.status.pid == pid
+        assert not ticket.done
+
+
 def test_a_client_that_is_killed_leaves_no_worker_behind(tmp_path: Path) -> None:
     script = f"""
 import sys, time

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 from medssl.cases import CaseStore, Vouched
 from medssl.client import LocalCommand, WorkerClient
-from medssl.errors import InputError, WorkerDied
+from medssl.errors import InputError, StorageError, WorkerDied
 from medssl.events import Log
 from medssl.home import cases_folder, runs_folder
 from medssl.messages import AddCase, Finished, PutVolume, VolumePart, to_frame
@@ -100,6 +102,29 @@ def test_cases_are_kept_while_the_worker_computes(
     assert [case["name"] for case in facts(client.list_cases())["cases"]] == ["a"]
     assert not work.done
     work.cancel()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullDisk(LocalCommand):
+    """Starts the fake worker where no file may grow beyond 8 KiB, which stands in for a full disk."""
+
+    def argv(self) -> list[str]:
+        return ["bash", "-c", f"ulimit -f 8; exec {shlex.join([sys.executable, str(FAKE_WORKER)])}"]
+
+
+def test_a_full_disk_is_one_sentence_leaves_no_half_case_and_the_worker_goes_on(
+    own_home: Path, make_volume: Callable[..., Volume], reference: Reference
+) -> None:
+    large = make_volume(slices=60, shape_hw=(64, 64))
+    with WorkerClient(FullDisk()) as client:
+        with pytest.raises(StorageError, match="could not be written"):
+            client.add_case(large, drawn(large), [LIVER], VOUCHED).result(PATIENCE_S)
+        pid = client.status.pid
+        assert facts(client.list_cases())["cases"] == []
+        small = make_volume()
+        assert client.propagate(small, [reference]).result(PATIENCE_S)
+        assert client.status.pid == pid
+    assert CaseStore(cases_folder()).cases() == []
 
 
 def test_closing_the_client_loses_no_case(client: WorkerClient, make_volume: Callable[..., Volume]) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +10,7 @@ from pathlib import Path
 import pytest
 from medssl.client import LocalCommand, SshCommand, WorkerClient
 from medssl.errors import InputError, WorkerDied
-from medssl.prompts import SlicePrompt
+from medssl.prompts import Reference, SlicePrompt
 from medssl.results import SliceMask
 from medssl.volume import Volume
 
@@ -102,6 +105,23 @@ def test_a_host_that_fails_is_explained_in_one_sentence(
     stand_in(script)
     with WorkerClient(SshCommand(host="gpu-server")) as client, pytest.raises(WorkerDied, match=sentence):
         client.info().result(PATIENCE_S)
+
+
+def test_a_line_that_breaks_under_a_request_keeps_what_had_come_and_the_next_request_connects_again(
+    stand_in: Callable[[str], Path], remote_medssl: Path, volume: Volume, reference: Reference
+) -> None:
+    stand_in(LIKE_SSH.replace('exec sh -c "$*"', 'sh -c "$*"; echo "Connection reset by peer" >&2; exit 255'))
+    with WorkerClient(SshCommand(host="radiologist@gpu-server")) as client:
+        ticket = client.propagate(volume, [reference])
+        arrived = list(itertools.islice((e for e in ticket.events() if isinstance(e, SliceMask)), 3))
+        pid = client.status.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(WorkerDied, match="connection to radiologist@gpu-server failed"):
+            ticket.result(PATIENCE_S)
+        assert [mask.index for mask in arrived] == [0, 1, 2]
+        again = client.propagate(volume, [reference])
+        assert sum(isinstance(event, SliceMask) for event in again.events()) == len(volume.voxels_kji)
 
 
 def test_a_machine_without_ssh_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -41,12 +41,14 @@ from .ticket import Ticket
 if TYPE_CHECKING:
     from ..volume import Volume
 
-__all__ = ["Connection", "WorkerStatus"]
+__all__ = ["SILENCE_SECONDS", "Connection", "WorkerStatus"]
 
 _log = logging.getLogger(__name__)
 
-_PART_BYTES = 4 << 20
+_PART_BYTES = 1 << 20
 """Voxels per frame: small enough that a click or a cancel soon finds a gap, on a slow line too."""
+SILENCE_SECONDS = 60.0
+"""How long a worker may say nothing after it was asked to stop something; even while it computes it answers that."""
 _GRACE_SECONDS = 2.0
 _STDERR_LINES = 30
 _NO_REQUEST = 0
@@ -68,13 +70,18 @@ class Connection:
 
     Args:
         command: how to start it.
+        silence_seconds: how long it may say nothing after it was asked to stop something.
 
     Raises:
         WorkerDied: the program cannot be started at all.
     """
 
-    def __init__(self, command: WorkerCommand) -> None:
+    def __init__(self, command: WorkerCommand, silence_seconds: float = SILENCE_SECONDS) -> None:
         self._command = command
+        self._silence_seconds = silence_seconds
+        self._heard = self._heard_at_cancel = 0  # frames
+        self._is_watched = False
+        self._is_silent = False
         self._changed = threading.Condition()  # guards everything down to _ended
         self._waiting: deque[Ticket[Any]] = deque()
         self._notes: deque[Message] = deque()  # go ahead of requests and have no reply
@@ -125,14 +132,16 @@ class Connection:
         ticket.add(self._ended)
 
     def cancel(self, ticket: Ticket[Any]) -> None:
-        """Stop a request: at once if it was not sent yet, else by asking the worker."""
+        """Stop a request: at once if it was not sent yet, else by asking the worker; one that hangs is ended."""
         with self._changed:
-            if ticket.request_id in self._sent:
-                self._notes.append(Cancel(ticket.request_id))
-                self._changed.notify_all()
-                return
-            self._open.pop(ticket.request_id, None)
-            ticket.add(Failed.from_error(Cancelled("Stopped, as you asked.")))
+            if ticket.request_id not in self._sent:
+                self._open.pop(ticket.request_id, None)
+                ticket.add(Failed.from_error(Cancelled("Stopped, as you asked.")))
+            self._notes.append(Cancel(ticket.request_id))  # a sign of life is the answer, whatever it meets
+            self._changed.notify_all()
+            self._heard_at_cancel = self._heard
+            if not self._is_watched:
+                self._watch()
 
     def forget(self, content_hash: str) -> None:
         """Have the worker drop a volume."""
@@ -258,6 +267,7 @@ class Connection:
         self._end(problem)
 
     def _receive(self, request_id: int, reply: Message) -> None:
+        self._heard += 1
         if isinstance(reply, Welcome):
             self._welcome = reply
         if isinstance(reply, WorkerInfo):
@@ -273,6 +283,24 @@ class Connection:
             ticket.add(reply)
         else:
             self._finish(ticket, reply)
+
+    def _watch(self) -> None:
+        """See after a while whether the worker has said anything since it was asked to stop; with `_changed` held."""
+        self._is_watched = True
+        timer = threading.Timer(self._silence_seconds, self._end_if_silent, [self._heard_at_cancel])
+        timer.daemon = True
+        timer.start()
+
+    def _end_if_silent(self, heard: int) -> None:
+        """End a worker that has said nothing since it had sent so many frames: the next request gets a new one."""
+        if self._heard == heard and self.alive:
+            self._is_silent = True
+            self._end_by_force()
+            return
+        with self._changed:
+            self._is_watched = False
+            if self._heard == self._heard_at_cancel:  # asked again meanwhile, and not answered yet
+                self._watch()
 
     def _queue_again(self, ticket: Ticket[Any]) -> bool:
         """Send a request once more, volume first, because the worker had to make room for another one."""
@@ -312,6 +340,11 @@ class Connection:
             status = 0
         if self._closing:
             return "The worker was closed before the request had ended."
+        if self._is_silent:
+            return (
+                f"The worker said nothing for {self._silence_seconds:g} s after it was asked to stop, and was ended;"
+                " the next request starts it again."
+            )
         if self._complaint:
             return _damaged(f"it could not read the request: {self._complaint}")
         if problem and status == 0:
