@@ -8,9 +8,8 @@ import logging
 import os
 import random
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,13 @@ import pytest
 pytest.importorskip("slicer")
 vtk = pytest.importorskip("vtk")
 
-from medssl.client import LocalCommand, WorkerClient  # noqa: E402
+from fake_worker_command import FakeCommand  # noqa: E402
+from medssl.client import WorkerClient  # noqa: E402
 from medssl.errors import MedSSLError  # noqa: E402
 from medssl.scene import nodes, writing  # noqa: E402
 from medssl.scene.predicting import PredictDesk  # noqa: E402
 from medssl.scene.session import PropagateRequest, Session, State  # noqa: E402
 
-WORKERS = Path(__file__).resolve().parents[1] / "worker"
 SHAPE_KJI = (12, 20, 24)
 PATIENCE_S = 60.0
 ALLOWANCE_MB = 8.0
@@ -35,15 +34,12 @@ ALLOWANCE_MB = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class FakeCommand(LocalCommand):
-    """Starts the real worker with the fake engine, which calls bright voxels the segment."""
+class QuickCommand(FakeCommand):
+    """Starts the fake worker, whose engine calls bright voxels the segment, at a chosen speed."""
 
     slice_seconds: float = 0.003
 
-    def argv(self) -> list[str]:
-        return [sys.executable, str(WORKERS / "fake_worker.py")]
-
-    def environment(self) -> dict[str, str]:
+    def environment(self) -> Mapping[str, str]:
         return {**super().environment(), "FAKE_WORKER_SLICE_SECONDS": str(self.slice_seconds)}
 
 
@@ -215,7 +211,7 @@ INTERRUPTIONS = (
 
 @pytest.fixture
 def a_workplace(a_scene: Any) -> Iterator[Workplace]:
-    with WorkerClient(FakeCommand()) as client:
+    with WorkerClient(QuickCommand()) as client:
         yield Workplace(a_scene, client)
 
 
@@ -348,7 +344,7 @@ def test_a_reference_slice_that_is_drawn_anew_is_tracked_again(a_workplace: Work
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident memory in /proc")
 def test_two_hundred_requests_leave_the_memory_of_both_ends_as_it_was(a_scene: Any) -> None:
-    with WorkerClient(FakeCommand(slice_seconds=0.0)) as client:
+    with WorkerClient(QuickCommand(slice_seconds=0.0)) as client:
         check_memory(Workplace(a_scene, client))
 
 

@@ -421,7 +421,7 @@ def test_a_client_that_is_killed_leaves_no_worker_behind(tmp_path: Path) -> None
     script = f"""
 import sys, time
 import numpy as np
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from conftest import FakeCommand, WorkerClient, Reference, SlicePrompt, _noise
 client = WorkerClient(FakeCommand())
 reference = Reference("liver", SlicePrompt(0, 3, mask=np.ones((24, 32), bool)))
