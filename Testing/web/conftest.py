@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from medssl.cases import CaseStore, Vouched
 from medssl.phantom import Phantom, phantom_ct
+from medssl.segmentation import Segmentation
 from medssl.volume import write_volume
 
 PATIENCE_S = 180.0
@@ -111,11 +113,32 @@ def ct_file(phantom: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def workstation(ct_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def case_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two other people, whose liver somebody has drawn."""
+    store = CaseStore(tmp_path_factory.mktemp("cases"))
+    for seed in (8, 9):
+        person = phantom_ct(
+            seed=seed, shape_kji=(32, 72, 84), spacing_kji_mm=(12.0, 5.3, 5.3), phase="portal"
+        )
+        drawn = np.flatnonzero(person.segmentation.mask(ORGAN).any(axis=(1, 2)))
+        liver = person.segmentation.segment(ORGAN)
+        labels = np.where(person.segmentation.mask(ORGAN), liver.label, 0)
+        store.add(
+            person.volume,
+            Segmentation(labels, person.volume.ijk_to_ras, (liver,)),
+            [Vouched(ORGAN, 0, tuple(map(int, drawn)), origin="drawn")],
+        )
+    return store.folder
+
+
+@pytest.fixture(scope="session")
+def workstation(
+    ct_file: Path, case_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     """One workstation for all tests, with the phantom open."""
     pytest.importorskip("trame_slicer")
     home = tmp_path_factory.mktemp("home")
-    with running_workstation(ct_file, "--cases", home / "cases", "--threads", 1, home=home) as running:
+    with running_workstation(ct_file, "--cases", case_store, "--threads", 1, home=home) as running:
         yield running
 
 

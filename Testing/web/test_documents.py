@@ -11,7 +11,9 @@ import pytest
 
 pytest.importorskip("trame_slicer")
 
+from engine.test_dicom_seg import write_series
 from medssl.errors import InputError
+from medssl.formats.dicom_seg import read_dicom_seg
 from medssl.phantom import Phantom
 from medssl.scene import nodes, tags, writing
 from medssl.scene.layers import array_kji
@@ -155,3 +157,21 @@ def test_painting_and_the_programs_steps_are_taken_back_and_brought_back_in_orde
         history.redo(node)
         assert state() == expected
     assert not history.can_redo(node)
+
+
+def test_a_dicom_folder_is_opened_and_gets_a_dicom_seg_that_fits_it(
+    documents: Documents, slicer_app: SlicerApp, tmp_path: Path
+) -> None:
+    expected = write_series(tmp_path / "series")
+    volume_node = documents.open(tmp_path / "series").volume_node
+    volume = nodes.read_volume_node(volume_node)
+    np.testing.assert_array_equal(volume.voxels_kji, expected.voxels_kji)
+    np.testing.assert_allclose(volume.ijk_to_ras, expected.ijk_to_ras, atol=1e-4)
+
+    node = nodes.create_segmentation_node(slicer_app.scene, volume_node)
+    liver = node.GetSegmentation().AddEmptySegment("", "liver")
+    mask = np.zeros(volume.shape_kji[1:], bool)
+    mask[2:5, 2:5] = True
+    writing.write_slices(node, liver, volume, 0, {1: mask})
+    documents.writer(Format.DICOM_SEG, volume, Opened(volume_node, node))(tmp_path / "organs.dcm")
+    np.testing.assert_array_equal(read_dicom_seg(tmp_path / "organs.dcm", expected).mask("liver")[1], mask)

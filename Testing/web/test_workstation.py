@@ -157,3 +157,25 @@ def test_the_keys_are_listed_and_do_what_the_list_says(page: Page) -> None:
     wait_until(lambda: page.picture() != soft, "the lung window")
     page.page.keyboard.press("1")
     page.wait_for("window", "Soft tissue")
+
+
+def test_two_cases_teach_a_model_that_finds_the_organ_in_a_third(
+    page: Page, phantom: Phantom, ct_file: Path
+) -> None:
+    page.begin()
+    page.open_step(5)
+    page.wait_for("cases", "liver")
+    page.page.locator("[data-test=minutes] input").fill("0.2")
+    page.page.locator("[data-test=model-name] input").fill("liver")
+    page.click("finetune")
+    page.page.wait_for_selector("[data-test=curve] polyline[points*=',']", state="attached", timeout=180_000)
+    page.wait_for("teach-message", "Done")
+    page.click("keep-model")
+    page.open_step(4)
+    page.wait_for("model-card", "liver:1")
+    page.click("predict")
+    page.wait_for("status", "Found 1 segments")
+    found = read_segmentation(page.saved(ct_file.parent)).mask(ORGAN)
+    print(dice(found, phantom.segmentation.mask(ORGAN)))
+    page.click("undo")
+    wait_until(lambda: page.page.locator("[data-test=undo]").is_enabled(), "the step before")

@@ -76,9 +76,20 @@ class Work:
         """Work on these nodes; either may be None."""
         self.session.choose(volume_node, segmentation_node)
         if volume_node is not None and segmentation_node is not None:
-            self.editor.set_active_segmentation(segmentation_node, volume_node)
+            self._edit(segmentation_node, volume_node)
         self.look_soon()
         self.chosen()
+
+    def _edit(self, segmentation_node: Any, volume_node: Any) -> None:
+        """Have the segment editor work on a segmentation.
+
+        The wrapper of the one before must stop listening to its node: the node lives on in the scene, and the next
+        event would call what Python has thrown away.
+        """
+        before = self.editor.active_segmentation
+        self.editor.set_active_segmentation(segmentation_node, volume_node)
+        if before is not None:
+            before.segmentation_node.RemoveObserver(before._node_obs)
 
     @property
     def segment(self) -> str:

@@ -28,6 +28,8 @@ class StatusLogic(SectionLogic[StatusState]):
     def __init__(self, server: Server, work: Work) -> None:
         super().__init__(server, work, StatusState)
         self._pids: set[int] = set()
+        self._sentences: tuple[str, ...] = ("", "")
+        self._latest = ""
         work.said.connect(self.say)
 
     def set_ui(self, ui: StatusUI) -> None:
@@ -65,11 +67,18 @@ class StatusLogic(SectionLogic[StatusState]):
         data, desk, status = self.data, self.work.predict, self.session.status
         is_predicting = desk.is_running
         data.is_running = self.work.is_running
-        data.text = desk.message if is_predicting else status.text or desk.message
+        data.text = self._last_word(status.text, desk.message)
         data.percent = round(100 * (desk.fraction if is_predicting else status.fraction), 1)
         data.time_left = time_left_text(desk.seconds_left if is_predicting else status.seconds_left)
         data.can_undo, data.can_redo = self.session.can_undo, self.session.can_redo
         self._show_worker()
+
+    def _last_word(self, *sentences: str) -> str:
+        """The sentence that changed last."""
+        changed = [new for new, old in zip(sentences, self._sentences, strict=True) if new != old]
+        self._sentences = sentences
+        self._latest = changed[-1] if changed else self._latest
+        return self._latest
 
     def _show_worker(self) -> None:
         status = self.work.client.status

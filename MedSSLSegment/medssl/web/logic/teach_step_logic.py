@@ -16,6 +16,12 @@ from .status_logic import time_left_text
 
 __all__ = ["TeachStepLogic"]
 
+_ENDED = {
+    "done": "Done. Keep model makes it a version that step 4 can use.",
+    "stopped": "Stopped. Resume goes on where it was.",
+    "lost": "The run has ended without a word. Resume goes on from what it had saved.",
+}
+"""By the state of a run."""
 _PRESETS = ("auto", "cpu", "gpu", "paper")
 
 
@@ -78,7 +84,9 @@ class TeachStepLogic(SectionLogic[TeachStepState]):
         if encoders and len(data.encoders) < 2:  # they have just been listed: begin with one, as advised
             data.encoder = encoders[0].value
         data.encoders = [*encoders, Choice("Random weights", "")]
-        data.runs = [Choice(f"{run['name']}: {run['state']}", run["path"]) for run in desk.runs]
+        followed = [] if desk.run is None else [desk.run]
+        runs = {run["path"]: run for run in [*desk.runs, *followed]}
+        data.runs = [Choice(f"{run['name']}: {run['state']}", path) for path, run in runs.items()]
         data.versions = [Choice(v["id"], v["id"]) for model in desk.models for v in model["versions"]]
         data.version = kept(data.version, data.versions)
         data.methods = [Choice(method["title"], method["name"]) for method in desk.methods]
@@ -113,9 +121,11 @@ class TeachStepLogic(SectionLogic[TeachStepState]):
 
 
 def _progress_text(run: dict[str, Any] | None) -> str:
-    """How far a run is, that is under way; empty for one that is not."""
-    if run is None or run["state"] != "running":
+    """How far a run is; empty where there is none, or where it says more itself."""
+    if run is None:
         return ""
+    if run["state"] != "running":
+        return _ENDED.get(run["state"], "") if not run["message"] else ""
     progress = run["progress"] or {}
     left = time_left_text(progress.get("seconds_left"))
     return f"Running: step {progress['done']} of {progress['total']}. {left}" if progress else "Running."

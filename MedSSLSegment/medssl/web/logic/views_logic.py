@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import slicer
@@ -13,7 +15,7 @@ from trame_slicer.app.ui import SegmentEditorState
 from trame_slicer.core import LayoutManager, VolumeWindowLevel
 from trame_slicer.rca_view import register_rca_factories
 from trame_slicer.views import SliceView
-from vtkmodules.vtkCommonCore import vtkCommand
+from vtkmodules.vtkCommonCore import vtkCommand, vtkObject
 
 from ...errors import InputError
 from ...volume import WINDOWS
@@ -39,12 +41,13 @@ class ViewsLogic(SectionLogic[ViewsState]):
         super().__init__(server, work, ViewsState)
         views = self._slicer_app.view_manager
         register_rca_factories(views, server, slice_view_ui_f=create_slice_view_ui)
-        self._layouts = LayoutButtonLogic(server, self._slicer_app)
         self._editor = TypedState(server.state, SegmentEditorState)
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._labels: dict[str, TypedState[SliceLabelState]] = {}
-        for view in views.get_slice_views():
-            self._prepare(view)
+        with _vtk_keeps_quiet():  # trame-slicer observes an event that VTK 9.6 advises against
+            self._layouts = LayoutButtonLogic(server, self._slicer_app)
+            for view in views.get_slice_views():
+                self._prepare(view)
         self.data.windows = [Choice(_title(name), name) for name in WINDOWS]
         work.chosen.connect(self._on_nodes_chosen)
 
@@ -91,8 +94,16 @@ class ViewsLogic(SectionLogic[ViewsState]):
         """Show the crosshair, or hide it."""
         node = self.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
         is_on = node.GetCrosshairMode() != node.NoCrosshair
+        if not is_on:
+            node.SetCrosshairRAS(self._centre())
         node.SetCrosshairMode(node.NoCrosshair if is_on else node.ShowBasic)
         self.show()
+
+    def _centre(self) -> list[float]:
+        """Where the slices of the three views meet, RAS in mm."""
+        views = self._slicer_app.view_manager.get_slice_views()
+        values = {str(view.get_orientation()): float(view.get_slice_value()) for view in views}
+        return [values.get(name, 0.0) for name in ("Sagittal", "Coronal", "Axial")]
 
     def toggle_volume_in_3d(self) -> None:
         """Render the volume in the 3D view, or not."""
@@ -184,6 +195,14 @@ class ViewsLogic(SectionLogic[ViewsState]):
         count = max(round((high - low) / step) + 1, 1)
         number = round((view.get_slice_value() - low) / step)
         return f"{view.get_orientation()} {number + 1} / {count}\n{view.get_slice_value():.1f} mm"
+
+
+@contextmanager
+def _vtk_keeps_quiet() -> Iterator[None]:
+    was_on = vtkObject.GetGlobalWarningDisplay()
+    vtkObject.GlobalWarningDisplayOff()
+    yield
+    vtkObject.SetGlobalWarningDisplay(was_on)
 
 
 def _title(name: str) -> str:
