@@ -313,9 +313,6 @@ def page(browser: Any, workstation: Running) -> Iterator[Page]:
     shown = Page(context.new_page(), workstation)
     shown.open()
     yield shown
-    shown.page.screenshot(path="/tmp/appdev/end.png")
-    print("STATUS", shown.text("status"), shown.text("worker"), shown.complaints)
-    print("".join(workstation.lines)[-1500:])
     context.close()
     assert shown.complaints == []
 

@@ -17,7 +17,7 @@ from medssl.formats.dicom_seg import read_dicom_seg
 from medssl.phantom import Phantom
 from medssl.scene import nodes, tags, writing
 from medssl.scene.layers import array_kji
-from medssl.segmentation import read_segmentation
+from medssl.segmentation import Segmentation, read_segmentation, write_segmentation
 from medssl.volume import Volume, write_volume
 from medssl.web.documents import Documents, Format, Opened
 from medssl.web.undo import EditorHistory
@@ -175,3 +175,19 @@ def test_a_dicom_folder_is_opened_and_gets_a_dicom_seg_that_fits_it(
     writing.write_slices(node, liver, volume, 0, {1: mask})
     documents.writer(Format.DICOM_SEG, volume, Opened(volume_node, node))(tmp_path / "organs.dcm")
     np.testing.assert_array_equal(read_dicom_seg(tmp_path / "organs.dcm", expected).mask("liver")[1], mask)
+
+
+def test_a_label_file_becomes_a_segmentation_of_the_volume(
+    documents: Documents, opened: Opened, phantom: Phantom, tmp_path: Path
+) -> None:
+    organs = [phantom.segmentation.segment(name) for name in ("liver", "spleen")]
+    labels = np.where(np.isin(phantom.segmentation.labels_kji, [s.label for s in organs]), 1, 0)
+    labels = labels * phantom.segmentation.labels_kji
+    kept = Segmentation(labels, phantom.segmentation.ijk_to_ras, tuple(organs))
+    write_segmentation(kept, tmp_path / "organs.nii.gz")
+    node = documents.open_labels(tmp_path / "organs.nii.gz", opened.volume_node).segmentation_node
+    assert [segment.name for segment in nodes.list_segments(node)] == ["liver", "spleen"]
+    spleen = nodes.list_segments(node)[1].id
+    np.testing.assert_array_equal(
+        nodes.read_segment(node, spleen, phantom.volume), phantom.segmentation.mask("spleen")
+    )

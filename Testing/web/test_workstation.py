@@ -174,8 +174,11 @@ def test_two_cases_teach_a_model_that_finds_the_organ_in_a_third(
     page.open_step(4)
     page.wait_for("model-card", "liver:1")
     page.click("predict")
-    page.wait_for("status", "Found 1 segments")
-    found = read_segmentation(page.saved(ct_file.parent)).mask(ORGAN)
-    print(dice(found, phantom.segmentation.mask(ORGAN)))
-    page.click("undo")
-    wait_until(lambda: page.page.locator("[data-test=undo]").is_enabled(), "the step before")
+    page.wait_for("status", "Found 1 segment")
+    found, truth = (
+        segmentation.mask(ORGAN)
+        for segmentation in (read_segmentation(page.saved(ct_file.parent)), phantom.segmentation)
+    )
+    assert (
+        found & truth
+    ).sum() > 0.5 * truth.sum()  # it had a few seconds to learn: too much is to be expected

@@ -14,8 +14,8 @@ from trame_slicer.core import SlicerApp
 
 from ..errors import InputError, StorageError
 from ..formats.dicom_seg import write_dicom_seg
-from ..scene import nodes
-from ..segmentation import Segment, Segmentation, write_segmentation
+from ..scene import nodes, writing
+from ..segmentation import Segment, Segmentation, read_segmentation, write_segmentation
 from ..volume import Volume
 
 __all__ = ["Documents", "Format", "Opened"]
@@ -68,6 +68,23 @@ class Documents:
         if name.endswith((".seg.nrrd", ".seg.nhdr")):
             return Opened(segmentation_node=self._open_segmentation(path))
         return Opened(volume_node=self._open_volume(path))
+
+    def open_labels(self, path: Path, volume_node: Any) -> Opened:
+        """Read a label file as a segmentation of a volume.
+
+        Raises:
+            InputError: it holds no labels, or lies on another grid.
+        """
+        volume = nodes.read_volume_node(volume_node)
+        segmentation = read_segmentation(path, like=volume)
+        node = nodes.create_segmentation_node(self._scene, volume_node, _stem(path))
+        for segment in segmentation.segments:
+            segment_id = node.GetSegmentation().AddEmptySegment("", segment.name, segment.color_rgb)
+            masks = dict(enumerate(segmentation.mask(segment.name)))
+            writing.write_slices(
+                node, segment_id, volume, 0, {k: mask for k, mask in masks.items() if mask.any()}
+            )
+        return Opened(volume_node, node)
 
     def _open_volume(self, path: Path) -> Any:
         files = (

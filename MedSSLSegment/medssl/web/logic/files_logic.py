@@ -30,6 +30,7 @@ _FORMATS = [
     Choice("Scene with everything (.mrb)", Format.SCENE.value),
 ]
 _DOWNLOAD = Choice("Download with the browser", "")
+_NO_LABELS = (".mrb", ".mrml", ".seg.nrrd")
 _SHOWN_S = 0.15
 """How long a page gets to show that something is being read."""
 
@@ -64,8 +65,9 @@ class FilesLogic(SectionLogic[FilesState]):
         """Listen to the widgets."""
         ui.open_clicked.connect(self.show_open)
         ui.row_clicked.connect(self._on_row)
+        ui.labels_clicked.connect(lambda path: self._soon(path, self.open_labels))
         ui.up_clicked.connect(lambda: self._list(self._folders.parent(self.data.folder)))
-        ui.open_folder_clicked.connect(lambda: self._open_soon(self.data.folder))
+        ui.open_folder_clicked.connect(lambda: self._soon(self.data.folder, self.open))
         ui.save_clicked.connect(self.show_save)
         ui.write_clicked.connect(self.save)
         ui.set_download(self.download)
@@ -81,28 +83,37 @@ class FilesLogic(SectionLogic[FilesState]):
         """Open a file or a DICOM folder, and work on it."""
         self._choose(self._documents.open(path))
 
+    def open_labels(self, path: Path) -> None:
+        """Open a label file as a segmentation of the volume, and work on it."""
+        if self.session.volume_node is None:
+            raise InputError("Open the volume that the labels lie on first.")
+        self._choose(self._documents.open_labels(path, self.session.volume_node))
+
     def _on_row(self, path: str) -> None:
         if any(row.path == path and row.is_folder for row in self.data.rows):
             self._list(path)
         else:
-            self._open_soon(path)
+            self._soon(path, self.open)
 
     def _list(self, folder: str) -> None:
         self.work.attempt(lambda: self._show_folder(folder))
 
     def _show_folder(self, folder: str) -> None:
-        self.data.rows = [FileRow(e.name, e.path, e.is_folder) for e in self._folders.entries(folder)]
+        self.data.rows = [
+            FileRow(e.name, e.path, e.is_folder, not e.is_folder and not e.name.endswith(_NO_LABELS))
+            for e in self._folders.entries(folder)
+        ]
         self.data.folder = folder
 
-    def _open_soon(self, path: str) -> None:
+    def _soon(self, path: str, read: Callable[[Path], None]) -> None:
         """Close the dialog and say what is read, before the reading keeps the server busy."""
         self.data.is_open_shown = False
         self._status.data.loading = f"Reading {Path(path).name} ..."
-        asyncio.get_event_loop().call_later(_SHOWN_S, self._open_now, path)
+        asyncio.get_event_loop().call_later(_SHOWN_S, self._now, path, read)
 
-    def _open_now(self, path: str) -> None:
+    def _now(self, path: str, read: Callable[[Path], None]) -> None:
         with self.state:
-            self.work.attempt(lambda: self.open(self._folders.resolve(path)))
+            self.work.attempt(lambda: read(self._folders.resolve(path)))
             self._status.data.loading = ""
 
     # Saving

@@ -8,6 +8,7 @@ from typing import Any
 
 from trame.widgets.html import Div, Span
 from trame.widgets.vuetify3 import (
+    Template,
     VCard,
     VCardActions,
     VCardText,
@@ -33,6 +34,8 @@ class FileRow:
     name: str = ""
     path: str = ""
     is_folder: bool = False
+    is_image: bool = False
+    """Whether it may hold labels."""
 
 
 @dataclass
@@ -59,6 +62,7 @@ class FilesUI(Div):  # type: ignore[misc]
 
     open_clicked = Signal()
     row_clicked = Signal(str)
+    labels_clicked = Signal(str)
     up_clicked = Signal()
     open_folder_clicked = Signal()
     save_clicked = Signal()
@@ -83,6 +87,7 @@ class FilesUI(Div):  # type: ignore[misc]
     def _build_open(self) -> None:
         name = self._state.name
         click = self.server.controller.trigger_name(self.row_clicked)
+        labels = self.server.controller.trigger_name(self.labels_clicked)
         with VDialog(v_model=(name.is_open_shown,), max_width=640), VCard():
             VCardTitle("Open")
             with VCardText():
@@ -91,13 +96,22 @@ class FilesUI(Div):  # type: ignore[misc]
                         "mdi-arrow-up", "The folder above", self.up_clicked, disabled=(f"!{name.folder}",)
                     )
                     Span(f"{{{{ {name.folder} || 'Folders named when the workstation was started' }}}}")
-                with VList(density="compact", style="height: 360px; overflow-y: auto", **named("files")):
+                with (
+                    VList(density="compact", style="height: 360px; overflow-y: auto", **named("files")),
                     VListItem(
                         v_for=(f"each in {name.rows}",),
                         key="each.path",
                         title=("each.name",),
                         prepend_icon=("each.is_folder ? 'mdi-folder' : 'mdi-file-outline'",),
                         click=f"trigger('{click}', [each.path])",
+                    ),
+                    Template(v_slot_append=True),
+                ):
+                    IconButton(
+                        "mdi-shape-outline",
+                        "Open as labels: a segmentation of the volume that is open",
+                        v_if=("each.is_image",),
+                        click_stop=f"trigger('{labels}', [each.path])",
                     )
                 Hint(
                     "NIfTI, NRRD, MetaImage, .seg.nrrd, scenes (.mrb; they replace what is open), DICOM folders.",
