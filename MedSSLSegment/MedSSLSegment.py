@@ -11,6 +11,7 @@ import vtk
 from medssl.client import WorkerClient
 from medssl.results import SliceMask
 from medssl.scene import nodes, writing
+from medssl.scene.background import Task
 from medssl.scene.session import PropagateRequest, Session, State, Status
 from MedSSLSegmentLib import WorkerPython
 from MedSSLSegmentLib.Panel import GIVE_WAY_S, Panel
@@ -88,6 +89,7 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Follow the scene again, when the user comes to the module."""
         self.selectSegmentEditorNode()
         self.initializeParameterNode()
+        self.logic.prepareWorker()
         self.panel.enter(slicer.util.mainWindow())
 
     def exit(self) -> None:
@@ -192,7 +194,7 @@ class MedSSLSegmentLogic(ScriptedLoadableModuleLogic):
     def __init__(self, client=None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
         self._ownsClient = client is None
-        self._isWorkerChecked = False
+        self._check: Task[None] | None = None
         self.session = Session(
             slicer.mrmlScene,
             slicer.modules.segmentations.logic(),
@@ -211,7 +213,8 @@ class MedSSLSegmentLogic(ScriptedLoadableModuleLogic):
             InputError: a node is missing or nothing is painted.
             WorkerError: the worker cannot run here.
         """
-        self.requireWorker()
+        self.prepareWorker()
+        self.requireWorker(wait=True)
         self.session.choose(volumeNode, segmentationNode)
         self.session.start(request or PropagateRequest())
         while self.session.poll().state is State.RUNNING:
@@ -219,17 +222,27 @@ class MedSSLSegmentLogic(ScriptedLoadableModuleLogic):
             time.sleep(GIVE_WAY_S)
         return self.session.status
 
-    def requireWorker(self) -> None:
-        """Raise WorkerError when the chosen Python lacks what the worker needs; looks once."""
-        if self._ownsClient and not self._isWorkerChecked:
-            WorkerPython.requirePackages(WorkerPython.workerCommand())
-            self._isWorkerChecked = True
+    def prepareWorker(self) -> None:
+        """Begin to look, in the background and once, whether the chosen Python has what the worker needs."""
+        if self._ownsClient and self._check is None:
+            command = WorkerPython.workerCommand()
+            self._check = Task(lambda: WorkerPython.requirePackages(command))
+
+    def requireWorker(self, wait: bool = False) -> None:
+        """Raise WorkerError when the chosen Python is known to lack what the worker needs.
+
+        Args:
+            wait: until it is known; a panel does not, and the worker itself says so when it cannot start.
+        """
+        if self._check is not None and (wait or self._check.done):
+            self._check.result()
 
     def restartWorker(self) -> None:
         """Use the Python that is chosen now."""
         self.close()
-        self._isWorkerChecked = False
+        self._check = None
         self.session.client = self._newClient()
+        self.prepareWorker()
 
     def close(self) -> None:
         """End the worker's process."""

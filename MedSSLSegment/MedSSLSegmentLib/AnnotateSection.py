@@ -7,7 +7,7 @@ from typing import Any
 
 from medssl.errors import InputError
 from medssl.scene.marks import PromptMarks
-from medssl.scene.prompting import axis_of_normal
+from medssl.scene.prompting import axis_of_normal, slice_at
 from medssl.scene.session import Session
 from slicer.i18n import tr as _
 
@@ -24,14 +24,23 @@ class AnnotateSection:
         ui: the named child widgets.
         session: answers prompts.
         scene: whose slice views are clicked in.
+        requireWorker: raises WorkerError when the worker cannot run.
         onChanged: called when there is something new to show or to wait for.
     """
 
-    def __init__(self, ui: Any, session: Session, scene: Any, onChanged: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        ui: Any,
+        session: Session,
+        scene: Any,
+        requireWorker: Callable[[], None],
+        onChanged: Callable[[], None],
+    ) -> None:
         self.ui = ui
         self.session = session
+        self.requireWorker = requireWorker
         self.onChanged = onChanged
-        self.views = SliceViews(scene, self.onPlaced, self.onStopped)
+        self.views = SliceViews(scene, self.onPlaced, self.onStopped, self.onMoved)
         self.marks = PromptMarks(session)
         self._way: list[list[float]] = []
         self.tools = {
@@ -62,6 +71,8 @@ class AnnotateSection:
                 if other != name:
                     button.checked = False
             self.ui.segmentEditor.setActiveEffect(None)
+            with errorsShown():
+                self.requireWorker()
             self.views.startPlacing()
         elif not self.tool:
             self.views.stopPlacing()
@@ -70,6 +81,16 @@ class AnnotateSection:
         """Another tool of 3D Slicer was taken."""
         for button in self.tools.values():
             button.checked = False
+
+    def onMoved(self, positionRas: list[float], normalRas: list[float]) -> None:
+        """A slice view shows another slice: the worker gets ready for it."""
+        volume = self.session.ready_volume
+        if volume is None:
+            return
+        axis = axis_of_normal(volume, normalRas)
+        index = slice_at(volume, positionRas, axis)
+        if 0 <= index < volume.shape_kji[axis]:
+            self.session.prompts.look_at(axis, index)
 
     def onPlaced(self, positionRas: list[float], normalRas: list[float]) -> None:
         """A click in a slice view."""

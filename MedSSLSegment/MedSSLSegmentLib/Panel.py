@@ -65,7 +65,9 @@ class Panel:
         """Lets other threads of Python run for some seconds."""
         session.history = EditorHistory(ui.segmentEditor)
         self.predictDesk, self.teachDesk = PredictDesk(session), TeachDesk(session)
-        self.annotate = AnnotateSection(ui, session, session.scene, self.onChanged)
+        self.annotate = AnnotateSection(
+            ui, session, session.scene, lambda: self.requireWorker(), self.onChanged
+        )
         self.propagate = PropagateSection(
             ui, session, self.annotate.views.jumpTo, lambda: self.requireWorker(), self.onChanged
         )

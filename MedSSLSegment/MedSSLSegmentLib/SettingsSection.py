@@ -122,9 +122,10 @@ class SettingsSection:
             self.restartWorker()
 
     def onHostEdited(self) -> None:
-        if self.ui.hostEdit.text.strip() != WorkerPython.chosenHost():
-            WorkerPython.setChosenHost(self.ui.hostEdit.text)
+        host = self.ui.hostEdit.text.strip()
+        if host != WorkerPython.chosenHost():
             with errorsShown():
+                WorkerPython.setChosenHost(host)
                 self.restartWorker()
 
     def onDevice(self, *_ignored: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import qt
 import slicer
+import vtk
 
 __all__ = ["SliceViews"]
 
@@ -21,17 +22,21 @@ class SliceViews:
         scene: vtkMRMLScene.
         onPlaced: called with a position (RAS, mm) and the normal of the view.
         onStopped: called when the person has taken another tool of 3D Slicer instead.
+        onMoved: called with a position on the slice and its normal when a view shows another one, while prompts are
+            being placed.
     """
 
     def __init__(
         self,
         scene: Any,
         onPlaced: Callable[[list[float], list[float]], None],
-        onStopped: Callable[[], None] = lambda: None,
+        onStopped: Callable[[], None],
+        onMoved: Callable[[list[float], list[float]], None],
     ) -> None:
         self.scene = scene
         self.onPlaced = onPlaced
         self.onStopped = onStopped
+        self.onMoved = onMoved
         self._markups: Any = None
         self._observations: list[tuple[Any, int]] = []
         self._normals: list[list[float]] = []
@@ -48,6 +53,9 @@ class SliceViews:
         self._observe(interaction, interaction.InteractionModeChangedEvent, self._onModeChanged)
         self._observe(selection, selection.ActivePlaceNodeIDChangedEvent, self._onModeChanged)
         self._observe(markups, markups.PointPositionDefinedEvent, self._onPointDefined)
+        for n in range(self.scene.GetNumberOfNodesByClass("vtkMRMLSliceNode")):
+            view = self.scene.GetNthNodeByClass(n, "vtkMRMLSliceNode")
+            self._observe(view, vtk.vtkCommand.ModifiedEvent, self._onViewMoved)
 
     def stopPlacing(self) -> None:
         """Give the mouse back, unless another tool has taken it."""
@@ -121,6 +129,11 @@ class SliceViews:
         if self._observations and not self._isPlacing():
             self._stopObserving()
             self.onStopped()
+
+    def _onViewMoved(self, caller: Any, event: Any) -> None:
+        sliceToRas = caller.GetSliceToRAS()
+        position, normal = ([sliceToRas.GetElement(row, column) for row in range(3)] for column in (3, 2))
+        self.onMoved(position, normal)
 
     def _onPointDefined(self, caller: Any, event: Any) -> None:
         """Note the view; the point itself is still in the hands of vtkMRMLMarkupsNode::AddControlPoint."""

@@ -57,7 +57,13 @@ def chosenHost() -> str:
 
 
 def setChosenHost(host: str) -> None:
-    """Remember a machine to compute on; empty for this one."""
+    """Remember a machine to compute on; empty for this one.
+
+    Raises:
+        InputError: the host's name is not one; the one before stays.
+    """
+    if host.strip():
+        SshCommand(host=host.strip())
     qt.QSettings().setValue(HOST_SETTING, host.strip())
 
 

@@ -561,6 +561,7 @@ class FakeTicket(FakeRun):
 class FakeClient:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.expected: list[tuple[int, int]] = []
         self.tickets: list[tuple[str, tuple[Any, ...], dict[str, Any], FakeTicket]] = []
         self.was_closed = False
 
@@ -574,6 +575,12 @@ class FakeClient:
         self.asked.append({"prompt": prompt, "segment": segment, "device": device})
         self.run = FakeRun()
         return self.run
+
+    def expect(self, volume: Any, axis: int, index: int, *, model: str, device: str) -> FakeRun:
+        self.expected.append((axis, index))
+        run = FakeRun()
+        run.done = True
+        return run
 
     def __getattr__(self, name: str) -> Any:
         """Every other request of `medssl.client.WorkerClient` is answered by `answer`."""

@@ -293,6 +293,31 @@ def test_a_program_that_is_not_there_is_named(a_desk: Any) -> None:
         python.requirePackages(python.workerCommand())
 
 
+def test_the_workers_python_is_looked_at_in_the_background_and_what_it_lacks_is_said_when_it_is_needed(
+    the_module: Any, tmp_path: Path
+) -> None:
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\necho torch\n")
+    bare.chmod(0o755)
+    sys.modules["MedSSLSegmentLib.WorkerPython"].setChosenPython(str(bare))
+    logic = the_module.MedSSLSegmentLogic()
+    logic.requireWorker()
+    logic.prepareWorker()
+    with pytest.raises(WorkerError, match="lacks torch"):
+        logic.requireWorker(wait=True)
+    with pytest.raises(WorkerError, match="lacks torch"):
+        logic.requireWorker()
+    logic.close()
+
+
+def test_a_host_that_is_none_is_refused_and_not_remembered(a_desk: Any) -> None:
+    a_desk.ui.hostEdit.text = "-oProxyCommand=evil"
+    a_desk.ui.hostEdit.editingFinished.emit()
+    (shown,) = a_desk.application.errors_shown
+    assert "is not a host" in shown
+    assert "MedSSLSegment/WorkerHost" not in a_desk.application.settings
+
+
 def test_this_python_has_what_the_worker_needs_or_says_what_it_lacks(a_desk: Any) -> None:
     python = sys.modules["MedSSLSegmentLib.WorkerPython"]
     python.setChosenPython(sys.executable)

@@ -315,6 +315,23 @@ def test_a_tool_stays_in_hand_from_click_to_click(a_desk: Any) -> None:
     assert not any(map(scene.IsNodePresent, marks))
 
 
+def test_scrolling_with_a_tool_in_hand_tells_the_worker_which_slice_is_in_view(a_desk: Any) -> None:
+    view = a_desk.application.scene.AddNewNodeByClass("vtkMRMLSliceNode")
+    a_desk.choose_nodes()
+    view.SetSliceOffset(2.0)
+    assert a_desk.client.expected == []
+    a_desk.ui.positiveButton.click()
+    view.SetSliceOffset(3.0)
+    assert a_desk.client.expected[-1] == (0, 3)
+    view.SetSliceToRASByNTP(1, 0, 0, 0, 1, 0, 7, 4, 3, 0)  # sagittal
+    assert a_desk.client.expected[-1] == (2, 7)
+    seen = len(a_desk.client.expected)
+    view.SetSliceOffset(1e4)
+    a_desk.ui.positiveButton.click()
+    view.SetSliceOffset(5.0)
+    assert len(a_desk.client.expected) == seen
+
+
 def test_taking_another_tool_of_slicer_lays_the_prompt_down(a_desk: Any) -> None:
     a_desk.ui.boxButton.click()
     interaction = a_desk.application.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")

@@ -19,7 +19,16 @@ from ..errors import InputError
 from ..prompts import SlicePrompt
 from ..volume import Volume
 
-__all__ = ["Mark", "Place", "PromptBook", "as_prompt", "axis_of_normal", "place_of", "position_ras_mm"]
+__all__ = [
+    "Mark",
+    "Place",
+    "PromptBook",
+    "as_prompt",
+    "axis_of_normal",
+    "place_of",
+    "position_ras_mm",
+    "slice_at",
+]
 
 _ATTRIBUTE = "MedSSLSegment.Prompts"
 _PENDING = "MedSSLSegment.PendingPrompts"
@@ -150,6 +159,12 @@ def place_of(
         raise InputError("That position lies outside the volume; place the prompt on the image.")
     row, column = (float(kji[a]) for a in (0, 1, 2) if a != axis)
     return Place(segment, axis, int(np.rint(kji[axis]))), (column, row)
+
+
+def slice_at(volume: Volume, position_ras_mm: Sequence[float], axis: int) -> int:
+    """Index of the slice across `axis` through a position; may lie beside the volume."""
+    ijk = np.linalg.solve(volume.ijk_to_ras, [*position_ras_mm, 1.0])[:3]
+    return int(np.rint(ijk[2 - axis]))
 
 
 def position_ras_mm(volume: Volume, place: Place, point_xy_px: Sequence[float]) -> NDArray[np.float64]:

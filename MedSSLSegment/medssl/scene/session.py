@@ -283,6 +283,15 @@ class Session:
             raise InputError(f"{self._volume_node.GetName()} is still being read; try again in a moment.")
         return task.result()
 
+    @property
+    def ready_volume(self) -> Volume | None:
+        """The chosen volume, if it has been read; asks for nothing and never waits."""
+        if not self._is_present(self._volume_node) or self._volume is None:
+            return None
+        stamp, task = self._volume
+        is_ready = task.done and stamp == nodes.volume_stamp(self._volume_node)
+        return task.result() if is_ready else None
+
     def rules(self, overlap: Overlap = Overlap.ALLOW) -> EditingRules:
         """Where segments may be changed now."""
         if self.editor_node is None:
