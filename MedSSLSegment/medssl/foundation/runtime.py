@@ -68,7 +68,7 @@ def _define_missing_operators() -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute without gradients on one of torch's threads; serves as a decorator too.
+    """Compute in inference mode on one of torch's threads; serves as a decorator too.
 
     For networks so small that two threads spend longer on meeting than on working, and by far longer where another
     program has one of the cores.
@@ -76,7 +76,7 @@ def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.no_grad():
+        with torch.inference_mode():
             yield
     finally:
         torch.set_num_threads(threads)
