@@ -317,10 +317,14 @@ def page(browser: Any, workstation: Running) -> Iterator[Page]:
     assert shown.complaints == []
 
 
-def centre(mask: np.ndarray) -> tuple[float, float]:
-    """Row and column of a pixel well inside a mask."""
+def depth(mask: np.ndarray) -> np.ndarray:
+    """How many pixels each one lies inside a mask."""
     from scipy import ndimage
 
-    depth = ndimage.distance_transform_edt(mask)
-    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return np.asarray(ndimage.distance_transform_edt(mask))
+
+
+def centre(mask: np.ndarray) -> tuple[float, float]:
+    """Row and column of a pixel well inside a mask."""
+    row, column = np.unravel_index(int(depth(mask).argmax()), mask.shape)
     return float(row), float(column)

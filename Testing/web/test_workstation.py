@@ -13,11 +13,11 @@ from medssl.metrics import dice
 from medssl.phantom import Phantom
 from medssl.segmentation import read_segmentation
 
-from .conftest import ORGAN, Page, Running, centre, wait_until
+from .conftest import ORGAN, Page, Running, centre, depth, wait_until
 
 INDEX = 26
 """A slice through the middle of the liver."""
-GOOD_DICE = 0.6
+GOOD_DICE = 0.75
 """What one annotated slice and one correction come to at least; the shipped model is small."""
 
 
@@ -72,18 +72,18 @@ def test_one_slice_becomes_the_organ_and_a_painted_correction_is_carried_on(
 
     missed = truth & ~found
     missed[INDEX] = False
-    index = int(missed.sum(axis=(1, 2)).argmax())
+    index = max(range(len(missed)), key=lambda n: depth(missed[n]).max())
     page.go_to_slice(index)
     page.open_step(2)
     page.page.locator(".mdi-brush").first.click()
     x, y = page.at(phantom, *centre(missed[index]))
-    page.drag((x - 6, y), (x + 6, y))
+    page.drag((x - 3, y), (x + 3, y))
     page.open_step(3)
     page.wait_for("references", f"Segment 1 {index}")
     page.click("redo-changed")
     page.wait_for("status", "written in")
     corrected = mask_of(page, ct_file.parent)
-    print(dice(found, truth), dice(corrected, truth), index)
+    print(dice(found, truth), dice(corrected, truth), index, depth(missed[index]).max())
     assert corrected[index].sum() > found[index].sum()
     assert dice(corrected, truth) > GOOD_DICE
 

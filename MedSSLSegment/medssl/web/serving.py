@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import webbrowser
@@ -34,6 +35,7 @@ def serve(server: Server, *, port: int, announce: Callable[[str], None], open_br
         guard.attach(wslink_server.app)
 
     def ready(**_: Any) -> None:
+        asyncio.get_running_loop().set_exception_handler(_on_loop_error)
         address = f"http://{LOOPBACK}:{server.port}/?secret={secret}"
         announce(address)
         if open_browser:
@@ -51,3 +53,9 @@ def serve(server: Server, *, port: int, announce: Callable[[str], None], open_br
         show_connection_info=False,
         follow_symlinks=False,
     )
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A tab that is closed in the middle of a picture is nothing to report."""
+    if not isinstance(context.get("exception"), ConnectionResetError):
+        loop.default_exception_handler(context)

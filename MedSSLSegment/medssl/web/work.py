@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -109,7 +110,7 @@ class Work:
 
     def look_soon(self, *_: Any) -> None:
         """Look through the segments again, once painting has paused."""
-        self._look_at_s = asyncio.get_event_loop().time() + _PAINTING_PAUSES_S
+        self._look_at_s = time.monotonic() + _PAINTING_PAUSES_S
 
     async def run(self, page: PageState) -> None:
         """Take what has arrived, for ever: often while something is under way, seldom else.
@@ -151,12 +152,12 @@ class Work:
     def _look_if_due(self) -> None:
         if self._look_at_s is None or self.is_running:
             return
-        if asyncio.get_event_loop().time() >= self._look_at_s:
+        if time.monotonic() >= self._look_at_s:
             self._look_at_s = None
             self.session.look()
 
     def _ask_for_news(self) -> None:
-        now_s = asyncio.get_event_loop().time()
+        now_s = time.monotonic()
         if self.follows_run and now_s >= self._news_at_s:
             self._news_at_s = now_s + _RUN_S
             self.teach.look()

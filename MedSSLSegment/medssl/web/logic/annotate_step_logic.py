@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trame_server import Server
+from trame_slicer.views import SliceView
 
 from ...errors import InputError
 from ...scene.marks import PromptMarks
@@ -14,6 +15,7 @@ from ..prompt_effect import PromptTool, SmartPromptEffect
 from ..ui.annotate_step_ui import AnnotateStepState, AnnotateStepUI
 from ..work import Work
 from .section import SectionLogic, promptable_models
+from .slices import slice_in_view
 
 __all__ = ["AnnotateStepLogic"]
 
@@ -37,6 +39,8 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         self.data.model = self._prompts.model
         self.bind_changes({self.name.model: self._on_model})
         work.editor.active_effect_name_changed.connect(self._show_tool)
+        for view in self._slicer_app.view_manager.get_slice_views():
+            view.modified.connect(self._on_view_moved)
 
     def set_ui(self, ui: AnnotateStepUI) -> None:
         """Listen to the widgets."""
@@ -88,6 +92,7 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         self._effect.tool = tool
         self._editor.set_active_effect_type(SmartPromptEffect)
         self._show_tool()
+        self._on_view_moved(self._slicer_app.view_manager.get_slice_views()[0])
 
     def _decide(self, act: Callable[[], object]) -> None:
         self.work.attempt(act)
@@ -118,6 +123,11 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
 
     def _show_tool(self, *_: Any) -> None:
         self.data.tool = self._effect.tool.value if self._effect.is_active else ""
+
+    def _on_view_moved(self, view: SliceView) -> None:
+        """Have the worker get ready for prompts on the slice that is looked at."""
+        if self._effect.is_active and (shown := slice_in_view(self.session, view)) is not None:
+            self._prompts.look_at(*shown)
 
     def _on_model(self, model: str) -> None:
         self._prompts.model = model

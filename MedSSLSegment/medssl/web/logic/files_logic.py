@@ -109,7 +109,7 @@ class FilesLogic(SectionLogic[FilesState]):
         """Close the dialog and say what is read, before the reading keeps the server busy."""
         self.data.is_open_shown = False
         self._status.data.loading = f"Reading {Path(path).name} ..."
-        asyncio.get_event_loop().call_later(_SHOWN_S, self._now, path, read)
+        asyncio.get_running_loop().call_later(_SHOWN_S, self._now, path, read)
 
     def _now(self, path: str, read: Callable[[Path], None]) -> None:
         with self.state:

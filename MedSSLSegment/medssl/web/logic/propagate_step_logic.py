@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,17 +9,17 @@ import slicer
 from trame_server import Server
 from trame_slicer.views import SliceView
 
-from ...errors import InputError
 from ...registry import DEFAULT_MODEL
 from ...scene import nodes, tags
 from ...scene.nodes import SegmentInfo
-from ...scene.prompting import Place, place_of, position_ras_mm
+from ...scene.prompting import Place, position_ras_mm
 from ...scene.session import PropagateRequest, State
 from ...scene.survey import ReferenceSlice, SegmentSurvey, Survey
 from ..ui.parts import Choice
 from ..ui.propagate_step_ui import PropagateStepState, PropagateStepUI, ReferenceChip
 from ..work import Work
 from .section import SectionLogic, trackers
+from .slices import slice_in_view
 
 __all__ = ["PropagateStepLogic"]
 
@@ -172,11 +171,8 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
         survey = self.session.survey
         if survey is None or str(view.get_orientation()).lower() != survey.view:
             return
-        to_ras = view.get_view_node().GetSliceToRAS()
-        centre = [to_ras.GetElement(row, 3) for row in range(3)]
-        with suppress(InputError):  # beside the volume, or it is being read anew
-            place, _ = place_of(self.session.volume(), "", centre, survey.axis)
-            self.data.strip.current = place.index
+        if (shown := slice_in_view(self.session, view, survey.axis)) is not None:
+            self.data.strip.current = shown[1]
 
     # Going
 

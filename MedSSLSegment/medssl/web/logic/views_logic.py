@@ -115,7 +115,7 @@ class ViewsLogic(SectionLogic[ViewsState]):
         display = self._editor.data.segment_display
         display.show_3d = not display.show_3d
         if display.show_3d:
-            asyncio.get_event_loop().call_later(_SURFACES_S, self._face_surfaces)
+            asyncio.get_running_loop().call_later(_SURFACES_S, self._face_surfaces)
 
     def _face_surfaces(self) -> None:
         for view in self._slicer_app.view_manager.get_threed_views():
