@@ -151,7 +151,7 @@ def _speed_note(slices: int) -> str:
         f" {_SAM2} runs at {_SAM2_SIZE} px with the same random weights on both sides. {DEFAULT_MODEL} has input"
         " channels that the official predictor cannot feed, so its usual way is timed on a stand-in: the same network"
         f" at {nano.image_size} px with a three-channel first layer, on whole frames{weights}."
-        f" {DEFAULT_MODEL} works on one batch a core; parts of the network that run side by side share the time."
+        f" {DEFAULT_MODEL} computes on one thread."
         " The last two rows are the whole job as a user meets it: the demonstration's phantom, organs annotated on"
         " their middle slice; ours ends each organ by its stop rule, the usual way has none and tracks every slice."
     )
