@@ -145,6 +145,7 @@ class Panel:
         self.exit()
         self.predictDesk.cancel()
         self.session.close()
+        self.annotate.marks.show()  # of which there are none any more
 
     def restartWorker(self) -> None:
         """Stop what runs, and use what is chosen in the settings now."""

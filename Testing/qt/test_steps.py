@@ -315,6 +315,16 @@ def test_a_tool_stays_in_hand_from_click_to_click(a_desk: Any) -> None:
     assert not any(map(scene.IsNodePresent, marks))
 
 
+def test_closing_the_panel_leaves_nothing_of_its_own_in_the_scene(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    place(a_desk, "positive", (4.0, 3.0, 4.0))
+    answer(a_desk, 4)
+    a_desk.panel.close()
+    scene = a_desk.application.scene
+    names = [scene.GetNthNode(n).GetName() or "" for n in range(scene.GetNumberOfNodes())]
+    assert [name for name in names if name.startswith("MedSSLSegment ")] == []
+
+
 def test_scrolling_with_a_tool_in_hand_tells_the_worker_which_slice_is_in_view(a_desk: Any) -> None:
     view = a_desk.application.scene.AddNewNodeByClass("vtkMRMLSliceNode")
     a_desk.choose_nodes()
