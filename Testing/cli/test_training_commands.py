@@ -127,9 +127,23 @@ def test_a_run_survives_its_parent_can_be_stopped_and_goes_on(medssl, settings: 
     assert before is not None
     again = resume_detached(out)
     _wait_for_steps(again, before["step"])
-    os.kill(again.status.pid or 0, signal.SIGKILL)
+    pid = again.status.pid or 0
+    os.kill(pid, signal.SIGKILL)
     assert follow(again).state == "lost"
     assert "ended without a word" in medssl("runs", "follow", out).out
+    assert _leaves_the_table(pid)
+
+
+def _leaves_the_table(pid: int) -> bool:
+    """Whether whoever started a process takes note of its end; else it stays as a zombie."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def _wait_for_steps(run: RunFolder, after: int = 0) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,6 @@ __all__ = ["command_words", "resume_detached", "start_detached", "stop_and_wait"
 _LOOK_EVERY_S = 0.05
 _KINDS = ("pretrain", "finetune")
 """Commands that go on with a run; run.json, which may come from elsewhere, can name no other."""
-_DAEMONS: list[subprocess.Popen[bytes]] = []
-"""Kept so that those which have ended are noticed, and no warning is given for those which have not."""
 
 
 def start_detached(
@@ -64,7 +63,8 @@ def start_detached(
             cwd=folder,
             **_apart(),
         )
-    _DAEMONS.append(process)
+    # Somebody has to take note of its end, or it stays in the system's table, for some systems as if it still ran.
+    threading.Thread(target=process.wait, name="run", daemon=True).start()
     end = time.monotonic() + wait_s
     while time.monotonic() < end:
         ended = process.poll() is not None
