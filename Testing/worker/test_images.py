@@ -212,10 +212,17 @@ def test_whatever_is_asked_stops_encoding_ahead_unless_it_is_about_the_same_slic
 def test_nothing_is_encoded_ahead_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     volume, predictor = numbered(), KeepingPredictor()
     engine = an_engine(predictor)
-    left = iter([10**11, 10**11, 10**6])
+    left = iter([10**11, 10**11, 10**11, 10**6])
     monkeypatch.setattr(engine, "bytes_available", lambda device: next(left))
     list(engine.encode_ahead(volume, expect(volume, 5), list))
     assert predictor.seen == [5, 6]
+
+
+def test_no_model_is_loaded_ahead_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, volume = an_engine(KeepingPredictor()), numbered()
+    monkeypatch.setattr(engine, "bytes_available", lambda device: 10**6)
+    assert list(engine.encode_ahead(volume, expect(volume, 5), list)) == []
+    assert engine.models == ()
 
 
 def test_a_model_that_encodes_nothing_has_nothing_to_do_ahead() -> None:

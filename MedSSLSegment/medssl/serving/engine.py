@@ -5,7 +5,6 @@ The worker knows messages, this file knows models. Nothing here imports torch be
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -211,20 +210,25 @@ class EngineBackend:
         self, volume: Volume, request: Predict | Expect, waiting: Callable[[], Iterable[Message]]
     ) -> Iterator[None]:
         """Encode the slice being looked at and its neighbours, a step per slice; ends where memory does."""
-        spot, key = self._spot(volume, request), self._key(request)
-        keeper = self._predictor(key)
+        if not self._has_room(volume, request):
+            return
+        spot, keeper = self._spot(volume, request), self._predictor(self._key(request))
         before, self._looked_at = self._looked_at, spot
         step = -1 if before is not None and before.index > spot.index else 1
         for near in spots_ahead(spot, volume.shape_kji[spot.axis], step):
             if keeper.holds(near):
                 continue
-            if (self.bytes_available(request.device) or sys.maxsize) < self.bytes_needed(request, volume):
+            if not self._has_room(volume, request):
                 return
             while not keeper.encode_ahead(
                 volume, near, partial(self._is_urgent, waiting, near, request.model)
             ):
                 yield
             yield
+
+    def _has_room(self, volume: Volume, request: EngineRequest) -> bool:
+        available = self.bytes_available(request.device)
+        return available is None or available >= self.bytes_needed(request, volume)
 
     def _is_urgent(self, waiting: Callable[[], Iterable[Message]], spot: Spot, model: str) -> bool:
         """Whether something waits for anything else than the slice that is being encoded."""
