@@ -293,7 +293,9 @@ class Connection:
 
     def _end_if_silent(self, heard: int) -> None:
         """End a worker that has said nothing since it had sent so many frames: the next request gets a new one."""
-        if self._heard == heard and self.alive:
+        if not self.alive:
+            return
+        if self._heard == heard:
             self._is_silent = True
             self._end_by_force()
             return
