@@ -193,6 +193,7 @@ class MedSSLSegmentLogic(ScriptedLoadableModuleLogic):
 
     def __init__(self, client=None) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
+        WorkerPython.useChosenHome()
         self._ownsClient = client is None
         self._check: Task[None] | None = None
         self.session = Session(

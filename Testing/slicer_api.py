@@ -58,7 +58,10 @@ QT_CLASSES = {
     "QCheckBox": Known("qcheckbox.h", bases=("QAbstractButton",)),
     "QLabel": Known("qlabel.h", properties="pixmap text", bases=("QWidget",)),
     "QLineEdit": Known(
-        "qlineedit.h", properties="text", signals="editingFinished textChanged", bases=("QWidget",)
+        "qlineedit.h",
+        properties="placeholderText text",
+        signals="editingFinished textChanged",
+        bases=("QWidget",),
     ),
     "QSpinBox": Known("qspinbox.h", properties="value", signals="valueChanged", bases=("QWidget",)),
     "QProgressBar": Known("qprogressbar.h", properties="format value", bases=("QWidget",)),

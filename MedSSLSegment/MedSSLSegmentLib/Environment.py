@@ -32,6 +32,7 @@ __all__ = [
     "environmentCommand",
     "environmentFolder",
     "isReady",
+    "outsideEnvironment",
     "removeEnvironment",
     "slicerPython",
 ]
@@ -61,12 +62,18 @@ def slicerPython() -> str:
     return shutil.which("PythonSlicer") or sys.executable
 
 
+def outsideEnvironment() -> dict[str, str]:
+    """What programs that are not 3D Slicer's see: nothing of it, but the folder of models, cases and runs."""
+    ours = {"MEDSSL_HOME": os.environ["MEDSSL_HOME"]} if "MEDSSL_HOME" in os.environ else {}
+    return {**slicer.util.startupEnvironment(), **ours}
+
+
 def environmentCommand(folder: Path | None = None) -> LocalCommand:
     """How to start the worker in an environment, whether it is there or not."""
     folder = folder or environmentFolder()
     python = _venvPython(folder)
     if python.exists():
-        return LocalCommand(python=str(python), base_environment=slicer.util.startupEnvironment())
+        return LocalCommand(python=str(python), base_environment=outsideEnvironment())
     packages = [str(folder / PACKAGES), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, packages))}
     return LocalCommand(python=slicerPython(), base_environment=environment)
@@ -162,7 +169,7 @@ class EnvironmentPlan:
 
     def environment(self) -> dict[str, str]:
         """What the processes see: nothing of 3D Slicer's, unless they are its own Python."""
-        base = slicer.util.startupEnvironment() if self.uv else environmentCommand(self.folder).environment()
+        base = outsideEnvironment() if self.uv else environmentCommand(self.folder).environment()
         return {**base, "SAM2_BUILD_CUDA": "0"}
 
     def commands(self) -> list[list[str]]:

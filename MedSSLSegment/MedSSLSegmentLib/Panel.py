@@ -152,6 +152,7 @@ class Panel:
         self.session.cancel()
         self.predictDesk.cancel()
         self._restart()
+        self.propagate.titleModels()
         self.showStatus(self.session.status)
 
     # From the scene to the widgets
@@ -159,6 +160,8 @@ class Panel:
     def setParameterNode(self, parameterNode: MedSSLSegmentParameterNode | None) -> None:
         """Follow a parameter node; None while there is no scene."""
         self.parameterNode = parameterNode
+        if parameterNode is None:
+            self.annotate.close()
         self.update()
 
     def update(self) -> None:

@@ -57,7 +57,7 @@ class PropagateSection:
         for row, entry in enumerate(e for e in load_registry() if e.kind != "sam"):
             ui.modelComboBox.addItem("", entry.id)
             ui.modelComboBox.setItemData(row, entry.purpose, qt.Qt.ToolTipRole)
-        self._titleModels()
+        self.titleModels()
         ui.propagateButton.clicked.connect(lambda: self.onPropagate(onlyChanged=False))
         ui.correctButton.clicked.connect(lambda: self.onPropagate(onlyChanged=True))
         ui.suggestButton.clicked.connect(self.onSuggest)
@@ -144,7 +144,7 @@ class PropagateSection:
         isHere = False
         with errorsShown():
             isHere = ensureModel(self.parameterNode.model)
-        self._titleModels()
+        self.titleModels()
         if isHere:
             with errorsShown():
                 self.requireWorker()
@@ -201,7 +201,8 @@ class PropagateSection:
         ids = [segment.id for segment in self.session.segments()]
         return chosen if chosen in ids else (ids[0] if ids else "")
 
-    def _titleModels(self) -> None:
+    def titleModels(self) -> None:
+        """Say of each model whether it is on this computer."""
         for row in range(self.ui.modelComboBox.count):
             entry = find_entry(self.ui.modelComboBox.itemData(row))
             self.ui.modelComboBox.setItemText(row, modelTitle(entry))

@@ -8,6 +8,7 @@ from typing import Any
 
 import qt
 import slicer.util
+from medssl.home import home_folder
 from medssl.registry import import_from_folder
 from medssl.scene.session import Session
 from slicer.i18n import tr as _
@@ -36,6 +37,8 @@ class SettingsSection:
         ui.shortcutsLabel.text = shortcuts
         ui.workerPythonEdit.text = WorkerPython.chosenPython()
         ui.hostEdit.text = WorkerPython.chosenHost()
+        ui.homeEdit.text = WorkerPython.chosenHome()
+        ui.homeEdit.placeholderText = str(home_folder())
         for device in ("auto", "cpu", "cuda", "mps"):
             ui.deviceComboBox.addItem(device, device)
         ui.deviceComboBox.currentIndex = max(0, ui.deviceComboBox.findData(WorkerPython.chosenDevice()))
@@ -43,6 +46,8 @@ class SettingsSection:
         ui.deviceComboBox.currentIndexChanged.connect(self.onDevice)
         ui.workerPythonEdit.editingFinished.connect(self.onPythonEdited)
         ui.hostEdit.editingFinished.connect(self.onHostEdited)
+        ui.homeEdit.editingFinished.connect(self.onHomeEdited)
+        ui.homeBrowseButton.clicked.connect(self.onBrowseHome)
         ui.checkPythonButton.clicked.connect(self.onCheck)
         ui.setUpButton.clicked.connect(self.onSetUp)
         ui.setUpOfflineButton.clicked.connect(self.onSetUpOffline)
@@ -127,6 +132,19 @@ class SettingsSection:
             with errorsShown():
                 WorkerPython.setChosenHost(host)
                 self.restartWorker()
+
+    def onHomeEdited(self) -> None:
+        folder = self.ui.homeEdit.text.strip()
+        if folder != WorkerPython.chosenHome():
+            with errorsShown():
+                WorkerPython.setChosenHome(folder)
+                self.restartWorker()
+
+    def onBrowseHome(self) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(None, _("Folder of models, cases and runs"))
+        if folder:
+            self.ui.homeEdit.text = folder
+            self.onHomeEdited()
 
     def onDevice(self, *_ignored: Any) -> None:
         WorkerPython.setChosenDevice(self.device)

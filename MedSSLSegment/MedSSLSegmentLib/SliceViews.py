@@ -108,7 +108,7 @@ class SliceViews:
     def _isPlacing(self) -> bool:
         """Whether the next click is a prompt."""
         interaction, selection = self._interaction(), self._selection()
-        if self._markups is None or interaction is None or selection is None:
+        if interaction is None or selection is None or not self.scene.IsNodePresent(self._markups):
             return False
         isOurs = selection.GetActivePlaceNodeID() == self._markups.GetID()
         return isOurs and interaction.GetCurrentInteractionMode() == interaction.Place

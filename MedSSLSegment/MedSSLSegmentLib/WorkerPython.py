@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -9,25 +10,29 @@ from pathlib import Path
 import qt
 import slicer.util
 from medssl.client import LocalCommand, SshCommand, WorkerCommand
-from medssl.errors import WorkerError
+from medssl.errors import InputError, WorkerError
 
 from . import Environment
 
 __all__ = [
     "chosenDevice",
+    "chosenHome",
     "chosenHost",
     "chosenPython",
     "missingPackages",
     "requirePackages",
     "setChosenDevice",
+    "setChosenHome",
     "setChosenHost",
     "setChosenPython",
+    "useChosenHome",
     "workerCommand",
 ]
 
 SETTING = "MedSSLSegment/WorkerPython"
 HOST_SETTING = "MedSSLSegment/WorkerHost"
 DEVICE_SETTING = "MedSSLSegment/Device"
+HOME_SETTING = "MedSSLSegment/Home"
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
 TIMEOUT_S = 60
 
@@ -77,6 +82,32 @@ def setChosenDevice(device: str) -> None:
     qt.QSettings().setValue(DEVICE_SETTING, device)
 
 
+def chosenHome() -> str:
+    """Folder of models, cases and runs; empty for the usual one."""
+    return str(slicer.util.settingsValue(HOME_SETTING, ""))
+
+
+def setChosenHome(folder: str) -> None:
+    """Remember a folder of models, cases and runs, and use it; empty for the usual one.
+
+    Raises:
+        InputError: there is no such folder; the one before stays.
+    """
+    if folder and not Path(folder).is_dir():
+        raise InputError(f"{folder} is no folder; make it, or choose another one for models, cases and runs.")
+    qt.QSettings().setValue(HOME_SETTING, folder)
+    if folder:
+        useChosenHome()
+    else:
+        os.environ.pop("MEDSSL_HOME", None)
+
+
+def useChosenHome() -> None:
+    """Look for models, cases and runs where the user wants them, here and in the worker."""
+    if chosenHome():
+        os.environ["MEDSSL_HOME"] = chosenHome()
+
+
 def workerCommand() -> WorkerCommand:
     """How to start the worker: on the chosen host, in the chosen Python, in its own, or in 3D Slicer's.
 
@@ -84,9 +115,9 @@ def workerCommand() -> WorkerCommand:
         InputError: the host's name is not one.
     """
     if chosenHost():
-        return SshCommand(host=chosenHost(), base_environment=slicer.util.startupEnvironment())
+        return SshCommand(host=chosenHost(), base_environment=Environment.outsideEnvironment())
     if chosenPython():
-        return LocalCommand(python=chosenPython(), base_environment=slicer.util.startupEnvironment())
+        return LocalCommand(python=chosenPython(), base_environment=Environment.outsideEnvironment())
     if Environment.isReady():
         return Environment.environmentCommand()
     return LocalCommand(python=Environment.slicerPython())

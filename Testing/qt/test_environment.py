@@ -178,6 +178,7 @@ def test_programs_that_are_not_slicers_do_not_see_slicers_libraries(
     python = importlib.import_module("MedSSLSegmentLib.WorkerPython")
     monkeypatch.setattr(environment.slicer.util, "startupEnvironment", lambda: {"HOME": "/home/me"})
     python.setChosenHost("me@gpu-server")
+    monkeypatch.delenv("MEDSSL_HOME")
     assert python.workerCommand().environment() == {"HOME": "/home/me"}
     python.setChosenHost("")
     python.setChosenPython("/usr/bin/python3")

@@ -230,6 +230,23 @@ def test_setting_up_from_a_folder_says_so_before_it_does_anything(
     assert a_desk.panel.settings.setUp is None
 
 
+def test_models_cases_and_runs_are_kept_where_the_settings_say(
+    a_desk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDSSL_HOME", str(tmp_path))
+    python, registry = sys.modules["MedSSLSegmentLib.WorkerPython"], sys.modules["medssl.registry"]
+    elsewhere = tmp_path / "elsewhere"
+    a_desk.ui.homeEdit.text = str(elsewhere)
+    a_desk.ui.homeEdit.editingFinished.emit()
+    assert "is no folder" in a_desk.application.errors_shown[0]
+    elsewhere.mkdir()
+    a_desk.ui.homeEdit.editingFinished.emit()
+    assert registry.user_folder() == elsewhere / "models"
+    python.setChosenPython(sys.executable)
+    assert python.workerCommand().environment()["MEDSSL_HOME"] == str(elsewhere)
+    assert a_desk.application.settings["MedSSLSegment/Home"] == str(elsewhere)
+
+
 def test_every_button_and_field_says_what_it_is_for(a_desk: Any) -> None:
     kinds = (
         QtWidgets.QAbstractButton,
@@ -340,6 +357,17 @@ def test_scrolling_with_a_tool_in_hand_tells_the_worker_which_slice_is_in_view(a
     a_desk.ui.positiveButton.click()
     view.SetSliceOffset(5.0)
     assert len(a_desk.client.expected) == seen
+
+
+def test_closing_the_scene_lays_the_tool_down(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    place(a_desk, "box", (2.0, 1.0, 3.0))
+    a_desk.widget.onSceneStartClose(None, None)
+    a_desk.application.scene.Clear(0)
+    a_desk.widget.onSceneEndClose(None, None)
+    assert not a_desk.ui.boxButton.checked
+    interaction = a_desk.application.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
+    assert interaction.GetCurrentInteractionMode() == interaction.ViewTransform
 
 
 def test_taking_another_tool_of_slicer_lays_the_prompt_down(a_desk: Any) -> None:
