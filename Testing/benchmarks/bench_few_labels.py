@@ -160,7 +160,7 @@ def _teachers(run: Run, work: Work, contract: InputContract) -> list[AnnotatedCa
     sparse = [case.only_slices([vouched_slice(case)]) for case in cases]
     if run.slices == "one":
         return sparse
-    return [*sparse, *(part for case in sparse if (part := carried_labels(case, _tracker(work.model))))]
+    return [*sparse, *(part for case in sparse if (part := carried_labels([case], _tracker(work.model))))]
 
 
 def _untaught(run: Run) -> SegmentationModel:

@@ -69,7 +69,7 @@ class Says:
 
 
 def test_one_annotated_slice_labels_the_others() -> None:
-    part = carried_labels(a_case([15]), IntensityTracker())
+    part = carried_labels([a_case([15])], IntensityTracker())
 
     assert part is not None
     real, taught = truth(), part.labels != IGNORE
@@ -80,7 +80,7 @@ def test_one_annotated_slice_labels_the_others() -> None:
 
 
 def test_what_lies_far_from_an_object_is_background_beyond_its_end_too() -> None:
-    part = carried_labels(a_case([15]), IntensityTracker())
+    part = carried_labels([a_case([15])], IntensityTracker())
 
     assert part is not None
     corner = part.labels[:, 40:, :8]
@@ -88,7 +88,7 @@ def test_what_lies_far_from_an_object_is_background_beyond_its_end_too() -> None
 
 
 def test_just_past_an_end_the_surroundings_of_the_object_teach_nothing() -> None:
-    part = carried_labels(a_case([15]), IntensityTracker())
+    part = carried_labels([a_case([15])], IntensityTracker())
 
     assert part is not None
     seen = np.flatnonzero((part.labels == 1).any(axis=(1, 2)))
@@ -100,7 +100,7 @@ def test_just_past_an_end_the_surroundings_of_the_object_teach_nothing() -> None
 def test_annotated_slices_stay_with_those_who_drew_them() -> None:
     case = a_case([4, 15])
     before = case.labels.copy()
-    part = carried_labels(case, IntensityTracker())
+    part = carried_labels([case], IntensityTracker())
 
     assert part is not None
     assert np.all(part.labels[[4, 15]] == IGNORE)
@@ -109,14 +109,14 @@ def test_annotated_slices_stay_with_those_who_drew_them() -> None:
 
 
 def test_a_segment_that_no_annotated_slice_shows_stays_unknown() -> None:
-    part = carried_labels(a_case([3]), IntensityTracker())
+    part = carried_labels([a_case([3])], IntensityTracker())
 
     assert part is not None
     assert part.known.tolist() == [True, False, True]
 
 
 def test_a_segment_the_case_does_not_know_is_not_carried() -> None:
-    part = carried_labels(a_case([15], known=(True, False, True)), IntensityTracker())
+    part = carried_labels([a_case([15], known=(True, False, True))], IntensityTracker())
 
     assert part is not None
     assert not (part.labels == 1).any()
@@ -126,12 +126,12 @@ def test_a_segment_the_case_does_not_know_is_not_carried() -> None:
 @pytest.mark.parametrize("vouched", [range(32), [], [3]])
 def test_nothing_is_carried_where_nothing_is_annotated_or_nothing_is_left(vouched: Sequence[int]) -> None:
     case = a_case(vouched, known=(True, True, False))
-    assert carried_labels(case, IntensityTracker()) is None
+    assert carried_labels([case], IntensityTracker()) is None
 
 
 def test_a_slice_the_tracker_is_not_sure_of_teaches_nothing() -> None:
     case = a_case([15], known=(True, True, False))
-    sure, unsure = (carried_labels(case, Says(quality)) for quality in (0.6, 0.4))
+    sure, unsure = (carried_labels([case], Says(quality)) for quality in (0.6, 0.4))
 
     assert sure is not None
     assert unsure is not None
@@ -142,7 +142,7 @@ def test_a_slice_the_tracker_is_not_sure_of_teaches_nothing() -> None:
 
 
 def test_where_two_segments_claim_a_voxel_nothing_is_taught() -> None:
-    part = carried_labels(a_case([15]), Says(0.9, (slice(40, 44), slice(4, 8))))
+    part = carried_labels([a_case([15])], Says(0.9, (slice(40, 44), slice(4, 8))))
 
     assert part is not None
     assert np.all(part.labels[14, 40:44, 4:8] == IGNORE)
@@ -153,12 +153,22 @@ def test_labels_across_another_axis_are_carried_along_it() -> None:
     labels = np.full_like(case.labels, IGNORE)
     labels[:, :, 16] = case.labels[:, :, 16]
     across = AnnotatedCase(case.scan, case.image, labels, case.known)
-    part = carried_labels(across, IntensityTracker())
+    part = carried_labels([across], IntensityTracker())
 
     assert part is not None
     assert np.all(part.labels[:, :, 16] == IGNORE)
     assert (part.labels[:, :, 14] == 1).any()
     assert np.all(part.labels[:, :, 50] == 0)
+
+
+def test_parts_of_a_scan_are_carried_together() -> None:
+    rod, tube = a_case([15], known=(True, True, False)), a_case([12], known=(True, False, True))
+    part = carried_labels([rod, tube], IntensityTracker())
+
+    assert part is not None
+    assert part.known.tolist() == [True, True, True]
+    assert np.all(part.labels[[12, 15]] == IGNORE)
+    assert {1, 2} <= set(np.unique(part.labels[14]).tolist())
 
 
 def test_slices_that_are_measured_on_are_not_learnt_from() -> None:

@@ -52,51 +52,52 @@ def with_carried_labels(
     Raises:
         Cancelled: `cancelled` said so.
     """
-    sparse = [case for case in learn_from if (case.labels == IGNORE).any()]
-    parts: list[AnnotatedCase] = []
-    eta, tracker = Eta(len(sparse)), load_tracker() if sparse else None
-    for done, case in enumerate(sparse, start=1):
-        part = tracker and carried_labels(case, tracker, cancelled)
-        if part:
+    scans = [
+        parts for parts in by_scan(learn_from).values() if any((p.labels == IGNORE).any() for p in parts)
+    ]
+    carried: list[AnnotatedCase] = []
+    eta, tracker = Eta(len(scans)), load_tracker() if scans else None
+    for done, parts in enumerate(scans, start=1):
+        new = tracker and carried_labels(parts, tracker, cancelled)
+        if new:
             for measured in measure_on:
-                if measured.scan.id == case.scan.id:
-                    part.labels[measured.labels != IGNORE] = IGNORE
-            parts.append(part)
-        yield eta.step(done, f"carrying annotated slices of {case.scan.name}")
-    if parts:
-        count = len(by_scan(parts))
-        yield Log(
-            f"Annotated slices of {count} case{'s' * (count > 1)} were carried to the others, which teach too."
-        )
-    yield [*learn_from, *parts]
+                if measured.scan.id == new.scan.id:
+                    new.labels[measured.labels != IGNORE] = IGNORE
+            carried.append(new)
+        yield eta.step(done, f"carrying annotated slices of {parts[0].scan.name}")
+    if carried:
+        some = f"{len(carried)} case{'s' * (len(carried) > 1)}"
+        yield Log(f"Annotated slices of {some} were carried to the others, which teach too.")
+    yield [*learn_from, *carried]
 
 
 def carried_labels(
-    case: AnnotatedCase, tracker: SliceTracker, cancelled: Callable[[], bool] = lambda: False
+    parts: Sequence[AnnotatedCase], tracker: SliceTracker, cancelled: Callable[[], bool] = lambda: False
 ) -> AnnotatedCase | None:
-    """What annotated slices of a case say about its other slices.
+    """What annotated slices of a scan say about its other slices.
 
     Args:
-        case: with whole slices annotated across one axis; the axis with most of them counts.
+        parts: of one scan, with whole slices annotated across one axis; the axis with most of them counts.
         tracker: carries the segments from the annotated slices.
         cancelled: asked between slices.
 
     Returns:
-        Another part of the same scan: labels on the slices nobody vouches for, IGNORE where the tracker is not sure and
-        on the annotated slices. It knows the segments that an annotated slice shows. None where nothing is annotated,
+        Another part of the scan: labels on the slices nobody vouches for, IGNORE where the tracker is not sure and on
+        the annotated slices. It knows the segments that an annotated slice shows. None where nothing is annotated,
         nothing is left to label, or no annotated slice shows a segment.
 
     Raises:
         Cancelled: `cancelled` said so.
     """
-    axis, annotated = _annotated_slices(case.labels)
-    references = _references(case, axis, annotated)
-    if not references or len(annotated) == case.labels.shape[axis]:
+    vouched = np.logical_or.reduce([part.labels != IGNORE for part in parts])
+    axis = _axis_of_slices(vouched)
+    references = [reference for part in parts for reference in _references(part, axis)]
+    if not references or vouched.all():
         return None
-    shown = sorted({int(reference.segment) for reference in references})
-    volume = Volume(case.image, np.diag([*case.scan.spacing_kji_mm[::-1], 1.0]), case.scan.name)
-    labels = np.zeros_like(case.labels)
-    owners = np.zeros(case.labels.shape, np.uint8)  # how many segments claim a voxel
+    scan, shown = parts[0].scan, sorted({int(reference.segment) for reference in references})
+    volume = Volume(parts[0].image, np.diag([*scan.spacing_kji_mm[::-1], 1.0]), scan.name)
+    labels = np.zeros(vouched.shape, np.uint8)
+    owners = np.zeros(vouched.shape, np.uint8)  # how many segments claim a voxel
     found: dict[int, list[int]] = {label: [] for label in shown}
     for event in propagate(volume, references, tracker, PropagateOptions(axis=axis), cancelled):
         if isinstance(event, SliceMask) and event.mask.any():
@@ -105,27 +106,25 @@ def carried_labels(
             take_slice(labels, axis, event.index)[event.mask] = label if event.confidence >= _SURE else IGNORE
             take_slice(owners, axis, event.index)[event.mask] += 1
     for label, indices in found.items():
-        _forget_ends(labels, label, sorted(indices), axis, case.scan.spacing_kji_mm)
-    labels[owners > 1] = IGNORE
-    labels[case.labels != IGNORE] = IGNORE
-    known = np.zeros_like(case.known)
+        _forget_ends(labels, label, sorted(indices), axis, scan.spacing_kji_mm)
+    labels[(owners > 1) | vouched] = IGNORE
+    known = np.zeros_like(parts[0].known)
     known[[0, *shown]] = True
-    return replace(case, labels=labels, known=known & case.known)
+    return replace(parts[0], labels=labels, known=known)
 
 
-def _annotated_slices(labels: NDArray[np.uint8]) -> tuple[int, NDArray[np.intp]]:
-    """The axis across which most slices are vouched for as a whole, and their indices."""
-    vouched = labels != IGNORE
-    slices = [np.flatnonzero(as_stack(vouched, axis).all(axis=(1, 2))) for axis in range(3)]
-    axis = max(range(3), key=lambda n: (len(slices[n]), -n))
-    return axis, slices[axis]
+def _axis_of_slices(vouched: NDArray[np.bool_]) -> int:
+    """The axis across which most slices are vouched for as a whole."""
+    slices = [int(as_stack(vouched, axis).all(axis=(1, 2)).sum()) for axis in range(3)]
+    return slices.index(max(slices))
 
 
-def _references(case: AnnotatedCase, axis: int, annotated: NDArray[np.intp]) -> list[Reference]:
+def _references(part: AnnotatedCase, axis: int) -> list[Reference]:
     references = []
-    for index in annotated.tolist():
-        plane = take_slice(case.labels, axis, index)
-        for label in np.flatnonzero(case.known)[1:].tolist():
+    whole = as_stack(part.labels != IGNORE, axis).all(axis=(1, 2))
+    for index in np.flatnonzero(whole).tolist():
+        plane = take_slice(part.labels, axis, index)
+        for label in np.flatnonzero(part.known)[1:].tolist():
             if (plane == label).any():
                 references.append(Reference(str(label), SlicePrompt(axis, index, mask=plane == label)))
     return references
