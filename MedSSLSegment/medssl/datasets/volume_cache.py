@@ -300,8 +300,8 @@ def require_modality(name: str, modality: str, stated: bool, contract: InputCont
     if modality != wanted if stated else (modality == "CT") != (wanted == "CT"):
         says = "is" if stated else "looks like"
         raise InputError(
-            f"{name} {says} {modality}, but this input is made for {wanted}; leave it out, state its modality in"
-            " a meta.json beside it, or allow mixed modalities."
+            f"{name} {says} {modality}, but this input is made for {wanted}; leave it out, or state its modality"
+            " in a meta.json beside it."
         )
 
 

@@ -20,7 +20,7 @@ __all__ = ["memory_explained", "require_memory", "training_bytes"]
 _COPIES_OF_WEIGHTS = 8
 """Weights, gradients and AdamW's two averages; the state that is saved has three of these, the best network one."""
 _WORKING_FACTOR = {2: 1.4, 3: 2.7}
-"""What activations, their gradients and the convolutions' buffers take, in activations: measured on the CPU for seven
+"""What activations, their gradients and the convolutions' buffers take, in activations: measured on the CPU for six
 backbones, where the whole estimate is 1.05 to 1.5 times the peak; a GPU in half precision takes less."""
 _FIXED_BYTES = {"cpu": 130 << 20, "cuda": 700 << 20}
 """Threads, kernels and samples, whatever the network."""
