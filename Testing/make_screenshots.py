@@ -243,6 +243,7 @@ def take_all(folder: Path) -> None:
     predict(stage)
     pretrain(stage)
     stage.open_only("settings")
+    stage.ui.homeEdit.setPlaceholderText("/home/you/.medssl")
     stage.shoot("10-settings")
     stage.panel.session.client.close()
     stage.widget.cleanup()
