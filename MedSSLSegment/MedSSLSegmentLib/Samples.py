@@ -8,6 +8,7 @@ from typing import Any
 
 import slicer
 import slicer.util
+from medssl.scene.background import Task
 from medssl.scene.nodes import add_volume_node
 
 __all__ = ["PHANTOM", "loadPhantom", "registerSamples"]
@@ -15,6 +16,8 @@ __all__ = ["PHANTOM", "loadPhantom", "registerSamples"]
 PHANTOM = "MedSSLSegmentPhantom"
 WINDOW_LEVEL = (400.0, 40.0)
 """Soft tissue, HU."""
+TURN_S = 0.03
+"""Between two turns of the event loop while the phantom is computed."""
 THUMBNAIL = Path(__file__).resolve().parents[1] / "Resources" / "Icons" / f"{PHANTOM}.png"
 
 
@@ -34,7 +37,7 @@ def registerSamples() -> None:
 
 
 def loadPhantom(source: Any = None) -> list[Any]:
-    """Compute the phantom, about a second, add it to the scene and show it.
+    """Compute the phantom, which takes some seconds, add it to the scene and show it; the views stay usable.
 
     Args:
         source: what the Sample Data module hands over; not used.
@@ -44,7 +47,10 @@ def loadPhantom(source: Any = None) -> list[Any]:
     """
     from medssl.phantom import demo_case  # brings scipy, which nothing else here needs
 
-    volume = replace(demo_case().volume, name=PHANTOM)
+    work = Task(demo_case)
+    while not work.wait(TURN_S):
+        slicer.app.processEvents()
+    volume = replace(work.result().volume, name=PHANTOM)
     node = add_volume_node(slicer.mrmlScene, volume, WINDOW_LEVEL)
     slicer.util.setSliceViewerLayers(background=node, fit=True)
     return [node]
