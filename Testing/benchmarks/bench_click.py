@@ -218,7 +218,8 @@ def report(measured: dict[str, list[Click]], options: argparse.Namespace) -> str
             f"Written by `{command}`; do not edit.",
             "",
             f"{processor()}, {os.cpu_count()} cores, {options.threads} threads for the worker, {versions};"
-            f" {datetime.date.today().isoformat()}.",
+            f" {datetime.date.today().isoformat()}. Programs that wanted a core at the end, on average over 15 minutes:"
+            f" {os.getloadavg()[2]:.1f}, of which the benchmark is about one.",
             "",
             f"A phantom of {_SHAPE_KJI[0]} slices of 512 x 512. A trace of {options.stops} stops (seed {options.seed}):"
             f" scrolling at {_NOTCH_S[0]:g} to {_NOTCH_S[1]:g} s a slice, {_LOOKING_S:g} s (median) from the last slice"
