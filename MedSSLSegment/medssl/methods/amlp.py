@@ -25,7 +25,7 @@ from ..datasets.data import fit_slice
 from ..datasets.input_contract import InputContract
 from ..errors import InputError
 from ..learning.recipe import Recipe
-from .base import Anchor, Method, MethodInfo, Moment, Preset
+from .base import Anchor, Method, MethodInfo, Moment, Preset, without_dropout
 from .kmeans import TwoMeans, hashed_uniform, squared_distances, two_means
 from .masking import masked_mean, patchify, patchwise
 from .patch_labels import PatchLabels, slice_key
@@ -69,6 +69,8 @@ class AMLPOptions:
     """Of the category consistency loss."""
     temperature: float = 0.1
     """Of the soft category."""
+    dropout: bool = True
+    """Keep the backbone's dropout while pre-training; AMLP's own U-Net has none."""
 
 
 def mask_ratio(epoch: int, epochs: int, first: float = 0.25, last: float = 0.80) -> float:
@@ -116,6 +118,8 @@ class AMLP(Method):
                 f"Of {patches} patches {options.first_ratio:.0%} must be at least one, and rise to the last."
             )
         self.options: AMLPOptions = options
+        if not options.dropout:
+            without_dropout(backbone)
         self.head = nn.Conv2d(backbone.decoder.width, contract.in_channels, kernel_size=1)
         self.labels = PatchLabels()
         self.fill = nn.Parameter(torch.zeros(contract.in_channels), requires_grad=options.fill == "learned")
@@ -147,7 +151,7 @@ class AMLP(Method):
         return {
             "paper": Preset("unet2d_64", contract, recipe, AMLPOptions()),
             "gpu": Preset("unet2d_64", contract, shorter, AMLPOptions()),
-            "cpu": Preset("unet2d_16", small, quick, AMLPOptions(patch=8)),
+            "cpu": Preset("unet2d_16", small, quick, AMLPOptions(patch=8, dropout=False)),
         }
 
     def anchors(self, volumes: UnlabelledVolumes) -> Sequence[Anchor]:

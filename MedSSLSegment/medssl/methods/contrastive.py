@@ -25,7 +25,7 @@ from ..learning.averaging import follow, frozen_copy
 from ..learning.distributed import gather, own_rows
 from ..learning.recipe import Recipe
 from .augment import ViewOptions, input_range, two_views
-from .base import Anchor, Method, Moment
+from .base import Anchor, Method, Moment, without_dropout
 
 if TYPE_CHECKING:
     from ..datasets.data import UnlabelledVolumes
@@ -39,6 +39,7 @@ __all__ = [
     "Contrastive",
     "ContrastiveOptions",
     "Momentum",
+    "centre",
     "cosine",
     "info_nce",
     "mlp",
@@ -48,7 +49,6 @@ __all__ = [
     "sup_con",
     "triplet_loss",
     "unit",
-    "without_dropout",
 ]
 
 WHOLE_SLICE = InputContract(size=(256, 256), fit="resize")
@@ -185,17 +185,28 @@ class Momentum(nn.Module):
         return self
 
 
-def without_dropout(module: nn.Module) -> None:
-    """Let dropout pass everything on, in training too; nothing that is saved changes."""
-    for part in module.modules():
-        if isinstance(part, _DropoutNd):
-            part.p = 0.0
-
-
 def mlp(inputs: int, hidden: int, outputs: int, norm: type[nn.Module] | None = None) -> nn.Sequential:
     """Two linear layers; behind the first a norm, if any, and a ReLU. (B, inputs) to (B, outputs)."""
     between = [] if norm is None else [norm(hidden)]
     return nn.Sequential(nn.Linear(inputs, hidden), *between, nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+@torch.no_grad()
+def centre(head: nn.Sequential, features: Tensor) -> None:
+    """Shift a head's biases so that each of its layers gives 0 on average over these features of all processes.
+
+    Features of different slices have most in common, and a head without norm passes that on: all embeddings begin as
+    nearly the same, and learning to tell them apart takes hundreds of steps to begin.
+
+    Args:
+        head: linear layers and activations.
+        features: (B, C) of this process.
+    """
+    x = gather(features)
+    for layer in head:
+        if isinstance(layer, nn.Linear):
+            layer.bias.sub_(layer(x).mean(dim=0))
+        x = layer(x)
 
 
 def pooled(deepest: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ from ..datasets.data import AIR_HU, Scan, fit_slice
 from ..datasets.input_contract import InputContract
 from ..errors import InputError
 from ..learning.recipe import Recipe
-from .base import Anchor, Method, MethodInfo, Moment, Preset
-from .contrastive import cosine, nt_xent, without_dropout
+from .base import Anchor, Method, MethodInfo, Moment, Preset, without_dropout
+from .contrastive import cosine, nt_xent
 from .pictures import looking, reconstruction_picture
 from .ssim import ssim
 
