@@ -26,7 +26,7 @@ from medssl.phantom import Phantom, phantom_ct
 from medssl.segmentation import Segmentation
 from medssl.volume import write_volume
 
-PATIENCE_S = 180.0
+PATIENCE_S = 120.0
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZE_PX = (1280, 800)
 ORGAN = "liver"
@@ -145,10 +145,19 @@ def workstation(
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Chromium without a window."""
-    playwright = pytest.importorskip("playwright.sync_api")
+    pytest.importorskip("playwright.sync_api")
     if BROWSER is None:
         pytest.skip("no Chromium on this machine; `make test` installs one where it may")
-    with playwright.sync_playwright() as started:
+    with launched_browser() as launched:
+        yield launched
+
+
+@contextmanager
+def launched_browser() -> Iterator[Any]:
+    """Chromium without a window, until the block ends."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
         launched = started.chromium.launch(
             executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         )
@@ -199,7 +208,14 @@ class Page:
 
     def wait_for(self, name: str, words: str) -> str:
         """What a named part of the page says, once that holds these words."""
-        return str(wait_until(lambda: words in (said := self.text(name)) and said, f"'{words}' in {name}"))
+        try:
+            return str(
+                wait_until(lambda: words in (said := self.text(name)) and said, f"'{words}' in {name}")
+            )
+        except AssertionError as error:
+            raise AssertionError(
+                f"{error}; it says '{self.text(name)}', status '{self.text('status')}'"
+            ) from error
 
     def axial_view(self) -> dict[str, float]:
         """Where the first view lies: x, y, width, height, in pixels of the page."""

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -24,7 +24,8 @@ __all__ = ["LOOPBACK", "Guard"]
 
 LOOPBACK = "127.0.0.1"
 """The address the server listens on."""
-_NAMES = {LOOPBACK, "localhost", "::1"}
+_OURS = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
+"""What a Host may say: behind an ssh tunnel the port is another one than here."""
 _PAGE = "/index.html"
 _LAUNCHER = "/paraview/"
 """Where trame's page asks which websocket to use, and what to say to it."""
@@ -98,17 +99,17 @@ class Guard:
 
     def _is_from_here(self, request: web.Request) -> bool:
         """Whether the request names this machine, and comes from the workstation's own page or from none."""
-        if urlsplit(f"//{request.host}").hostname not in _NAMES:
+        named = {request.host, request.headers.get("Host", "")}  # the request line can name a host as well
+        if len(named) > 1 or not _OURS.fullmatch(request.host):
             return False
-        origin = request.headers.get("Origin")
-        if origin is not None and origin != f"http://{request.host}":
+        if any(origin != f"http://{request.host}" for origin in request.headers.getall("Origin", ())):
             return False
         is_page = request.headers.get("Sec-Fetch-Mode") == "navigate"
         return is_page or request.headers.get("Sec-Fetch-Site", "none") in ("same-origin", "none")
 
     def _knows_secret(self, request: web.Request) -> bool:
         given = request.query.get("secret") or request.cookies.get(self._cookie) or ""
-        return hmac.compare_digest(given.encode(), self._secret.encode())
+        return hmac.compare_digest(given.encode(errors="surrogateescape"), self._secret.encode())
 
 
 def _is_crooked(raw_path: str) -> bool:
