@@ -8,8 +8,7 @@ from typing import Any
 
 import qt
 import slicer.util
-from medssl.home import home_folder
-from medssl.registry import import_from_folder
+from medssl.registry import import_from_folder, user_folder
 from medssl.scene.session import Session
 from slicer.i18n import tr as _
 
@@ -38,7 +37,7 @@ class SettingsSection:
         ui.workerPythonEdit.text = WorkerPython.chosenPython()
         ui.hostEdit.text = WorkerPython.chosenHost()
         ui.homeEdit.text = WorkerPython.chosenHome()
-        ui.homeEdit.placeholderText = str(home_folder())
+        ui.homeEdit.placeholderText = str(user_folder().parent)
         for device in ("auto", "cpu", "cuda", "mps"):
             ui.deviceComboBox.addItem(device, device)
         ui.deviceComboBox.currentIndex = max(0, ui.deviceComboBox.findData(WorkerPython.chosenDevice()))
