@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 from drawing_libraries import missing_libraries
 
-_DRAWS = Path(__file__).parent / "qt"
+_DRAW = [Path(__file__).parent / folder for folder in ("qt", "web")]
 _MISSING = missing_libraries()
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Leave out the tests that need Qt, which would fail while they are imported."""
-    return True if _MISSING and collection_path == _DRAWS else None
+    """Leave out the tests that need Qt or views, which would fail while they are imported."""
+    return True if _MISSING and collection_path in _DRAW else None
 
 
 def pytest_report_header() -> str | None:
     """Say what is left out and why."""
     if not _MISSING:
         return None
-    return f"skipped: Testing/qt, because the system lacks {', '.join(_MISSING)}"
+    return f"skipped: Testing/qt and Testing/web, because the system lacks {', '.join(_MISSING)}"
 
 
 @pytest.fixture(autouse=True)
