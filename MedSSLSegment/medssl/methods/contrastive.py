@@ -39,7 +39,6 @@ __all__ = [
     "Contrastive",
     "ContrastiveOptions",
     "Momentum",
-    "centre",
     "cosine",
     "info_nce",
     "mlp",
@@ -189,24 +188,6 @@ def mlp(inputs: int, hidden: int, outputs: int, norm: type[nn.Module] | None = N
     """Two linear layers; behind the first a norm, if any, and a ReLU. (B, inputs) to (B, outputs)."""
     between = [] if norm is None else [norm(hidden)]
     return nn.Sequential(nn.Linear(inputs, hidden), *between, nn.ReLU(), nn.Linear(hidden, outputs))
-
-
-@torch.no_grad()
-def centre(head: nn.Sequential, features: Tensor) -> None:
-    """Shift a head's biases so that each of its layers gives 0 on average over these features of all processes.
-
-    Features of different slices have most in common, and a head without norm passes that on: all embeddings begin as
-    nearly the same, and learning to tell them apart takes hundreds of steps to begin.
-
-    Args:
-        head: linear layers and activations.
-        features: (B, C) of this process.
-    """
-    x = gather(features)
-    for layer in head:
-        if isinstance(layer, nn.Linear):
-            layer.bias.sub_(layer(x).mean(dim=0))
-        x = layer(x)
 
 
 def pooled(deepest: Tensor) -> Tensor:

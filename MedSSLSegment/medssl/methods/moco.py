@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbones.base import Backbone
 from ..datasets.input_contract import InputContract
@@ -21,11 +21,9 @@ from .contrastive import (
     Contrastive,
     ContrastiveOptions,
     Momentum,
-    centre,
     cosine,
     info_nce,
     mlp,
-    pooled,
     spread,
     unit,
 )
@@ -63,7 +61,6 @@ class MoCo(Contrastive):
     )
     options: MoCoOptions
     queue: Tensor
-    head: nn.Sequential
 
     def __init__(self, backbone: Backbone, contract: InputContract, options: MoCoOptions) -> None:
         width = backbone.encoder.widths[-1]
@@ -95,13 +92,9 @@ class MoCo(Contrastive):
     def forward(self, batch: Mapping[str, Tensor], moment: Moment) -> dict[str, Tensor]:
         """InfoNCE; the keys of all processes join the queue."""
         views = batch["views"]
-        first = self.training and moment.step == 0 and moment.part == 0
-        if first:
-            centre(self.head, pooled(self.backbone.encoder(views[:, 0])[-1]))
-            self.momentum.follow(self, 0.0)
         queries, keys = self.embed(views[:, 0]), unit(self.momentum(views[:, 1]))
         everyone = gather(keys)
-        if first:
+        if self.training and moment.step == 0 and moment.part == 0:
             # Random vectors would be no negatives: untrained embeddings of slices all lie close together.
             self.queue = everyone.repeat(-(-self.options.queue // len(everyone)), 1)[: self.options.queue]
         metrics = {
