@@ -129,6 +129,10 @@ class Documents:
             if not node.IsA("vtkMRMLLabelMapVolumeNode") and not node.GetHideFromEditors()
         ]
 
+    def sources(self) -> set[Path]:
+        """Files and folders that the open volumes were read from."""
+        return {Path(source) for node in self.volumes() if (source := node.GetAttribute(_SOURCE))}
+
     def segmentations(self) -> list[Any]:
         """Segmentations a person can choose."""
         return [

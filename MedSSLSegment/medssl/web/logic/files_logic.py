@@ -56,6 +56,8 @@ class FilesLogic(SectionLogic[FilesState]):
     ) -> None:
         super().__init__(server, work, FilesState)
         self._documents, self._folders, self._choose = documents, folders, choose
+        self._replaced: set[Path] = set()
+        """Files the person has agreed to replace, or has saved before."""
         self._status = TypedState(server.state, StatusState)
         self.data.formats = list(_FORMATS)
         self.data.places = [*(Choice(str(root), str(root)) for root in folders.roots), _DOWNLOAD]
@@ -131,7 +133,7 @@ class FilesLogic(SectionLogic[FilesState]):
         """Write into the chosen folder."""
         self.data.is_saving = True
         try:
-            path = self._folders.resolve(self.data.place) / self._file_name()
+            path = self._target()
             await self._write(path)
             self.data.is_save_shown = False
             self.work.said(f"Saved as {path}.", False)
@@ -152,6 +154,19 @@ class FilesLogic(SectionLogic[FilesState]):
             return None
         finally:
             self.data.is_saving = self.data.is_save_shown = False
+
+    def _target(self) -> Path:
+        """The file to write; one that is there already has to be asked for twice."""
+        path = self._folders.resolve(self.data.place) / self._file_name()
+        if path.is_symlink() or path in self._documents.sources():
+            raise InputError(
+                f"{path.name} is an image that is open, or leads elsewhere; choose another name."
+            )
+        is_agreed = path in self._replaced or not path.exists()
+        self._replaced.add(path)
+        if not is_agreed:
+            raise InputError(f"{path.name} is there already; press Save again to replace it.")
+        return path
 
     def _file_name(self) -> str:
         name = self.data.file_name.strip()
