@@ -15,10 +15,10 @@ BROWSER := chromium
 SYSTEM_LIBRARIES := libgl1 libgl1-mesa-dri libegl1 libxkbcommon0 libfontconfig1 libdbus-1-3 libglib2.0-0
 
 .DEFAULT_GOAL := help
-.PHONY: help install app demo test lint format bench clean
+.PHONY: help install app demo test lint format bench screenshots clean
 
 help:  ## Say what can be done
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 22
 
 install: $(VENV)/.engine  ## Install the engine and the `medssl` command into .venv
 
@@ -42,6 +42,10 @@ format: $(VENV)/.dev  ## Format the code
 
 bench: $(VENV)/.engine  ## Measure accuracy and speed (DATA=folder of labelled CTs; without it, of phantoms)
 	$(PY) Testing/benchmarks/bench_propagation.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+screenshots: $(VENV)/.libraries  ## Take the pictures of the README and the tutorial
+	$(PY) Testing/make_screenshots.py
+	$(PY) Testing/web/take_screenshots.py
 
 clean:  ## Remove the virtual environment, caches and the demo's output
 	rm -rf $(VENV) demo_output bench_output .mypy_cache .ruff_cache .pytest_cache MedSSLSegment/*.egg-info
