@@ -1,4 +1,4 @@
-"""What every method must do, read from METHODS: train, go on after a kill -9, transfer, learn.
+"""What every method must do, read from METHODS: learn, go on after a kill -9, transfer.
 
 Each is given its "cpu" preset on the smallest network and input that it takes.
 """
@@ -20,9 +20,11 @@ from killed_run import train_and_die
 from medssl.backbones import build_backbone
 from medssl.datasets.data import UnlabelledVolumes
 from medssl.errors import Cancelled
+from medssl.learning.optimisation import seed_step
 from medssl.learning.pretrain_config import PretrainConfig
+from medssl.learning.sampling import Samples, StepPlan, load_parts
 from medssl.learning.transfer import load_encoder, read_encoder
-from medssl.methods import METHODS, Preset
+from medssl.methods import METHODS, Moment, Preset
 from medssl.phantom import phantom_ct
 from medssl.runs.run_folder import RunFolder, TrainingMetric
 from medssl.training import pretrain
@@ -30,39 +32,45 @@ from medssl.training import pretrain
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 200
+FALL = 0.3
+SPACING_MM = (12.0, 12.0, 12.0)
+HELD_SEED, HELD_BATCHES = 1000, 4
 COMPARED, SAVED, KILLED = 6, 3, 5
 """Steps after which runs are compared; one is saved after 3 and killed after its 5th."""
-CONTRASTIVE = ("polycl-s", "polycl-o", "polycl-m", "simclr", "supcon", "moco", "byol")
 SMALLER = {"unet2d_16": "unet2d_4"}
+OF_SLICES = [name for name, kind in METHODS.items() if kind.presets()["cpu"].contract.spatial_dims == 2]
+UNSOLVED = {
+    "moco": pytest.mark.xfail(
+        strict=True, reason="its embeddings collapse in 200 steps: the loss ends at log(queue + 1), chance"
+    )
+}
 
 
 @pytest.fixture(scope="module")
 def volumes() -> UnlabelledVolumes:
-    """Four phantoms from scanners of different noise, and which slices show the liver."""
-    arrays, shown = [], []
-    for seed, noise_hu in enumerate((0.0, 30.0, 90.0, 200.0)):
-        phantom = phantom_ct(seed=seed, shape_kji=(12, 64, 64), spacing_kji_mm=(30.0, 6.0, 6.0))
-        noise = np.random.default_rng(seed).normal(0.0, noise_hu, phantom.volume.shape_kji)
-        arrays.append(np.clip(phantom.volume.voxels_kji + noise, -1024, 2000))
-        shown.append(phantom.segmentation.mask("liver").any(axis=(1, 2)))
-    return UnlabelledVolumes.from_arrays(arrays, (30.0, 6.0, 6.0), shown)
+    """Four phantoms, from lungs to kidneys, and which slices show the liver."""
+    phantoms = [phantom_ct(seed=seed, shape_kji=(32, 32, 32), spacing_kji_mm=SPACING_MM) for seed in range(4)]
+    arrays = [phantom.volume.voxels_kji for phantom in phantoms]
+    shown = [phantom.segmentation.mask("liver").any(axis=(1, 2)) for phantom in phantoms]
+    return UnlabelledVolumes.from_arrays(arrays, SPACING_MM, shown)
 
 
 def shrunk(name: str) -> Preset:
-    """The "cpu" preset on less, with a learning rate for a short run.
-
-    Contrast is made among few slices: the loss of many cannot fall by much, and needs more than minutes to.
-    """
+    """The "cpu" preset on a smaller network and smaller slices or blocks."""
     preset = METHODS[name].presets()["cpu"]
-    contract, recipe = preset.contract, replace(preset.recipe, learning_rate=3e-3)
-    if contract.spatial_dims == 3:
-        recipe = preset.recipe
-    elif name not in CONTRASTIVE:
-        contract = replace(contract, size=(32, 32))
-    else:
-        recipe = replace(recipe, batch=4)
+    contract = replace(preset.contract, size=(32,) * preset.contract.spatial_dims)
     backbone = SMALLER.get(preset.backbone, preset.backbone)
-    return replace(preset, backbone=backbone, contract=contract, recipe=recipe)
+    preset = replace(preset, backbone=backbone, contract=contract)
+    if name == "amlp":
+        preset = replace(preset, options=replace(preset.options, patch=4))
+        preset = replace(preset, recipe=replace(preset.recipe, learning_rate=3e-3))
+    if name == "moco":
+        preset = replace(preset, options=replace(preset.options, queue=32))
+    if name == "simclr":
+        preset = replace(preset, options=replace(preset.options, smallest_area=0.6))
+    if name in ("simclr", "supcon", "moco"):
+        preset = replace(preset, recipe=replace(preset.recipe, batch=8, learning_rate=2e-3))
+    return preset
 
 
 def a_config(name: str, out: Path) -> PretrainConfig:
@@ -88,6 +96,42 @@ def train(
             if isinstance(event, TrainingMetric):
                 run.append(event)
     return run
+
+
+def held_loss(name: str, out: Path, volumes: UnlabelledVolumes) -> float:
+    """Mean loss, less the least it can be, of batches that are the same at every call and were not trained on.
+
+    Their slices were, but not with these partners, views and masks. The moment is the same at every call too, and
+    AMLP's labels are those of the first epoch, so that no schedule and no harder mask has a part in what changes. Norms
+    go by the batch, as in training: their running statistics mean nothing after the first steps.
+
+    The least that any network can reach is 0, but for SupCon. For a view with positives P among all other views A and
+    shares p of the softmax over A, Jensen's inequality gives
+
+        -1/|P| sum over P of log p  >=  -log (1/|P| sum over P of p)  >=  log |P|
+
+    as the shares of P are at most 1 together. It is the loss of embeddings that agree within a label and are infinitely
+    far apart between the two. Of 16 views with 8 a label it leaves log 15 - log 7, 28 % of what the loss begins with.
+    """
+    preset = shrunk(name)
+    method = METHODS[name].build(preset)
+    weights = {key: value for key, value in state(out)["method"].items() if isinstance(value, torch.Tensor)}
+    method.load_state_dict(weights, strict=False)
+    samples = Samples(method, volumes, HELD_SEED)
+    plan = StepPlan(len(samples), preset.recipe.batch, HELD_SEED, last=HELD_BATCHES)
+    losses = []
+    for step, batch in enumerate(load_parts(samples, plan, 0, torch.device("cpu"))):
+        seed_step(HELD_SEED, step)
+        with torch.no_grad():
+            loss = float(method(batch, Moment(step + 1, STEPS, 0, 1, HELD_SEED))["loss"])
+        losses.append(loss - (sup_con_floor(batch["present"]) if name == "supcon" else 0.0))
+    return float(np.mean(losses))
+
+
+def sup_con_floor(labels: torch.Tensor) -> float:
+    """Mean over both views of each slice of log |P|."""
+    positives = [2 * int((labels == label).sum()) - 1 for label in labels]
+    return float(np.mean(np.log(positives)))
 
 
 def compared(metrics: list[TrainingMetric]) -> bool:
@@ -126,6 +170,27 @@ def differing(one: Any, other: Any, name: str = "state") -> list[str]:
             for place in differing(*pair, f"{name}.{n}")
         ]
     return [] if one == other else [name]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_small_inputs_are_pre_trained_without_dropout(name: str) -> None:
+    """Its noise hides from PolyCL-S, SupCon and TCS-MAE what they are to find, and their losses do not move."""
+    method = METHODS[name].build(shrunk(name))
+    parts = [part for part in method.modules() if isinstance(part, torch.nn.Dropout)]
+    assert all(part.p == 0.0 for part in parts)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=UNSOLVED.get(name, ())) for name in OF_SLICES])
+def test_the_loss_of_a_method_falls_by_a_third_in_200_steps(
+    name: str, volumes: UnlabelledVolumes, tmp_path: Path
+) -> None:
+    """Methods 6: on the same batches after the first report, of step 2, and after the last step."""
+    out = tmp_path / name
+    train(name, out, volumes, lambda metrics: bool(metrics))
+    first = held_loss(name, out, volumes)
+    train(name, out, volumes, lambda metrics: False)
+    last = held_loss(name, out, volumes)
+    assert last <= (1.0 - FALL) * first
 
 
 @pytest.mark.parametrize("name", METHODS)
