@@ -147,6 +147,24 @@ def test_every_stage_is_kept_beside_the_final_one_and_shown_in_turn(a_desk: Desk
     assert not nodes.read_segment(a_desk.node, a_desk.liver, a_desk.volume)[5].any()
 
 
+def test_a_prediction_leaves_the_slices_alone_that_a_person_drew(a_desk: Desk) -> None:
+    a_desk.predict.predict("liver")
+    ticket = a_desk.client.asked[-1][3]
+    other = ~a_desk.mask
+    ticket.events += [SliceMask("liver", 0, index, other, 0.9) for index in (3, 4)]
+    ticket.done = True
+    while a_desk.predict.is_running:
+        a_desk.predict.poll()
+    found = nodes.read_segment(a_desk.node, a_desk.liver, a_desk.volume)
+    np.testing.assert_array_equal(found[3], a_desk.mask)
+    np.testing.assert_array_equal(found[4], other)
+    assert a_desk.predict.message == "Found 1 segment. 1 drawn slice stays as it is."
+    a_desk.session.look()
+    while a_desk.session.is_looking:
+        a_desk.session.poll()
+    assert [each.index for each in a_desk.session.references()] == [3]
+
+
 def test_uncertainty_becomes_a_volume_on_the_same_grid(a_desk: Desk) -> None:
     a_desk.predict.predict("liver", maps=True)
     ticket = a_desk.client.asked[-1][3]

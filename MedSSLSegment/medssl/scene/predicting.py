@@ -1,7 +1,7 @@
 """A trained model's answer, streamed into the scene: coarse, refined, propagated and final, side by side.
 
-The final masks go into the chosen segmentation, one step of undo; each stage on the way has a segmentation of its own
-beside it, so that one key can show one after the other.
+The final masks go into the chosen segmentation, one step of undo, and leave the slices alone that a person drew there;
+each stage on the way has a segmentation of its own beside it, so that one key can show one after the other.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ class PredictDesk:
         self._nodes: tuple[Any, Any] = (None, None)
         self._ids: dict[tuple[Any, str], str] = {}
         self._written_to: set[Target] = set()
+        self._drawn: set[tuple[str, int, int]] = set()
+        self._kept: set[tuple[str, int, int]] = set()
         self.fraction = 0.0
         """0 .. 1 of the running or last prediction."""
         self.seconds_left: float | None = None
@@ -123,6 +125,8 @@ class PredictDesk:
         # By the names of now: the person may rename a segment before its first slice arrives.
         self._ids = {(node, segment.name): segment.id for segment in reversed(session.segments())}
         self._written_to = set()
+        self._drawn = {(each.segment, each.axis, each.index) for each in session.references() if each.used}
+        self._kept = set()
         rules = {node: session.rules()}
         # Everything a model sends lies across one axis, known from the first mask.
         self._writer = Writer(volume, 0, session.history, time.monotonic, rules)
@@ -182,6 +186,9 @@ class PredictDesk:
             node = self._session.segmentation_node if is_final else self._stage_node(event.stage)
             target = self._target(node, event.segment)
             self._written_to.add(target)
+            if is_final and (slice_ := (target.segment, event.axis, event.index)) in self._drawn:
+                self._kept.add(slice_)
+                return
             writer.put(target, event.index, event.mask, event.confidence)
 
     def _target(self, node: Any, name: str) -> Target:
@@ -195,7 +202,7 @@ class PredictDesk:
     def _finish(self, writer: Writer) -> None:
         found = sum(target.node is self._nodes[1] for target in writer.written)
         what = "1 segment" if found == 1 else f"{found} segments"
-        self._end(f"Found {what}." if found else "Nothing was found.")
+        self._end((f"Found {what}." if found else "Nothing was found.") + _left_alone(len(self._kept)))
         self.fraction = 1.0
         self.show("final")
 
@@ -269,3 +276,9 @@ def _segment(segmentation_node: Any, name: str) -> str:
             return segment.id
     segment_id: str = segmentation_node.GetSegmentation().AddEmptySegment("", name)
     return segment_id
+
+
+def _left_alone(count: int) -> str:
+    if count == 0:
+        return ""
+    return " 1 drawn slice stays as it is." if count == 1 else f" {count} drawn slices stay as they are."
