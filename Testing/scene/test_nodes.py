@@ -367,3 +367,25 @@ def test_overwriting_a_predicted_neighbour_does_not_make_its_slices_drawn(a_scen
         node, liver, volume, 0, slices_of(a_blob(2), 0), EditingRules.from_overlap(Overlap.OVERWRITE)
     )
     assert not nodes.read_drawn(node, spleen, volume)[1].any()
+
+
+def test_surfaces_follow_what_is_written_once_they_are_refreshed(a_scene) -> None:
+    volume_node = a_scene.add_volume(a_scene.grids["straight"])
+    volume = nodes.read_volume_node(volume_node)
+    node, (liver, spleen) = a_scene.add_segmentation(volume_node, "liver", "spleen")
+    block = np.ones((6, 6), bool)
+    for segment in (liver, spleen):
+        writing.write_slices(node, segment, volume, 0, {3: np.pad(block, ((3, 3), (4, 5)))})
+    node.CreateClosedSurfaceRepresentation()
+    told = []
+    modified = slicer.vtkSegmentation.RepresentationModified
+    node.GetSegmentation().AddObserver(modified, lambda *_: told.append(modified))
+
+    writing.write_slices(node, liver, volume, 0, {k: np.pad(block, ((3, 3), (4, 5))) for k in (2, 4, 5)})
+    writing.refresh_surfaces(node, [liver, "gone"])
+    assert told
+    thickness = {}
+    for segment in (liver, spleen):
+        bounds = node.GetSegmentation().GetSegment(segment).GetRepresentation("Closed surface").GetBounds()
+        thickness[segment] = bounds[5] - bounds[4]
+    assert thickness[liver] > thickness[spleen] + 2

@@ -105,6 +105,6 @@ class Writer:
 
     def end(self) -> None:
         """Bring the surfaces, where there are any, up to date with what was written."""
-        for target in self.written:
-            if target.node.GetScene() is not None:
-                writing.refresh_surfaces(target.node, [target.segment])
+        for node in dict.fromkeys(target.node for target in self.written):
+            if node.GetScene() is not None:
+                writing.refresh_surfaces(node, [each.segment for each in self.written if each.node is node])

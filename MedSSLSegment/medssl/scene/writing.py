@@ -104,10 +104,7 @@ def refresh_surfaces(segmentation_node: Any, segment_ids: Iterable[str]) -> None
     segmentation = segmentation_node.GetSegmentation()
     present = [i for i in segment_ids if segmentation.GetSegment(i) is not None]
     for name in _other_representations(segmentation) if present else ():
-        paths = slicer.vtkSegmentationConversionPaths()
-        segmentation.GetPossibleConversions(name, paths)
-        path = slicer.vtkSegmentationConverter.GetCheapestPath(paths)
-        if path is not None and segmentation.ConvertSegmentsUsingPath(present, path, True):
+        if segmentation.CreateRepresentation(name, True):
             for segment_id in present:
                 segmentation.InvokeEvent(slicer.vtkSegmentation.RepresentationModified, segment_id)
 
