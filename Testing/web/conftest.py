@@ -245,7 +245,7 @@ class Page:
         """Index of the slice in the axial view."""
         found = re.match(r"Axial (\d+) /", self.text("label-Red"))
         assert found
-        return int(found.group(1)) - 1
+        return int(found.group(1))
 
     def bars(self) -> int:
         """On how many slices the strip shows something."""

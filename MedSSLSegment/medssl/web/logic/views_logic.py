@@ -23,6 +23,7 @@ from ..ui.parts import Choice
 from ..ui.views_ui import SliceLabelState, ViewsState, ViewsUI, create_slice_view_ui
 from ..work import Work
 from .section import SectionLogic
+from .slices import slice_in_view
 
 __all__ = ["ViewsLogic"]
 
@@ -122,8 +123,12 @@ class ViewsLogic(SectionLogic[ViewsState]):
             view.reset_view()
 
     def fit(self) -> None:
-        """Show all of the volume in every view."""
+        """Show all of the volume in every view, on the slices they show."""
+        views = self._slicer_app.view_manager.get_slice_views()
+        offsets = [view.get_slice_value() for view in views]
         self._slicer_app.display_manager.reset_views()
+        for view, offset in zip(views, offsets, strict=True):
+            view.set_slice_value(offset)
 
     def show(self) -> None:
         """Show how the views stand."""
@@ -149,7 +154,7 @@ class ViewsLogic(SectionLogic[ViewsState]):
             volume.CreateDefaultDisplayNodes()
         if volume.GetImageData().GetScalarRange()[0] < _CT_AIR_HU:
             self.set_window(_FIRST_WINDOW)
-        self.fit()
+        self._slicer_app.display_manager.reset_views()
 
     def _toggle_volume_in_3d(self) -> None:
         volume, rendering = self.session.volume_node, self._slicer_app.volume_rendering
@@ -186,15 +191,17 @@ class ViewsLogic(SectionLogic[ViewsState]):
         label.data.text = self._label(view)
 
     def _label(self, view: SliceView) -> str:
+        """Slices are numbered as in the strip and on the command line, from 0."""
         volume_id = view.get_background_volume_id()
         node = self.scene.GetNodeByID(volume_id) if volume_id else None
         if node is None:
             return str(view.get_orientation())
         low, high = view.get_slice_range()
         step = view.get_slice_step()
-        count = max(round((high - low) / step) + 1, 1)
-        number = round((view.get_slice_value() - low) / step)
-        return f"{view.get_orientation()} {number + 1} / {count}\n{view.get_slice_value():.1f} mm"
+        place = slice_in_view(self.session, view)
+        number = round((view.get_slice_value() - low) / step) if place is None else place[1]
+        last = max(round((high - low) / step), 0)
+        return f"{view.get_orientation()} {number} / {last}\n{view.get_slice_value():.1f} mm"
 
 
 @contextmanager

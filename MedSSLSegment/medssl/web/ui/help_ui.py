@@ -41,7 +41,7 @@ class HelpUI(VDialog):  # type: ignore[misc]
                     style="break-inside: avoid",
                 ),
             ):
-                Kbd("{{ row.value }}", style="min-width: 110px; margin-right: 12px; align-self: start")
+                Kbd("{{ row.value }}", style="min-width: 136px; margin-right: 12px; align-self: start")
                 Span("{{ row.title }}")
             with VCardActions(classes="justify-end"):
                 Button("Close", "Back to work. (Esc)", f"{state.name.is_shown} = false")
