@@ -69,6 +69,29 @@ def test_the_secret_is_exchanged_for_a_cookie_that_no_script_reads() -> None:
     assert "SameSite=Strict" in str(cookie)
 
 
+def test_a_ticket_lets_one_browser_in_once() -> None:
+    async def run() -> list[int]:
+        application = web.Application()
+        application.add_routes([web.get("/{any:.*}", _inside)])
+        guard = Guard(SECRET)
+        guard.attach(application)
+        said, tickets = [], (guard.ticket(), guard.ticket())
+        server = TestServer(application)
+        async with TestClient(server) as first, TestClient(server) as second:
+            for client, path in (
+                (second, f"/index.html?ticket={tickets[0]}"),
+                (first, f"/?ticket={tickets[0]}"),
+                (first, "/index.html"),
+                (second, f"/?ticket={tickets[0]}"),
+                (second, "/?ticket="),
+                (second, f"/?ticket={tickets[1]}"),
+            ):
+                said.append((await client.get(path, allow_redirects=False)).status)
+        return said
+
+    assert asyncio.run(run()) == [403, 302, 200, 403, 403, 302]
+
+
 def test_the_page_learns_the_websocket_and_its_key_from_its_own_server_only() -> None:
     async def ask(client: TestClient) -> list[object]:
         await client.get("/", params=KNOWN, allow_redirects=False)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -57,6 +58,16 @@ class Guard:
         self._secret = secret
         # Cookies do not keep the ports of one machine apart: the name does.
         self._cookie = f"medssl-{hashlib.sha256(secret.encode()).hexdigest()[:12]}"
+        self._tickets: set[str] = set()
+
+    def ticket(self) -> str:
+        """What lets one browser in, once.
+
+        It is for the address that another program is started with: everybody on this machine can read that.
+        """
+        ticket = secrets.token_urlsafe(32)
+        self._tickets.add(ticket)
+        return ticket
 
     def attach(self, application: web.Application) -> None:
         """Stand before an application that has not started yet."""
@@ -70,7 +81,7 @@ class Guard:
         if request.method not in ("GET", "HEAD") and (request.method, request.path) != ("POST", _LAUNCHER):
             return 405
         # The page would take the address of another server, among other things, from its query.
-        allowed = {"secret"} if request.path == "/" else set() if request.path == _PAGE else {"v"}
+        allowed = {"secret", "ticket"} if request.path == "/" else set() if request.path == _PAGE else {"v"}
         return 404 if _is_crooked(request.rel_url.raw_path) or set(request.query) - allowed else None
 
     def _middleware(self) -> Any:
@@ -108,6 +119,10 @@ class Guard:
         return is_page or request.headers.get("Sec-Fetch-Site", "none") in ("same-origin", "none")
 
     def _knows_secret(self, request: web.Request) -> bool:
+        ticket = request.query.get("ticket", "")
+        if request.path == "/" and ticket in self._tickets:
+            self._tickets.remove(ticket)
+            return True
         given = request.query.get("secret") or request.cookies.get(self._cookie) or ""
         return hmac.compare_digest(given.encode(errors="surrogateescape"), self._secret.encode())
 

@@ -36,10 +36,10 @@ def serve(server: Server, *, port: int, announce: Callable[[str], None], open_br
 
     def ready(**_: Any) -> None:
         asyncio.get_running_loop().set_exception_handler(_on_loop_error)
-        address = f"http://{LOOPBACK}:{server.port}/?secret={secret}"
-        announce(address)
+        address = f"http://{LOOPBACK}:{server.port}/"
+        announce(f"{address}?secret={secret}")
         if open_browser:
-            webbrowser.open(address)
+            webbrowser.open(f"{address}?ticket={guard.ticket()}")
 
     server.controller.on_server_bind.add(bind)
     server.controller.on_server_ready.add(ready)
