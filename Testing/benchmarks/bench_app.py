@@ -35,7 +35,8 @@ _NOTCH_S = 1 / 60
 """Between two notches of a wheel that is spun."""
 _PREVIEW_PX = 400
 """So many pixels of the picture must take on colour: more than the mark of a prompt has."""
-_PATIENCE_S = 60.0
+_PATIENCE_S = 15.0
+"""A click without a preview by then has found nothing."""
 _QUIET_S = 1.0
 """So long without a new picture, and the view has caught up."""
 _BUSY_LOAD = 2.0
@@ -168,6 +169,8 @@ class Bench:
 
     def _click(self, index: int, row: float, column: float) -> float | None:
         """Seconds from the release of the button to the preview; None when nothing was found."""
+        from playwright.sync_api import TimeoutError as PreviewTimeout
+
         page = self._page.page
         self._page.go_to_slice(index)
         self._wait_for_quiet()
@@ -180,7 +183,7 @@ class Bench:
                 timeout=1e3 * _PATIENCE_S,
             ).json_value()
             seconds = 1e-3 * (shown_ms - page.evaluate("bench.released"))
-        except TimeoutError:
+        except PreviewTimeout:
             seconds = None
         page.evaluate("() => { bench.counts = false; }")
         page.keyboard.press("Escape")
