@@ -3,10 +3,12 @@
 #   VENV=dir        another place for the virtual environment
 #   PYTHON=python3  the interpreter it is made with (3.11 or newer)
 #   PIP_ARGS=...    more arguments for every `pip install`, for example an index with CPU-only builds of torch
+#   JOBS=2          tests that run side by side
 
 PYTHON   ?= $(shell command -v python3.11 || command -v python3)
 VENV     ?= .venv
 PIP_ARGS ?=
+JOBS     ?= 2
 
 PY    := $(VENV)/bin/python
 PIP    = SAM2_BUILD_CUDA=0 $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
@@ -29,7 +31,7 @@ demo: $(VENV)/.engine  ## One annotated slice per organ becomes the organs (CT=f
 	@$(VENV)/bin/medssl demo --out $(or $(OUT),demo_output) $(if $(CT),--ct "$(CT)") $(if $(LABEL),--label "$(LABEL)")
 
 test: lint $(VENV)/.libraries  ## Lint and run every test
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.dev  ## Check style, formatting and types
 	$(PY) -m ruff check $(CODE)

@@ -289,7 +289,7 @@ def _coarse(mask: Tensor, rng: np.random.Generator) -> Tensor:
     """
     count, size = len(mask), mask.shape[-1]
     radius = int(rng.choice([size // 28, size // 14, size // 8]))
-    soft = F.avg_pool2d(mask, 2 * radius + 1, 1, radius)
+    soft = _over_window(F.avg_pool2d, mask, radius)
     grain = int(rng.choice([4, 7, 12]))
     noise = torch.from_numpy(rng.standard_normal((count, 1, grain, grain), np.float32))
     noise = F.interpolate(noise, size=(size, size), mode="bicubic")
@@ -299,12 +299,18 @@ def _coarse(mask: Tensor, rng: np.random.Generator) -> Tensor:
     cut[rng.random(count) < 0.75] = 1.0
     place = (torch.arange(size) + 0.5) / size - 0.5
     across = _column(np.cos(angle)) * place + _column(np.sin(angle)) * place[:, None]
-    near = F.max_pool2d(mask, 4 * radius + 1, 1, 2 * radius) > 0.5
+    near = _over_window(F.max_pool2d, mask, 2 * radius) > 0.5
     coarse = (near & (soft + push.to(mask) > 0.5) & (across < _column(cut)).to(mask.device)).to(mask.dtype)
     left = (coarse * mask).sum((1, 2, 3), keepdim=True)
     sizes = coarse.sum((1, 2, 3), keepdim=True) + mask.sum((1, 2, 3), keepdim=True)
     usable = (2.0 * left > _LEAST_COARSE_DICE * sizes) & (left > 12.0)
     return torch.where(usable, coarse, mask)
+
+
+def _over_window(pool: Callable[..., Tensor], mask: Tensor, radius: int) -> Tensor:
+    """Pool over squares of 2 radius + 1 pixels, rows first: a square is as wide as it is high."""
+    rows: Tensor = pool(mask, (2 * radius + 1, 1), 1, (radius, 0))
+    return pool(rows, (1, 2 * radius + 1), 1, (0, radius))
 
 
 def _column(values: NDArray[np.float64]) -> Tensor:

@@ -3,7 +3,8 @@
     .venv/bin/python Testing/benchmarks/ship_encoders.py runs/polycl-m runs/mae ...
 
 A run is refused if it has seen a scan of a held-out patient (holdout.json; --data says where their scans are) or if
-its weights would take more than 25 MB. The header names the held-out cases, which are public. The cards' table is printed; it belongs into pretrained/ENCODERS.md.
+its weights would take more than 25 MB. The header names the held-out cases, which are public. The cards' table is
+printed; it belongs into pretrained/ENCODERS.md.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def test_the_tutorial_shows_every_picture_and_says_what_they_are() -> None:
     tutorial = REPOSITORY / "Resources/Tutorial.md"
     text = tutorial.read_text("utf-8")
     shown = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
-    taken = {f"Screenshots/{path.name}" for path in (REPOSITORY / "Resources/Screenshots").glob("*.png")}
+    taken = {f"Screenshots/{path.name}" for path in (REPOSITORY / "Resources/Screenshots").glob("[0-9]*.png")}
     assert set(shown) == taken
     assert "not pictures of the 3D Slicer application" in text
     assert "MedSSLSegmentPhantom" in text

@@ -124,8 +124,11 @@ def over_websocket(
 
 
 async def _send(connection: ClientWebSocketResponse, message: dict[str, Any]) -> Any:
-    for chunk in generate_chunks(msgpack.packb(message), 1 << 20):
-        await connection.send_bytes(chunk)
+    try:
+        for chunk in generate_chunks(msgpack.packb(message), 1 << 20):
+            await connection.send_bytes(chunk)
+    except ConnectionError:  # it was closed before all was sent
+        return "closed"
     unchunker = UnChunker()
     unchunker.set_max_message_size(1 << 24)
     while (heard := await connection.receive(ANSWERS_S)).type is WSMsgType.BINARY:
