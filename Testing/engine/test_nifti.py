@@ -181,7 +181,11 @@ def test_a_flipped_bit_inside_gzip_is_noticed(tmp_path: Path) -> None:
         read_nifti(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello, I am a text file\n" * 40, gzip.compress(b"text " * 400)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello, I am a text file\n" * 40, gzip.compress(b"text " * 400)],
+    ids=["empty", "text", "text in gzip"],
+)
 def test_a_file_of_another_kind_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.nii.gz").write_bytes(content)
     with pytest.raises(InputError, match=r"^a\.nii\.gz is not a NIfTI file"):

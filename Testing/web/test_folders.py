@@ -46,3 +46,14 @@ def test_above_a_root_is_the_list_of_roots(given: Folders) -> None:
     root = given.roots[0]
     assert given.parent(str(root / "series")) == str(root)
     assert given.parent(str(root)) == ""
+
+
+def test_scans_to_pretrain_on_lie_in_a_folder_that_was_named(given: Folders, tmp_path: Path) -> None:
+    root = given.roots[0]
+    assert given.resolve_folder(f" {root / 'series'} ") == root / "series"
+    with pytest.raises(InputError, match="is not in a folder that was named"):
+        given.resolve_folder(str(tmp_path))
+    with pytest.raises(InputError, match="is a file; name a folder"):
+        given.resolve_folder(str(root / "ct.nii.gz"))
+    with pytest.raises(InputError, match="Type the path of a folder"):
+        given.resolve_folder("  ")

@@ -94,8 +94,8 @@ class Workstation(TrameApp):  # type: ignore[misc]
         self.annotate = AnnotateStepLogic(server, work)
         self.propagate = PropagateStepLogic(server, work)
         self.predict = PredictStepLogic(server, work)
-        self.teach = TeachStepLogic(server, work)
         folders = Folders(self._options.paths or [Path.cwd()])
+        self.teach = TeachStepLogic(server, work, folders)
         self.files = FilesLogic(server, work, self._documents, folders, self.volume.choose)
         self.keys = KeysLogic(server, work, self._actions())
 

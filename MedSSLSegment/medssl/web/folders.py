@@ -49,6 +49,19 @@ class Folders:
             raise InputError(f"{path} is not there any more; open the folder again.")
         return found
 
+    def resolve_folder(self, path: str) -> Path:
+        """A folder that a page names.
+
+        Raises:
+            InputError: as `resolve`, or nothing was named, or it is a file.
+        """
+        if not path.strip():
+            raise InputError("Type the path of a folder that was named when the workstation was started.")
+        folder = self.resolve(path.strip())
+        if not folder.is_dir():
+            raise InputError(f"{path} is a file; name a folder.")
+        return folder
+
     def entries(self, path: str = "") -> list[Entry]:
         """What can be opened in a folder: folders first, then files; the roots for an empty path.
 

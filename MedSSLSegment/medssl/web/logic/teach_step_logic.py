@@ -8,6 +8,7 @@ from typing import Any
 from trame_server import Server
 
 from ...scene.teaching import Curve, Proposal
+from ..folders import Folders
 from ..ui.parts import Choice
 from ..ui.teach_step_ui import TeachStepState, TeachStepUI
 from ..work import Work
@@ -26,10 +27,17 @@ _PRESETS = ("auto", "cpu", "gpu", "paper")
 
 
 class TeachStepLogic(SectionLogic[TeachStepState]):
-    """Teaching."""
+    """Teaching.
 
-    def __init__(self, server: Server, work: Work) -> None:
+    Args:
+        server: trame's.
+        work: session and desks.
+        folders: where scans to pre-train on may lie.
+    """
+
+    def __init__(self, server: Server, work: Work, folders: Folders) -> None:
         super().__init__(server, work, TeachStepState)
+        self._folders = folders
         self._desk = work.teach
         self._proposal: Proposal | None = None
         self.data.presets = [Choice(preset, preset) for preset in _PRESETS]
@@ -71,7 +79,7 @@ class TeachStepLogic(SectionLogic[TeachStepState]):
     def _pretraining(self) -> dict[str, Any]:
         return {
             "method": self.data.method,
-            "data": self.data.data_folder.strip(),
+            "data": str(self._folders.resolve_folder(self.data.data_folder)),
             "preset": self.data.preset,
             "minutes": self.data.pretrain_minutes,
         }

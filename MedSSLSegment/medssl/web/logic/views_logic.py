@@ -33,6 +33,9 @@ _FIRST_WINDOW = "soft-tissue"
 _SURFACES_S = 0.2
 """Until surfaces that are asked for are there."""
 _VR_PRESET = "CT-Coronary-Arteries-3"
+_FPS, _FPS_ELSEWHERE = 15, 4
+"""Pictures a second of the view under the mouse, and of the others: drawn without a graphics card, more of them leave
+no time for the mouse between two."""
 
 
 class ViewsLogic(SectionLogic[ViewsState]):
@@ -41,7 +44,9 @@ class ViewsLogic(SectionLogic[ViewsState]):
     def __init__(self, server: Server, work: Work) -> None:
         super().__init__(server, work, ViewsState)
         views = self._slicer_app.view_manager
-        register_rca_factories(views, server, slice_view_ui_f=create_slice_view_ui)
+        register_rca_factories(
+            views, server, slice_view_ui_f=create_slice_view_ui, target_fps=_FPS, blur_fps=_FPS_ELSEWHERE
+        )
         self._editor = TypedState(server.state, SegmentEditorState)
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._labels: dict[str, TypedState[SliceLabelState]] = {}
