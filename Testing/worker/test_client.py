@@ -491,6 +491,9 @@ def test_nothing_that_names_a_patient_reaches_the_worker_or_its_log(
 ) -> None:
     with caplog.at_level("DEBUG", logger="medssl"):
         masks(fresh_client.propagate(volume, [reference]))
+        deadline = time.monotonic() + PATIENCE_S  # the worker's log comes through a pipe of its own
+        while "Propagate 1: done" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
         fresh_client.close()
     assert "Propagate 1: done" in caplog.text
     assert "patient_name" not in caplog.text
