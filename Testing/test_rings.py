@@ -4,6 +4,7 @@
 |--------|------------------------------------|--------------------------------------------------------------|
 | engine | medssl/ except scene/ and web/     | slicer, vtk, qt, ctk, trame, scene, web                      |
 |        | medssl/ outside foundation/        | segment_anything, sam2, torchvision                          |
+|        | medssl/ outside cli/               | cli                                                          |
 | MRML   | medssl/scene/                      | qt, ctk, torch, trame, web, engine files that need torch,    |
 |        |                                    | slicer.app, slicer.modules, slicer.mrmlScene, slicer.util    |
 | web    | medssl/web/, medssl/cli/app.py     | qt, ctk, torch                                               |
@@ -48,8 +49,9 @@ ON_DEMAND = {"phantom"}
 """Engine files that a function of the panel may import: they bring scipy, which 3D Slicer has, and nothing heavier."""
 
 FORBIDDEN = {
-    "foundation": QT | TRAME | FRONT | {"slicer", "vtk", "vtkmodules"},
-    "engine": QT | TRAME | FRONT | {"slicer", "vtk", "vtkmodules"} | MODELS,
+    "foundation": QT | TRAME | FRONT | {"medssl.cli", "slicer", "vtk", "vtkmodules"},
+    "engine": QT | TRAME | FRONT | {"medssl.cli", "slicer", "vtk", "vtkmodules"} | MODELS,
+    "cli": QT | TRAME | FRONT | {"slicer", "vtk", "vtkmodules"} | MODELS,
     "scene": QT | TRAME | HEAVY | APPLICATION | {"medssl.web", "MedSSLSegment", "MedSSLSegmentLib"},
     "web": QT | HEAVY | {"MedSSLSegment", "MedSSLSegmentLib"},
     "qt": TRAME | HEAVY | {"medssl.web"},
@@ -64,7 +66,7 @@ def ring_of(path: Path, module: Path) -> str:
         return "web"
     if first != "medssl":
         return "qt"
-    return rest[0] if rest[0] in ("scene", "web", "foundation") else "engine"
+    return rest[0] if rest[0] in ("scene", "web", "foundation", "cli") else "engine"
 
 
 def names_used(path: Path, module: Path) -> Iterator[tuple[int, str]]:
@@ -118,6 +120,7 @@ def test_every_import_points_the_right_way() -> None:
         ("medssl/volume.py", "from slicer import vtkMRMLNode"),
         ("medssl/volume.py", "def f():\n    import slicer.util"),
         ("medssl/volume.py", "from .scene import nodes"),
+        ("medssl/volume.py", "from .cli.terminal import ProgressBar"),
         ("medssl/pipeline.py", "from segment_anything import sam_model_registry"),
         ("medssl/pipeline.py", "import sam2.build_sam"),
         ("medssl/pipeline.py", "from trame.app import get_server"),

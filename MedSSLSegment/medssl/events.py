@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Eta", "Log", "Progress", "drain"]
+__all__ = ["Eta", "Log", "Progress", "drain", "duration"]
 
 _Event = TypeVar("_Event")
 _Result = TypeVar("_Result")
@@ -58,3 +58,17 @@ def drain(work: Generator[_Event, None, _Result], on_event: Callable[[_Event], N
             result: _Result = end.value
             return result
         on_event(event)
+
+
+def duration(seconds: float) -> str:
+    """Write a length of time for a person: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"

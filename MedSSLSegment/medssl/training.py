@@ -26,10 +26,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .cli.terminal import duration
 from .datasets.data import UnlabelledVolumes
 from .errors import Cancelled, InputError, ModelError, NotEnoughMemory
-from .events import Eta, Log, Progress, drain
+from .events import Eta, Log, Progress, drain, duration
 from .few_labels.tiling import never
 from .foundation.runtime import pick_device
 from .home import cache_folder
@@ -39,9 +38,9 @@ from .learning.pretrain_config import PretrainConfig, choose_preset, lasting
 from .learning.recipe import Recipe
 from .learning.sampling import Samples, StepPlan, load_parts
 from .learning.transfer import write_encoder
+from .memory import gigabytes, used_bytes
 from .methods import Method, Moment, Preset, find_method
 from .runs.run_folder import RunFolder, TrainingMetric, plain
-from .serving.memory import gigabytes, used_bytes
 
 __all__ = ["Estimate", "estimate", "pretrain"]
 

@@ -24,7 +24,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import IO, NoReturn
 
-from . import __version__
+from . import __version__, memory
 from .errors import Cancelled, MedSSLError, NotEnoughMemory, ProtocolError
 from .events import Progress
 from .messages import (
@@ -50,7 +50,6 @@ from .messages import (
     from_frame,
     to_frame,
 )
-from .serving import memory
 from .serving.engine import Engine, EngineBackend, EngineRequest
 from .serving.filing import FILING_REQUESTS, Desk, file_request
 from .serving.volume_store import VolumeStore

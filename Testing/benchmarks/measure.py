@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from medssl.demo import PHANTOM_ORGANS
 from medssl.foundation.protocols import SliceTracker
+from medssl.memory import used_bytes
 from medssl.phantom import demo_case, phantom_ct
 from medssl.prompts import Reference, SlicePrompt
 from medssl.propagate import PropagateOptions, propagate
 from medssl.results import SliceMask
-from medssl.serving.memory import used_bytes
 from medssl.volume import Volume, Window
 from methods import methods_of, score_case
 from numpy.typing import NDArray

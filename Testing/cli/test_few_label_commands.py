@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from medssl import memory
 from medssl.cli import main
 from medssl.few_labels.segmenter import read_model
 from medssl.metrics import dice
 from medssl.segmentation import Segment, Segmentation, default_color, read_segmentation, write_segmentation
-from medssl.serving import memory
 from medssl.volume import Volume, read_volume, write_volume
 
 SEGMENTS = (Segment("liver", 1, default_color(1)),)

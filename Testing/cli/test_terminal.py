@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 
 import pytest
-from medssl.cli.terminal import ProgressBar, duration, table
-from medssl.events import Progress
+from medssl.cli.terminal import ProgressBar, table
+from medssl.events import Progress, duration
 
 
 class Screen(io.StringIO):

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from medssl import memory
 from medssl.backbones import build_backbone
 from medssl.errors import NotEnoughMemory
 from medssl.few_labels.finetuning import FinetuneSettings
 from medssl.few_labels.footprint import memory_explained, require_memory, training_bytes
 from medssl.few_labels.segmenter import Segmenter
 from medssl.runs.run_folder import RunFolder
-from medssl.serving import memory
 
 CPU = torch.device("cpu")
 SETTINGS = FinetuneSettings(steps=4, batch=4)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medssl.serving import memory
+from medssl import memory
 
 
 def test_memory_held_shows_up_as_used() -> None:

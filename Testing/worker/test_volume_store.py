@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from medssl import memory
 from medssl.errors import InputError, NotEnoughMemory, ProtocolError
 from medssl.messages import PutVolume, VolumePart
-from medssl.serving import memory
 from medssl.serving.volume_store import VolumeNotHeld, VolumeStore
 from medssl.volume import Volume
 

@@ -46,7 +46,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from ..batch import BatchItem, run_batch
-    from ..serving.trained import model_file
+    from ..few_labels.model_store import model_file
 
     weights = model_file(options.model, str(options.models))
     settings = {name: value for name, value in vars(options).items() if name not in _NOT_SETTINGS}

@@ -7,11 +7,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..events import duration
 from .command import Command
 from .files import read_pair
 from .options import add_model
 from .printed import note_model, score_table
-from .terminal import ProgressBar, duration
+from .terminal import ProgressBar
 
 if TYPE_CHECKING:
     from ..segmentation import Segmentation

@@ -130,7 +130,7 @@ def _compare(store: ModelStore, options: argparse.Namespace) -> None:
     """Dice of each version per segment; beyond the vouched slices nothing counts."""
     from ..cases import CaseStore, vouch_for_all
     from ..comparing import compare_models
-    from ..serving.trained import model_file
+    from ..few_labels.model_store import model_file
 
     if (options.case is None) == (options.volume is None) or (options.volume is None) != (
         options.truth is None

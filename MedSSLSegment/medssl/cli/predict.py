@@ -30,10 +30,10 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from ..few_labels.model_store import model_file
     from ..few_labels.segmenter import read_model
     from ..inference import predict_volume
     from ..segmentation import write_segmentation
-    from ..serving.trained import model_file
     from ..volume import Volume, read_volume, write_volume
 
     check_output(options.output, [options.volume])

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..events import duration
 from .command import Command
 from .files import check_output, read_pair
 from .options import add_json, add_model, add_output, add_refinement, add_series, add_window, chosen_axis
 from .printed import note_model, print_json
-from .terminal import ProgressBar, duration, table
+from .terminal import ProgressBar, table
 
 if TYPE_CHECKING:
     from ..pipeline import RefinementResult

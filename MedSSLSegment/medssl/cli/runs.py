@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError, MedSSLError
+from ..events import duration
 from ..runs.run_folder import RunFolder, list_runs
 from .command import Command
 from .options import add_json
 from .printed import print_json
-from .terminal import duration, table
+from .terminal import table
 from .watching import follow, state_in_words
 
 __all__ = ["COMMAND"]

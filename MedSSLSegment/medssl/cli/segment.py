@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
+from ..events import duration
 from .command import Command
 from .files import check_output
 from .options import (
@@ -24,7 +25,7 @@ from .options import (
     chosen_axis,
 )
 from .printed import note_model, print_json, ranges
-from .terminal import ProgressBar, duration, table
+from .terminal import ProgressBar, table
 
 if TYPE_CHECKING:
     from ..segmentation import Segmentation
@@ -125,11 +126,11 @@ def show_events(bar: ProgressBar, event: SegmentEvent) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from ..few_labels.model_store import model_file
     from ..few_labels.segmenter import read_model
     from ..foundation import load_image_predictor, load_tracker
     from ..segmentation import read_segmentation, write_segmentation
     from ..segmenting import segment_volume
-    from ..serving.trained import model_file
     from ..volume import read_volume
 
     given = [path for path in (options.volume, options.coarse, options.annotation, options.truth) if path]

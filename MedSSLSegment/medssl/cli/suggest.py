@@ -169,8 +169,8 @@ def _ranked(options: argparse.Namespace) -> list[VolumeSuggestion]:
 
 
 def _model(options: argparse.Namespace) -> SegmentationModel:
+    from ..few_labels.model_store import model_file
     from ..few_labels.segmenter import read_model
-    from ..serving.trained import model_file
 
     return read_model(model_file(options.model, str(options.models)))
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TextIO
 
-from ..events import Progress
+from ..events import Progress, duration
 
-__all__ = ["ProgressBar", "duration", "table"]
+__all__ = ["ProgressBar", "table"]
 
 _BAR_WIDTH = 24
 _REDRAW_S = 0.1
@@ -78,20 +78,6 @@ class ProgressBar:
             self._next_share = (share // _LINE_EVERY + 1) * _LINE_EVERY
             self._stream.write(f"{self._title}: {_describe(progress)}\n")
             self._stream.flush()
-
-
-def duration(seconds: float) -> str:
-    """Write a length of time for a person: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:

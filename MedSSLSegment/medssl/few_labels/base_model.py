@@ -10,8 +10,7 @@ import torch
 
 from ..errors import ModelError
 from ..learning.transfer import EncoderFile, EncoderTransfer, load_encoder
-from ..serving.trained import model_file
-from .model_store import ModelStore
+from .model_store import ModelStore, model_file
 from .segmenter import SegmentationModel, Segmenter, read_model
 
 __all__ = ["BaseModel", "BaseTransfer", "load_base", "read_base"]

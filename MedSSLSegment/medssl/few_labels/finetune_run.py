@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 
 from ..backbones import BACKBONES
 from ..cases import CaseStore
-from ..cli.terminal import duration
 from ..datasets.input_contract import InputContract
 from ..datasets.labelled import LabelledCase, LabelledScans, find_cases
 from ..errors import InputError, ModelError
-from ..events import Log, Progress
+from ..events import Log, Progress, duration
 from ..foundation.protocols import SliceTracker
 from ..foundation.runtime import pick_device
 from ..home import cases_folder, models_folder

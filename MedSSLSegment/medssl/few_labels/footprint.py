@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from .. import memory
 from ..errors import NotEnoughMemory
 from ..home import runs_folder
 from ..runs.run_folder import list_runs
-from ..serving import memory
 from .finetuning import FinetuneSettings
 from .segmenter import Segmenter
 

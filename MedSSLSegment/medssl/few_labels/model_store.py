@@ -22,10 +22,12 @@ from pathlib import Path
 from ..checkpoints import read_header
 from ..errors import InputError, ModelError
 from ..events import Log
+from ..home import models_folder
+from ..runs.run_folder import RunFolder
 from ..storage import atomic_path, make_folder, move
 from .segmenter import ModelInfo
 
-__all__ = ["ModelStore", "ModelVersion", "StoredModel", "require_model_name"]
+__all__ = ["ModelStore", "ModelVersion", "StoredModel", "model_file", "require_model_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 _VERSION_FILE = re.compile(r"v(\d{3,})\.safetensors")
@@ -233,3 +235,23 @@ def _version_files(*folders: Path) -> list[Path]:
 def _number(path: Path) -> int:
     match = _VERSION_FILE.fullmatch(path.name)
     return int(match[1]) if match else 0
+
+
+def model_file(model: str, store: str = "") -> Path:
+    """Find the weights a request means.
+
+    Args:
+        model: "liver", "liver:3", a model file, or a run folder, which stands for what the run keeps.
+        store: model store; empty for the usual one.
+
+    Raises:
+        InputError: there is no such model, or the run has kept none yet.
+    """
+    if (Path(model) / "run.json").is_file():
+        run = RunFolder.open(model)
+        if not run.checkpoint.is_file():
+            raise InputError(
+                f"The run {run.path} has not made a model yet; wait until it is done, or resume it."
+            )
+        return run.checkpoint
+    return ModelStore(store or models_folder()).resolve(model)

@@ -5,5 +5,4 @@ trained        requests of trained models: predict, segment, suggest
 filing         requests of folders: cases, runs, models
 facts          those as plain facts for display
 volume_store   volumes, each received once
-memory         what a request will take, said before it is taken
 """

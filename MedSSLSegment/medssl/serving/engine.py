@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
+from .. import memory
 from ..errors import InputError, ProtocolError
 from ..events import Progress
 from ..messages import Expect, Message, Predict, PredictVolume, Propagate, Refine, SegmentVolume, Streamed
@@ -20,7 +21,6 @@ from ..results import SliceMask
 from ..streamed_evidence import StreamedEvidence, suggestions
 from ..volume import Volume, Window
 from ..wire.codec import from_plain
-from . import memory
 from .images import ImageKeeper, OwnImage, Spot, spots_ahead
 from .trained import TrainedModels, predict_volume, segment_volume
 

@@ -9,9 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
 from ..events import Progress
-from ..home import models_folder
 from ..messages import PredictVolume, SegmentVolume, Streamed
 from ..results import SliceMask, UncertaintyMap
 from ..segmentation import Segment, Segmentation
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from ..inference import PredictedSlices
     from ..segmenting import SegmentOptions, SegmentResult
 
-__all__ = ["TrainedModels", "model_file", "predict_volume", "segment_volume"]
+__all__ = ["TrainedModels", "predict_volume", "segment_volume"]
 
 _KEPT = 2
 _AT_WORK_BYTES = {2: 310, 3: 105}
@@ -39,29 +37,6 @@ _COPIES_OF_SLICES = 2
 _STAGES_BYTES = 24
 """Per voxel of the volume: the coarse answer with its probabilities, five label maps, what compares them."""
 _LOADING_FACTOR = 2
-
-
-def model_file(model: str, store: str = "") -> Path:
-    """Find the weights a request means.
-
-    Args:
-        model: "liver", "liver:3", a model file, or a run folder, which stands for what the run keeps.
-        store: model store; empty for the usual one.
-
-    Raises:
-        InputError: there is no such model, or the run has kept none yet.
-    """
-    from ..few_labels.model_store import ModelStore
-    from ..runs.run_folder import RunFolder
-
-    if (Path(model) / "run.json").is_file():
-        run = RunFolder.open(model)
-        if not run.checkpoint.is_file():
-            raise InputError(
-                f"The run {run.path} has not made a model yet; wait until it is done, or resume it."
-            )
-        return run.checkpoint
-    return ModelStore(store or models_folder()).resolve(model)
 
 
 class TrainedModels:
@@ -82,6 +57,7 @@ class TrainedModels:
             InputError: there is none.
             ModelError: the file is damaged or holds no model.
         """
+        from ..few_labels.model_store import model_file
         from ..few_labels.segmenter import read_model
 
         path = model_file(model, store)
@@ -109,6 +85,7 @@ class TrainedModels:
             InputError, ModelError: as `get`.
         """
         from ..checkpoints import read_header
+        from ..few_labels.model_store import model_file
         from ..few_labels.segmenter import ModelInfo
 
         path = model_file(model, store)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import memory
 from ..errors import NotEnoughMemory, ProtocolError, WorkerError
 from ..messages import PutVolume, VolumePart
 from ..volume import Volume
-from . import memory
 
 __all__ = ["VolumeNotHeld", "VolumeStore"]
 

@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from ..cli.terminal import duration
 from ..datasets.grid import scan_id
 from ..datasets.input_contract import InputContract
 from ..datasets.labelled import LabelledCase, find_cases
 from ..datasets.sources import is_excluded
 from ..errors import Cancelled, InputError, StorageError, WorkerError
-from ..events import Eta, Log, Progress
+from ..events import Eta, Log, Progress, duration
 from ..few_labels.finetuning import FinetuneSettings
 from ..few_labels.tiling import never
 from ..learning.pretrain_config import PretrainConfig, choose_preset

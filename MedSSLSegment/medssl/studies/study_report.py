@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cli.terminal import duration
+from ..events import duration
 from ..methods import METHODS
 from ..storage import atomic_path
 from .study_runs import Arm, RunResult, StudyData
