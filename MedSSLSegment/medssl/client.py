@@ -288,7 +288,8 @@ class WorkerClient:
             annotation_kji: (K, J, I) labels of slices somebody has drawn; with the option prompt="annotation" only.
             segments: what those labels mean.
             vouched: slices a person vouches for already, by segment; they are not suggested.
-            absent: those of them on which the segment is not; nothing is suggested beyond them.
+            absent: those of them on which the segment is not: the final mask is empty there, and nothing is suggested
+                beyond them.
             refiner: id from the registry, of a model that answers boxes.
             tracker: id from the registry, of a model that follows masks.
             store: model store.

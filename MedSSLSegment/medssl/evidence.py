@@ -29,10 +29,18 @@ References = Mapping[str, Sequence[int]]
 _NONE: References = MappingProxyType({})
 
 
-def of_propagation(volume: Volume, result: PropagationResult) -> list[Evidence]:
-    """Evidence of a propagation; its reference slices are those it started from."""
+def of_propagation(volume: Volume, result: PropagationResult, absent: References = _NONE) -> list[Evidence]:
+    """Evidence of a propagation; its reference slices are those it started from.
+
+    Args:
+        volume: the image.
+        result: of `medssl.pipeline.propagate_volume`.
+        absent: slices on which somebody has seen that a segment is not there.
+    """
     return list(
-        _evidence(volume, result.segmentation, result.axis, result.references, confidence=result.confidence)
+        _evidence(
+            volume, result.segmentation, result.axis, result.references, absent, confidence=result.confidence
+        )
     )
 
 

@@ -228,7 +228,8 @@ class SegmentVolume:
     """Model id of the registry that follows masks."""
     device: str = "auto"
     absent: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Those of the slices in `vouched` on which the segment is not; nothing is suggested beyond them."""
+    """Those of the slices in `vouched` on which the segment is not: they end up empty, and nothing is suggested beyond
+    them."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from .canvas import Canvas
 from .errors import Cancelled, InputError
 from .events import Eta, Log, Progress, drain
+from .known_slices import KnownSlices
 from .metrics import SegmentScore, dice, evaluate
 from .pipeline import annotated_slices, references_from_annotation
 from .prompts import Reference, SlicePrompt
@@ -182,6 +183,7 @@ def segment_volume(
     predictor: ImagePredictor,
     tracker: SliceTracker,
     annotation: Segmentation | None = None,
+    known: KnownSlices | None = None,
     options: SegmentOptions | None = None,
     device: str = "auto",
     on_event: Callable[[SegmentEvent], None] = lambda event: None,
@@ -193,7 +195,7 @@ def segment_volume(
         on_event: called with what `segment` yields.
     """
     work = segment(
-        volume, model, predictor=predictor, tracker=tracker, annotation=annotation, options=options,
+        volume, model, predictor=predictor, tracker=tracker, annotation=annotation, known=known, options=options,
         device=device, cancelled=cancelled,
     )  # fmt: skip
     return drain(work, on_event)
@@ -206,6 +208,7 @@ def segment(
     predictor: ImagePredictor,
     tracker: SliceTracker,
     annotation: Segmentation | None = None,
+    known: KnownSlices | None = None,
     options: SegmentOptions | None = None,
     device: str = "auto",
     cancelled: Callable[[], bool] = lambda: False,
@@ -218,6 +221,8 @@ def segment(
         predictor: promptable model that answers boxes.
         tracker: promptable model that propagates.
         annotation: with prompt="annotation": slices somebody has drawn, on the volume's grid.
+        known: slices somebody vouches for, in either mode: the final mask has them as they are, but for those that
+            the annotation draws anew.
         options: None takes the defaults.
         device: of the coarse model.
         cancelled: asked before every slice or batch.
@@ -229,15 +234,15 @@ def segment(
 
     Raises:
         InputError: an annotation without prompt="annotation" or the other way round, a segment that the model or the
-            annotation does not know, another grid, or a model of another modality.
+            annotation does not know, an annotation or known slices on another grid, or a model of another modality.
         Cancelled: `cancelled` said so; what was yielded stands.
     """
     options = options or SegmentOptions()
     started = time.monotonic()
     axis = volume.axis_of("axial") if options.axis is None else options.axis
     volume.require_stack(axis)
-    known = model if isinstance(model, Segmentation) else model.info
-    names = _wanted(known.names, annotation, options)
+    finds = model if isinstance(model, Segmentation) else model.info
+    names = _wanted(finds.names, annotation, options)
     drawn = _drawn(volume, annotation, axis, names, options)
 
     coarse = yield from _coarse(volume, model, names, options, device, cancelled)
@@ -261,6 +266,8 @@ def segment(
     }
     yield Progress(0, len(names), None, "final")
     stages["final"] = stages["propagated"] if drawn is not None else _vote(stages)
+    if known is not None:
+        stages["final"] = known.without(_indices(names, drawn or ())).put_into(stages["final"])
     confidence = canvas.confidence()
     yield from _final_slices(stages["final"], axis, confidence)
     agreement, eta = {}, Eta(len(names))

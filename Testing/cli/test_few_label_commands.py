@@ -195,6 +195,16 @@ def test_segment_starts_from_a_persons_slices_or_from_another_programs_mask(
     assert medssl("segment", small_case.ct, *output).code == 1
 
 
+def test_segment_keeps_what_the_case_store_vouches_for(medssl, small_case, trained, tmp_path: Path) -> None:
+    arguments = ["--model", "organs", "--models", trained / "models", "-o", tmp_path / "organs.nii.gz"]
+    outcome = medssl("segment", small_case.ct, *arguments, "--store", trained / "cases")
+    assert outcome.code == 0, outcome.err
+    assert "that the case store vouches for stayed as they are" in outcome.out
+    found = read_segmentation(tmp_path / "organs.nii.gz", small_case.volume)
+    for name in ("liver", "spleen"):
+        np.testing.assert_array_equal(found.mask(name), small_case.truth.mask(name))
+
+
 def test_suggest_ranks_slices_and_volumes_and_says_why(medssl, small_case, trained, tmp_path: Path) -> None:
     drawn = medssl(
         "suggest", small_case.ct, "--annotation", small_case.annotation_path, "--count", "2", "--json"

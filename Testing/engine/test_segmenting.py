@@ -13,6 +13,7 @@ from medssl.events import Log, Progress
 from medssl.evidence import of_propagation, of_segmentation, vouched_references
 from medssl.foundation.intensity import IntensityTracker
 from medssl.foundation.protocols import Prediction
+from medssl.known_slices import KnownSlices
 from medssl.metrics import dice
 from medssl.pipeline import propagate_volume
 from medssl.prompts import SlicePrompt
@@ -82,10 +83,11 @@ class Bright:
 
 
 def run(volume: Volume, coarse: Segmentation, **changes: object) -> SegmentResult:
-    annotation = changes.pop("annotation", None)
+    annotation, known = changes.pop("annotation", None), changes.pop("known", None)
     options = SegmentOptions(margin_mm=2.0, **changes)  # type: ignore[arg-type]
     return segment_volume(
-        volume, coarse, predictor=Bright(), tracker=IntensityTracker(), options=options, annotation=annotation,  # type: ignore[arg-type]
+        volume, coarse, predictor=Bright(), tracker=IntensityTracker(), options=options,
+        annotation=annotation, known=known,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -163,6 +165,50 @@ def test_an_annotation_is_where_the_references_come_from_and_nothing_else(
         run(volume, coarse, annotation=annotation)
     with pytest.raises(InputError, match="give both or neither"):
         run(volume, coarse, prompt="annotation")
+
+
+def settled(volume: Volume, tmp_path: Path) -> KnownSlices:
+    """A case that says the liver is a square on slice 6 and not on slice 8, whatever the truth."""
+    labels = np.zeros_like(TRUTH.labels_kji)
+    labels[6, 3:7, 3:7] = 3
+    drawn = Segmentation(labels, GRID, SEGMENTS)
+    case = CaseStore(tmp_path / "store").add(volume, drawn, [Vouched("liver", 0, (6, 8))])
+    return KnownSlices.of_case(case, 0)
+
+
+def test_what_a_person_has_settled_is_in_the_final_mask_as_it_is(
+    volume: Volume, coarse: Segmentation, tmp_path: Path
+) -> None:
+    plain, known = run(volume, coarse), settled(volume, tmp_path)
+    kept = run(volume, coarse, known=known)
+    liver = kept.segmentation.mask("liver")
+    assert np.argwhere(liver[6]).tolist() == [[j, i] for j in range(3, 7) for i in range(3, 7)]
+    assert not liver[8].any()
+    others = [k for k in range(16) if k not in (6, 8)]
+    np.testing.assert_array_equal(kept.segmentation.labels_kji[others], plain.segmentation.labels_kji[others])
+    np.testing.assert_array_equal(kept.segmentation.mask("spleen"), plain.segmentation.mask("spleen"))
+    np.testing.assert_array_equal(kept.stages["coarse"].labels_kji, plain.stages["coarse"].labels_kji)
+    assert (known.count(("liver", "spleen")), known.count(("spleen",))) == (2, 0)
+
+
+def test_a_slice_that_is_drawn_anew_replaces_what_was_settled(
+    volume: Volume, coarse: Segmentation, tmp_path: Path
+) -> None:
+    drawn = np.zeros_like(TRUTH.labels_kji)
+    drawn[6] = np.where(LIVER[6], 3, 0)
+    annotation = Segmentation(drawn, GRID, SEGMENTS[:1])
+    known = settled(volume, tmp_path)
+    result = run(volume, coarse, prompt="annotation", annotation=annotation, known=known)
+    np.testing.assert_array_equal(result.segmentation.mask("liver")[6], LIVER[6])
+    assert not result.segmentation.mask("liver")[8].any()
+
+
+def test_known_slices_without_labels_only_empty_what_is_absent(volume: Volume, coarse: Segmentation) -> None:
+    known = KnownSlices(axis=0, shown={"liver": [7]}, absent={"liver": [8], "kidney": [2]})
+    found, plain = (run(volume, coarse, **given).segmentation for given in ({"known": known}, {}))
+    assert not found.mask("liver")[8].any()
+    np.testing.assert_array_equal(found.labels_kji[7], plain.labels_kji[7])
+    assert KnownSlices.of_case(None, 0).put_into(coarse) is coarse
 
 
 def test_a_segment_that_is_not_there_is_named_and_stays_empty(volume: Volume) -> None:

@@ -165,6 +165,47 @@ def test_a_prediction_leaves_the_slices_alone_that_a_person_drew(a_desk: Desk) -
     assert [each.index for each in a_desk.session.references()] == [3]
 
 
+def test_slices_a_person_drew_or_emptied_are_handed_on_and_stay_as_they_are(a_desk: Desk) -> None:
+    filled = dict.fromkeys((2, 4), a_desk.mask)
+    writing.write_predicted_slices(a_desk.node, a_desk.liver, a_desk.volume, 0, filled)
+    writing.write_slices(a_desk.node, a_desk.liver, a_desk.volume, 0, {4: np.zeros_like(a_desk.mask)})
+    a_desk.session.look()
+    while a_desk.session.is_looking:
+        a_desk.session.poll()
+    a_desk.predict.segment_everything("liver")
+    _, _, asked, ticket = a_desk.client.asked[-1]
+    assert (asked["vouched"], asked["absent"]) == ({"liver": [3, 4]}, {"liver": [4]})
+    other = ~a_desk.mask
+    ticket.events += [SliceMask("liver", 0, index, other, 0.9, stage="final") for index in (2, 3, 4, 5)]
+    ticket.done = True
+    while a_desk.predict.is_running:
+        a_desk.predict.poll()
+    found = nodes.read_segment(a_desk.node, a_desk.liver, a_desk.volume)
+    np.testing.assert_array_equal(found[3], a_desk.mask)
+    assert not found[4].any()
+    np.testing.assert_array_equal(found[[2, 5]], [other, other])
+    a_desk.session.look()
+    while a_desk.session.is_looking:
+        a_desk.session.poll()
+    assert not {each.index for each in a_desk.session.suggestions()} & {3, 4, 5}
+
+
+def test_slices_across_another_axis_are_not_handed_on(a_desk: Desk) -> None:
+    a_desk.predict.segment_everything("liver", {"axis": 1})
+    assert (a_desk.client.asked[-1][2]["vouched"], a_desk.client.asked[-1][2]["absent"]) == ({}, {})
+
+
+def test_a_segment_that_was_cleared_as_a_whole_is_found_anew(a_desk: Desk) -> None:
+    nothing = np.zeros_like(a_desk.mask)
+    writing.write_predicted_slices(a_desk.node, a_desk.liver, a_desk.volume, 0, {4: a_desk.mask})
+    writing.write_slices(a_desk.node, a_desk.liver, a_desk.volume, 0, {3: nothing, 4: nothing})
+    a_desk.session.look()
+    while a_desk.session.is_looking:
+        a_desk.session.poll()
+    a_desk.predict.segment_everything("liver")
+    assert a_desk.client.asked[-1][2]["absent"] == {"liver": []}
+
+
 def test_uncertainty_becomes_a_volume_on_the_same_grid(a_desk: Desk) -> None:
     a_desk.predict.predict("liver", maps=True)
     ticket = a_desk.client.asked[-1][3]

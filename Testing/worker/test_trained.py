@@ -156,6 +156,24 @@ def test_the_pipeline_streams_every_stage_and_says_what_to_annotate_next(
     assert all(s["reason"] for s in summary["suggestions"])
 
 
+def test_a_slice_known_to_be_without_a_segment_ends_up_empty_and_is_not_suggested(
+    client: WorkerClient, phantom: Phantom, model_path: Path
+) -> None:
+    options = {"references": 1, "segments": ["bone"], "uncertainty": "off"}
+
+    def finals(**known: dict[str, list[int]]) -> tuple[set[int], set[int]]:
+        ticket = client.segment_volume(phantom.volume, str(model_path), options, device="cpu", **known)
+        events = [event for event in ticket.events() if isinstance(event, SliceMask)]
+        suggested = ticket.result(PATIENCE_S).summary["suggestions"]
+        return {e.index for e in events if e.stage == "final"}, {s["index"] for s in suggested}
+
+    before, suggested = finals()
+    gone = [min(suggested & before)]
+    after, then = finals(vouched={"bone": gone}, absent={"bone": gone})
+    assert after == before - set(gone)
+    assert not then & set(gone)
+
+
 def test_methods_and_networks_are_listed_as_the_program_knows_them(client: WorkerClient) -> None:
     from medssl.backbones import BACKBONES
     from medssl.methods import METHODS

@@ -20,6 +20,7 @@ from .options import (
     add_promptable,
     add_refinement,
     add_series,
+    add_store,
     add_trained,
     add_window,
     chosen_axis,
@@ -28,11 +29,12 @@ from .printed import note_model, print_json, ranges
 from .terminal import ProgressBar, table
 
 if TYPE_CHECKING:
+    from ..known_slices import KnownSlices
     from ..segmentation import Segmentation
     from ..segmenting import SegmentEvent, SegmentOptions, SegmentResult
     from ..volume import Volume
 
-__all__ = ["COMMAND", "add_pipeline", "pipeline_options", "show_events"]
+__all__ = ["COMMAND", "add_pipeline", "known_slices", "pipeline_options", "show_events"]
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -56,9 +58,24 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--truth", metavar="FILE", help="label map of the truth: score every stage against it"
     )
+    add_store(parser)
     add_pipeline(parser)
     add_series(parser)
     add_json(parser)
+
+
+def known_slices(volume: Volume, store: Path, axis: int | None) -> KnownSlices:
+    """What the volume's case in a store vouches for across an axis; nothing where it has none.
+
+    Args:
+        store: folder of the case store.
+        axis: None is the axial one.
+    """
+    from ..cases import CaseStore
+    from ..known_slices import KnownSlices
+
+    case = CaseStore(store).find(volume.content_hash) if store.is_dir() else None
+    return KnownSlices.of_case(case, volume.axis_of("axial") if axis is None else axis)
 
 
 def add_pipeline(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +160,8 @@ def _run(options: argparse.Namespace) -> None:
         for path in (options.truth, options.annotation, options.coarse)
     )
     model = coarse or read_model(model_file(options.model, str(options.models)))
+    pipeline = pipeline_options(volume, options, options.prompt)
+    known = known_slices(volume, Path(options.store), pipeline.axis)
     with ProgressBar(sys.stderr, "Segmenting") as bar:
         result = segment_volume(
             volume,
@@ -150,7 +169,8 @@ def _run(options: argparse.Namespace) -> None:
             predictor=load_image_predictor(options.refiner, options.device),
             tracker=load_tracker(options.tracker, options.device),
             annotation=annotation,
-            options=pipeline_options(volume, options, options.prompt),
+            known=known,
+            options=pipeline,
             device=options.device,
             on_event=lambda event: show_events(bar, event),
         )
@@ -163,6 +183,8 @@ def _run(options: argparse.Namespace) -> None:
         print_json({"output": options.output, **facts})
         return
     print(_table(facts["segments"]))
+    if count := known.count(result.segmentation.names):
+        print(f"\n{count} slice{'s' * (count > 1)} that the case store vouches for stayed as they are.")
     print(f"\n{options.output} written after {duration(result.seconds)}.")
 
 

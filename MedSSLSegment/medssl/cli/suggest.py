@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from ..errors import InputError
 from .command import Command
 from .options import add_json, add_series, add_store, add_trained
 from .printed import print_json
-from .segment import add_pipeline, pipeline_options, show_events
+from .segment import add_pipeline, known_slices, pipeline_options, show_events
 from .terminal import ProgressBar, table
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ def _evidence(volume: Volume, options: argparse.Namespace) -> list[Evidence]:
     if options.model is None and annotation is not None:
         with ProgressBar(sys.stderr, "Propagating") as bar:
             found = propagate_volume(volume, annotation, tracker=tracker, on_progress=bar)
-        return evidence.of_propagation(volume, found)
+        known = known_slices(volume, Path(options.store), found.axis).without(found.references)
+        return evidence.of_propagation(volume, found, known.absent)
+    pipeline = pipeline_options(volume, options, "prediction" if annotation is None else "annotation")
+    known = known_slices(volume, Path(options.store), pipeline.axis)
     with ProgressBar(sys.stderr, "Segmenting") as bar:
         result = segment_volume(
             volume,
@@ -95,30 +98,27 @@ def _evidence(volume: Volume, options: argparse.Namespace) -> list[Evidence]:
             predictor=load_image_predictor(options.refiner, options.device),
             tracker=tracker,
             annotation=annotation,
-            options=pipeline_options(volume, options, "prediction" if annotation is None else "annotation"),
+            known=known,
+            options=pipeline,
             device=options.device,
             on_event=lambda event: show_events(bar, event),
         )
-    drawn, absent = _drawn(volume, annotation, result.axis, options)
-    return list(evidence.of_segmentation(volume, result, drawn, absent))
+    drawn = _with_drawn(known.shown, annotation, result.axis)
+    return list(evidence.of_segmentation(volume, result, drawn, known.absent))
 
 
-def _drawn(
-    volume: Volume, annotation: Segmentation | None, axis: int, options: argparse.Namespace
-) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Slices that need no annotation any more, drawn here or vouched for in the store: with the segment and without."""
-    from ..cases import CaseStore
-    from ..evidence import vouched_references
+def _with_drawn(
+    vouched: Mapping[str, Sequence[int]], annotation: Segmentation | None, axis: int
+) -> dict[str, list[int]]:
+    """Slices that show a segment and need no annotation any more: vouched for in the store, or drawn here."""
     from ..pipeline import annotated_slices
     from ..volume import as_stack
 
-    store = Path(options.store)
-    case = CaseStore(store).find(volume.content_hash) if store.is_dir() else None
-    drawn, absent = vouched_references(case, axis)
+    drawn = {name: list(indices) for name, indices in vouched.items()}
     for name in annotation.names if annotation is not None else ():
         indices = annotated_slices(as_stack(annotation.mask(name), axis))  # type: ignore[union-attr]
         drawn[name] = sorted({*drawn.get(name, ()), *indices})
-    return drawn, absent
+    return drawn
 
 
 def _suggest_volumes(options: argparse.Namespace) -> None:

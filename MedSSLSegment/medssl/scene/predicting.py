@@ -1,7 +1,8 @@
 """A trained model's answer, streamed into the scene: coarse, refined, propagated and final, side by side.
 
-The final masks go into the chosen segmentation, one step of undo, and leave the slices alone that a person drew there;
-each stage on the way has a segmentation of its own beside it, so that one key can show one after the other.
+The final masks go into the chosen segmentation, one step of undo, and leave the slices alone that a person drew or
+emptied there; each stage on the way has a segmentation of its own beside it, so that one key can show one after the
+other.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class PredictDesk:
         self._nodes: tuple[Any, Any] = (None, None)
         self._ids: dict[tuple[Any, str], str] = {}
         self._written_to: set[Target] = set()
-        self._drawn: set[tuple[str, int, int]] = set()
+        self._settled: set[tuple[str, int, int]] = set()
         self._kept: set[tuple[str, int, int]] = set()
         self.fraction = 0.0
         """0 .. 1 of the running or last prediction."""
@@ -95,20 +96,47 @@ class PredictDesk:
         refiner: str = DEFAULT_MODEL,
         tracker: str = DEFAULT_MODEL,
     ) -> None:
-        """Coarse, refined, reference slices, propagated, in one go; fields of `SegmentOptions`."""
+        """Coarse, refined, reference slices, propagated, in one go; fields of `SegmentOptions`.
+
+        Slices that a person has drawn or emptied stay as they are, and are not suggested.
+        """
         volume = self._require()
         client: Any = self._session.client
+        axis = (options or {}).get("axis")
+        vouched, absent = self._by_name(volume.axis_of("axial") if axis is None else axis)
         self._begin(
             model,
             client.segment_volume(
                 volume,
                 model,
                 dict(options or {}),
+                vouched=vouched,
+                absent=absent,
                 refiner=refiner,
                 tracker=tracker,
                 device=self._session.device,
             ),
         )
+
+    def _by_name(self, axis: int) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+        """Slices across an axis that a person has drawn or emptied, and of these the emptied ones, by segment name."""
+        settled: dict[str, list[int]] = {}
+        emptied: dict[str, list[int]] = {}
+        survey = self._session.survey
+        if survey is None or survey.axis != axis:
+            return settled, emptied
+        for segment in self._session.segments():
+            found = survey.segments.get(segment.id)
+            if found is not None and segment.name not in settled:
+                settled[segment.name] = sorted((*found.drawn, *found.absent))
+                emptied[segment.name] = list(found.absent)
+        return settled, emptied
+
+    def _settled_slices(self) -> set[tuple[str, int, int]]:
+        """Segment, axis and index of the slices that a person has drawn or emptied."""
+        survey = self._session.survey
+        found = {} if survey is None else survey.segments
+        return {(i, survey.axis, n) for i, each in found.items() for n in (*each.drawn, *each.absent)}
 
     def _require(self) -> Any:
         if self._run is not None:
@@ -125,7 +153,7 @@ class PredictDesk:
         # By the names of now: the person may rename a segment before its first slice arrives.
         self._ids = {(node, segment.name): segment.id for segment in reversed(session.segments())}
         self._written_to = set()
-        self._drawn = {(each.segment, each.axis, each.index) for each in session.references() if each.used}
+        self._settled = self._settled_slices()
         self._kept = set()
         rules = {node: session.rules()}
         # Everything a model sends lies across one axis, known from the first mask.
@@ -186,7 +214,7 @@ class PredictDesk:
             node = self._session.segmentation_node if is_final else self._stage_node(event.stage)
             target = self._target(node, event.segment)
             self._written_to.add(target)
-            if is_final and (slice_ := (target.segment, event.axis, event.index)) in self._drawn:
+            if is_final and (slice_ := (target.segment, event.axis, event.index)) in self._settled:
                 self._kept.add(slice_)
                 return
             writer.put(target, event.index, event.mask, event.confidence)

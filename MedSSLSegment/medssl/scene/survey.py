@@ -48,6 +48,8 @@ class SegmentSurvey:
     """(N,) of the program, 0 .. 1; NaN where it wrote nothing."""
     left_out: tuple[int, ...] = ()
     """Slices that would be reference slices, had the person not left them out; rising."""
+    absent: tuple[int, ...] = ()
+    """Slices that the program had filled and a person has emptied: the segment is not there; rising."""
 
     def with_used(self, index: int, used: bool) -> SegmentSurvey:
         """The same, with a slice used as a reference slice or left out; unchanged where nobody drew."""
@@ -60,7 +62,13 @@ class SegmentSurvey:
     def evidence(self, volume: Volume, axis: int) -> Evidence:
         """For `medssl.suggest`."""
         return Evidence(
-            self.id, axis, volume.step_mm(axis), self.area_px, self.drawn, confidence=self._confidence()
+            self.id,
+            axis,
+            volume.step_mm(axis),
+            self.area_px,
+            self.drawn,
+            self.absent,
+            confidence=self._confidence(),
         )
 
     def _confidence(self) -> NDArray[np.float64] | None:
@@ -136,7 +144,7 @@ def _count(parts: Sequence[tuple[str, Layer, Any, Any, Any]], volume: Volume, ax
     if axis is None:
         axis = guess_axis(mask for _, mask in drawings.values() if mask.any())
     segments = {}
-    for i, layer, _, sure, left in parts:
+    for i, layer, marks, sure, left in parts:
         start, mask = drawings[i]
         found = [start[axis] + n for n in annotated_slices(mask, axis)]
         drawn = tuple(n for n in found if (axis, n) not in left)
@@ -145,8 +153,15 @@ def _count(parts: Sequence[tuple[str, Layer, Any, Any, Any]], volume: Volume, ax
         for (marked_axis, index), value in sure.items():
             if marked_axis == axis and index < len(curve):
                 curve[index] = value
-        segments[i] = SegmentSurvey(i, drawn, _areas(layer, volume, axis), curve, unused)
+        areas = _areas(layer, volume, axis)
+        emptied = _emptied(areas, {n for marked, n in marks if marked == axis and (axis, n) not in left})
+        segments[i] = SegmentSurvey(i, drawn, areas, curve, unused, emptied)
     return Survey(axis, volume.view_of(axis), segments)
+
+
+def _emptied(areas: NDArray[np.float64], filled: set[int]) -> tuple[int, ...]:
+    """Of the slices the program had filled, those that are empty now; none of a segment that was cleared as a whole."""
+    return tuple(n for n in sorted(filled) if n < len(areas) and areas[n] == 0) if areas.any() else ()
 
 
 def _areas(layer: Layer, volume: Volume, axis: int) -> NDArray[np.float64]:

@@ -144,8 +144,10 @@ def segment_volume(
         InputError: the model, an option or the annotation does not suit the volume.
         Cancelled: `cancelled` said so.
     """
+    from ..known_slices import KnownSlices
     from ..segmenting import segment
 
+    axis = volume.axis_of("axial") if options.axis is None else options.axis
     annotation = None
     if request.annotation is not None:
         labels = decode_labels(request.annotation)
@@ -156,6 +158,7 @@ def segment_volume(
         predictor=predictor,
         tracker=tracker,
         annotation=annotation,
+        known=KnownSlices(axis=axis, absent=request.absent),
         options=options,
         device=request.device,
         cancelled=cancelled,
