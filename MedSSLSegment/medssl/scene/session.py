@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
+from itertools import chain
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -36,6 +37,7 @@ from ..suggest import Suggestion, suggest_slices
 from ..volume import View, Volume
 from . import nodes, tags, writing
 from .background import Task
+from .corrections import last_propagation, missed_slices, slices_to_redo
 from .history import History, SegmentationHistories
 from .layers import slice_fingerprint
 from .nodes import SegmentInfo
@@ -111,7 +113,8 @@ class PropagateRequest:
     overlap: Overlap = Overlap.ALLOW
     """What to do where the result meets another segment; a session's `editor_node` has its own say instead."""
     only_changed: bool = False
-    """Track only the stretches again that reach a slice drawn, corrected or removed since the last run."""
+    """Track only the stretches again that reach a slice drawn, corrected or removed since the last run, and those
+    that a cancelled or failed run has left unfinished."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +128,7 @@ class Plan:
     drawn: dict[str, list[int]]
     """Segment id -> its drawn slices, ascending."""
     changed: tuple[int, ...] = ()
-    """Slices whose stretches are tracked again; empty = all."""
+    """Slices whose stretches are tracked again, reference slices or not; empty = all."""
 
 
 class State(Enum):
@@ -177,6 +180,11 @@ class _Propagation:
     """Slices that have arrived so far, by segment id."""
     marks: dict[str, tuple[int, ...]]
     """Fingerprints of the masks it started from, by segment id, in the slices' order."""
+
+    def filled(self, segment_id: str) -> set[int]:
+        """Slices that have arrived and are written."""
+        written = self.writer.written.get(Target(self.segmentation_node, segment_id), set())
+        return written & self.arrived[segment_id]
 
 
 class Session:
@@ -398,29 +406,12 @@ class Session:
             raise InputError(f"Nothing is drawn in {what}; paint the object on at least one slice first.")
         if not request.only_changed:
             return Plan(survey.axis, survey.view, drawn)
-        changed = {i: self._changed(i, survey.axis, indices) for i, indices in drawn.items()}
+        node, volume = self._segmentation_node, self.volume()
+        changed = {i: slices_to_redo(node, i, volume, survey.axis, indices) for i, indices in drawn.items()}
         everything = sorted(set().union(*changed.values()))
         if not everything:
             raise InputError("No slice was drawn or corrected since the last propagation.")
         return Plan(survey.axis, survey.view, {i: drawn[i] for i in drawn if changed[i]}, tuple(everything))
-
-    def _changed(self, segment_id: str, axis: int, drawn: Sequence[int]) -> set[int]:
-        """Slices that were drawn, corrected or taken away since the last propagation."""
-        runs = (
-            s
-            for s in tags.steps(self._segmentation_node, segment_id)
-            if s.what == "propagate" and s.axis == axis
-        )
-        last = max(runs, key=lambda step: step.when, default=tags.Step("", ""))
-        marks = dict(zip(last.references, last.marks, strict=False))
-        again = {index for index in drawn if index in marks}
-        volume, node = self.volume(), self._segmentation_node
-        corrected = {
-            index
-            for index in again
-            if slice_fingerprint(nodes.read_slice(node, segment_id, volume, axis, index)) != marks[index]
-        }
-        return corrected | (set(drawn) ^ set(last.references))
 
     # Propagating
 
@@ -574,25 +565,29 @@ class Session:
             if not propagation.run.done:
                 propagation.run.cancel()
             if propagation.writer.written and not self._what_was_removed(propagation):
-                self._note_steps(propagation)
+                self._note_steps(propagation, state is State.DONE)
                 propagation.writer.end()
         fraction = 1.0 if state is State.DONE else self._status.fraction
         self._status = Status(state, fraction, None, text)
 
-    def _note_steps(self, propagation: _Propagation) -> None:
-        request = propagation.request
+    def _note_steps(self, propagation: _Propagation, is_done: bool) -> None:
+        node, axis, request = propagation.segmentation_node, propagation.plan.axis, propagation.request
         for segment_id, drawn in propagation.plan.drawn.items():
-            count = len(propagation.arrived[segment_id])
-            self._forget_left_out(segment_id, propagation.plan.axis, propagation.arrived[segment_id])
+            covered = propagation.covered[segment_id]
+            filled = propagation.filled(segment_id)
+            decided = {*drawn, *(chain.from_iterable(covered) if is_done else filled)}
+            before = last_propagation(node, segment_id, axis)
+            self._forget_left_out(segment_id, axis, filled)
             self.note_step(
                 segment_id,
                 tags.Step(
                     "propagate",
                     request.model,
-                    axis=propagation.plan.axis,
+                    axis=axis,
                     references=tuple(drawn),
                     marks=propagation.marks[segment_id],
-                    slices=count,
+                    slices=len(filled),
+                    missed=missed_slices(before, covered, decided),
                     options=_plain(request),
                 ),
             )

@@ -50,6 +50,8 @@ class Step:
     """Fingerprints of the masks on them, in the same order; none where they were not kept."""
     slices: int = 0
     """How many slices it wrote."""
+    missed: tuple[tuple[int, int], ...] = ()
+    """(first, last) of the rows of slices that wait for a propagation still: it, or one before it, was stopped."""
     options: dict[str, Any] = field(default_factory=dict)
     """What was asked for."""
     program: str = ""
@@ -97,11 +99,7 @@ def note_left_out(segmentation_node: Any, segment_id: str, slices: Collection[tu
 
 def steps(segmentation_node: Any, segment_id: str) -> tuple[Step, ...]:
     """What the program did to a segment, oldest first."""
-    text = _read(segmentation_node, segment_id, _STEPS)
-    return tuple(
-        Step(**{**step, "references": tuple(step["references"]), "marks": tuple(step.get("marks", ()))})
-        for step in json.loads(text or "[]")
-    )
+    return tuple(_step(known) for known in json.loads(_read(segmentation_node, segment_id, _STEPS) or "[]"))
 
 
 def add_step(segmentation_node: Any, segment_id: str, step: Step) -> None:
@@ -109,6 +107,12 @@ def add_step(segmentation_node: Any, segment_id: str, step: Step) -> None:
     kept = [*steps(segmentation_node, segment_id), step][-_STEPS_KEPT:]
     text = json.dumps([asdict(each) for each in kept], separators=(",", ":"))
     _write(segmentation_node, segment_id, _STEPS, text.replace("|", "\\u007c"))
+
+
+def _step(known: dict[str, Any]) -> Step:
+    rows = tuple((first, last) for first, last in known.get("missed", ()))
+    lists = {"references": tuple(known["references"]), "marks": tuple(known.get("marks", ()))}
+    return Step(**{**known, **lists, "missed": rows})
 
 
 def _read(segmentation_node: Any, segment_id: str, tag: str) -> str:
