@@ -119,6 +119,25 @@ def test_annotated_slices_alone_can_be_asked_for(phantoms: list[Phantom]) -> Non
     assert (all_of(whole) != IGNORE).all()
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_volume_that_comes_in_several_parts_is_prepared_once(
+    phantoms: list[Phantom], tmp_path: Path, cached: bool
+) -> None:
+    parts = [case_of(phantoms[0], vouched={0: [k]}) for k in (3, 4)]
+    cache = tmp_path if cached else None
+    together = LabelledScans.from_cases(
+        [*parts, case_of(phantoms[1], "b")], OWN_GRID, ["liver", "spleen"], cache
+    )
+    assert together[0].image is together[1].image
+    assert together[1].image is not together[2].image
+    for scan, part in zip(together, parts, strict=False):
+        (alone,) = LabelledScans.from_cases([part], OWN_GRID, ["liver", "spleen"])
+        assert scan.scan.id == alone.scan.id
+        assert scan.scan.stats == alone.scan.stats
+        np.testing.assert_array_equal(scan.image[:], alone.image[:])
+        np.testing.assert_array_equal(scan.labels[:], alone.labels[:])
+
+
 def test_the_cache_gives_the_same_as_memory(phantoms: list[Phantom], tmp_path: Path) -> None:
     contract = InputContract(spacing_kji_mm=(None, 8.0, 8.0))
     cases = [case_of(phantom, str(n)) for n, phantom in enumerate(phantoms)]

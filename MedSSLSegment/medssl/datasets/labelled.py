@@ -31,7 +31,7 @@ from ..segmentation import Segment, Segmentation, default_color, read_segmentati
 from ..volume import Volume, as_stack, read_volume
 from .data import IGNORE, Scan, SliceArray, intensity_stats
 from .grid import PreparedGrid, prepare_image, scan_id
-from .input_contract import InputContract
+from .input_contract import InputContract, IntensityStats
 from .packed import PackedArray, pack
 from .sources import Patients, dicom_patient, find_sources, image_stem, stated_modality
 from .volume_cache import VolumeCache, guessed_modality, require_modality, some
@@ -182,7 +182,7 @@ class LabelledScans:
             Cancelled: `cancelled` said so.
         """
         _check_segments(segments)
-        store = None if cache is None else VolumeCache(cache, contract)
+        prepared = _Preparation(contract, None if cache is None else VolumeCache(cache, contract), cancelled)
         eta = Eta(len(cases))
         on_event(eta.step(0))
         scans: list[LabelledScan] = []
@@ -206,7 +206,7 @@ class LabelledScans:
                 continue
             if not mixed_modalities:
                 _require_modality(case, volume, contract)
-            scans.append(_prepared(complete, volume, truth, contract, segments, store, cancelled))
+            scans.append(_labelled(complete, truth, segments, prepared.of(volume), prepared.store))
         on_event(eta.step(len(cases)))
         wanted = ", ".join(segments)
         if not scans:
@@ -323,29 +323,63 @@ def _vouched(
     return {axis: indices} if indices else {}
 
 
-def _prepared(
+@dataclass(frozen=True, eq=False)
+class _PreparedImage:
+    """A volume on the contract's grid."""
+
+    identity: str
+    voxels: SliceArray
+    grid: PreparedGrid
+    stats: IntensityStats
+
+
+class _Preparation:
+    """Prepares volumes; one that comes several times in a row, with other labels each time, only once.
+
+    Args:
+        contract: grid of the network's input.
+        store: where prepared images are kept; None keeps them in memory.
+        cancelled: asked between slices.
+    """
+
+    def __init__(
+        self, contract: InputContract, store: VolumeCache | None, cancelled: Callable[[], bool]
+    ) -> None:
+        self.store = store
+        self._contract, self._cancelled = contract, cancelled
+        self._last: tuple[Volume, _PreparedImage] | None = None
+
+    def of(self, volume: Volume) -> _PreparedImage:
+        """The volume on the contract's grid."""
+        if self._last is None or self._last[0] is not volume:
+            self._last = volume, self._prepare(volume)
+        return self._last[1]
+
+    def _prepare(self, volume: Volume) -> _PreparedImage:
+        identity = scan_id(volume)
+        if self.store is None:
+            image, grid = prepare_image(volume, self._contract, self._cancelled)
+            return _PreparedImage(identity, image, grid, intensity_stats(image))
+        kept = self.store.find(volume, identity) or self.store.add(volume, identity, self._cancelled)
+        return _PreparedImage(identity, kept.voxels, kept.grid, kept.stats)
+
+
+def _labelled(
     case: LabelledCase,
-    volume: Volume,
     truth: Segmentation,
-    contract: InputContract,
     segments: Sequence[str],
+    image: _PreparedImage,
     store: VolumeCache | None,
-    cancelled: Callable[[], bool],
 ) -> LabelledScan:
-    identity = scan_id(volume)
-    image: SliceArray
-    if store is None:
-        image, grid = prepare_image(volume, contract, cancelled)
-        stats = intensity_stats(image)
-    else:
-        kept = store.find(volume, identity) or store.add(volume, identity, cancelled)
-        image, grid, stats = kept.voxels, kept.grid, kept.stats
-    scan = Scan(identity, case.name, case.patient, grid.shape_kji, grid.spacing_kji_mm, stats, grid)
+    grid = image.grid
+    scan = Scan(
+        image.identity, case.name, case.patient, grid.shape_kji, grid.spacing_kji_mm, image.stats, grid
+    )
     labels: SliceArray = grid.labels(_classes(truth, segments, case.vouched), case.vouched)
     if store is not None:
-        labels = _packed(np.asarray(labels), store.scans, identity)
+        labels = _packed(np.asarray(labels), store.scans, image.identity)
     known = tuple(name in truth.names for name in segments)
-    return LabelledScan(scan, image, labels, known, grid, case)
+    return LabelledScan(scan, image.voxels, labels, known, grid, case)
 
 
 def _packed(labels: NDArray[np.uint8], folder: Path, scan: str) -> PackedArray:
