@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -240,22 +240,31 @@ def planned(
 
 
 def estimated_seconds(runs: Sequence[Run], work: Work) -> list[float]:
-    """What each run will take, from measured steps and the pipeline on one hidden patient, per backbone."""
+    """What each run will take: from measured steps and the pipeline on one hidden patient, per backbone, and from the
+    labels of one case, carried or not.
+    """
     step: dict[str, float] = {}
     test: dict[str, float] = {}
+    teach: dict[str, float] = {}
     seconds = []
     for run in runs:
         model = _untaught(run)
         settings = automatic(FinetuneSettings(steps=work.steps), model.network, run.cases, bool(run.encoder))
+        if run.slices not in teach:
+            started = time.perf_counter()
+            _teachers(replace(run, cases=1), work, model.info.contract)
+            teach[run.slices] = time.perf_counter() - started
         if run.backbone not in step:
-            learn_from = _teachers(run, work, model.info.contract)
+            one = replace(run, cases=1, slices="one")
+            learn_from = _teachers(one, work, model.info.contract)
             step[run.backbone] = step_seconds(
                 model.network, learn_from, model.info.contract, SEGMENTS, settings
             )
             started = time.perf_counter()
             tested(model, work.test[0], work)
             test[run.backbone] = time.perf_counter() - started
-        seconds.append((settings.steps or 1) * step[run.backbone] + len(work.test) * test[run.backbone])
+        taught = run.cases * teach[run.slices] + (settings.steps or 1) * step[run.backbone]
+        seconds.append(taught + len(work.test) * test[run.backbone])
     return seconds
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from medssl.datasets.data import IGNORE, Scan, intensity_stats
+from medssl.datasets.labelled import LabelledCase
+from medssl.errors import Cancelled
 from medssl.events import Log
 from medssl.few_labels.annotated_samples import AnnotatedCase
 from medssl.few_labels.carried_labels import carried_labels, with_carried_labels
@@ -16,6 +20,7 @@ from medssl.foundation.intensity import IntensityTracker
 from medssl.foundation.protocols import SliceTracker, TrackedSlice, TrackJob
 from medssl.metrics import dice
 from medssl.prompts import SlicePrompt
+from medssl.segmentation import Segment, Segmentation
 from medssl.volume import Volume
 
 SPACING = (3.0, 1.0, 1.0)
@@ -181,6 +186,29 @@ def test_slices_that_are_measured_on_are_not_learnt_from() -> None:
     assert (cases[1].labels[17] == 1).any()
 
 
+def scans(*ids: str) -> list[AnnotatedCase]:
+    case = a_case([15])
+    return [replace(case, scan=replace(case.scan, id=i, name=i)) for i in ids]
+
+
+def test_only_the_scans_that_are_named_are_carried() -> None:
+    *_, cases = with_carried_labels(scans("a", "b", "c"), [], IntensityTracker, only=["c", "a"])
+    assert isinstance(cases, list)
+    assert [case.scan.id for case in cases] == ["a", "b", "c", "a", "c"]
+
+
+def test_without_time_the_annotated_slices_teach_alone_and_it_is_said() -> None:
+    *said, cases = with_carried_labels(scans("a", "b"), [], IntensityTracker, seconds=0.0)
+    assert isinstance(cases, list)
+    assert [case.scan.id for case in cases] == ["a", "b"]
+    assert said == [Log("There was no time to carry those of 2 cases; a larger budget has it.")]
+
+
+def test_who_asks_to_stop_is_heard_whatever_the_time() -> None:
+    with pytest.raises(Cancelled):
+        list(with_carried_labels(scans("a"), [], IntensityTracker, lambda: True, seconds=0.0))
+
+
 def test_cases_that_are_annotated_everywhere_need_no_tracker() -> None:
     def never() -> SliceTracker:
         raise AssertionError("the tracker was loaded")
@@ -190,20 +218,60 @@ def test_cases_that_are_annotated_everywhere_need_no_tracker() -> None:
     assert len(cases) == 1
 
 
+def a_run(tmp_path: Path, names: Sequence[str], **changes: Any) -> tuple[FinetuneConfig, list[LabelledCase]]:
+    """Two slices of a rod vouched for in each case, and settings for a tiny network."""
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    rod = Segmentation(np.where(truth() == 1, 1, 0).astype(np.uint8), affine, (Segment("rod", 1, (1, 0, 0)),))
+    cases = [
+        LabelledCase(
+            name, name, Volume(a_case(range(32)).image + np.int16(n), affine), rod, vouched={0: [14, 15]}
+        )
+        for n, name in enumerate(names)
+    ]
+    settings: dict[str, Any] = {
+        "segments": ("rod",), "backbone": "unet2d_4", "batch": 2, "size": (32, 32),
+        "spacing": (0.0, 1.0, 1.0), "device": "cpu", **changes,
+    }  # fmt: skip
+    return FinetuneConfig(data=tmp_path, out=tmp_path / "run", **settings), cases
+
+
 @pytest.mark.parametrize("carry", [True, False])
 def test_a_run_says_when_it_learns_from_carried_slices(tmp_path: Path, carry: bool) -> None:
-    from medssl.datasets.labelled import LabelledCase
-    from medssl.segmentation import Segment, Segmentation
-
-    affine = np.diag([1.0, 1.0, 3.0, 1.0])
-    image = Volume(a_case(range(32)).image, affine)
-    labels = Segmentation(
-        np.where(truth() == 1, 1, 0).astype(np.uint8), affine, (Segment("rod", 1, (1, 0, 0)),)
-    )
-    config = FinetuneConfig(
-        data=tmp_path, out=tmp_path / "run", segments=("rod",), backbone="unet2d_4", steps=2, batch=2,
-        size=(32, 32), spacing=(0.0, 1.0, 1.0), device="cpu", carry=carry,
-    )  # fmt: skip
-    case = LabelledCase("one", "one", image, labels, vouched={0: [14, 15]})
-    said = [event.text for event in finetune(config, cases=[case]) if isinstance(event, Log)]
+    config, cases = a_run(tmp_path, ["one"], steps=2, carry=carry)
+    said = [event.text for event in finetune(config, cases=cases) if isinstance(event, Log)]
     assert any("carried" in text for text in said) is carry
+
+
+def test_the_cost_of_carrying_is_told_as_soon_as_it_is_known(tmp_path: Path) -> None:
+    config, cases = a_run(tmp_path, ["one", "two", "three"], steps=2)
+    said = [event.text for event in finetune(config, cases=cases) if isinstance(event, Log)]
+    forecast = next(
+        n for n, text in enumerate(said) if text.startswith("Carrying annotated slices will take")
+    )
+    assert "and the training then about" in said[forecast]
+    assert "were carried to the others" in said[forecast + 1]
+    assert "2 steps will take about" in said[forecast + 2]
+
+
+def test_a_budget_too_small_to_carry_is_spent_on_steps_also_when_the_run_goes_on(tmp_path: Path) -> None:
+    config, cases = a_run(tmp_path, ["one", "two", "three"], minutes=1e-3, save_every_minutes=1e-9)
+
+    saved: list[bool] = []
+
+    def after_the_first_steps() -> bool:
+        saved.append((config.out / "resume.pt").exists())
+        return sum(saved) > 2
+
+    said: list[str] = []
+
+    def listen() -> None:
+        for event in finetune(config, after_the_first_steps, cases):
+            said.extend([event.text] if isinstance(event, Log) else [])
+
+    with pytest.raises(Cancelled):
+        listen()
+    assert any("There was no time to carry" in text for text in said)
+    assert any("10 steps will take about" in text for text in said)
+    again = [event.text for event in finetune(config, cases=cases) if isinstance(event, Log)]
+    assert any(text.startswith("Going on after step") for text in again)
+    assert not any("carr" in text for text in again)

@@ -7,13 +7,16 @@ and where it has ended. Where it is not sure, nothing is taught.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..datasets.data import IGNORE
+from ..errors import Cancelled
 from ..events import Eta, Log, Progress
 from ..foundation.protocols import SliceTracker
 from ..prompts import Reference, SlicePrompt
@@ -37,6 +40,9 @@ def with_carried_labels(
     measure_on: Sequence[AnnotatedCase],
     load_tracker: Callable[[], SliceTracker],
     cancelled: Callable[[], bool] = lambda: False,
+    *,
+    only: Collection[str] | None = None,
+    seconds: float = math.inf,
 ) -> Iterator[Progress | Log | list[AnnotatedCase]]:
     """Add what annotated slices say about the others; slices that are measured on stay unseen.
 
@@ -45,30 +51,47 @@ def with_carried_labels(
         measure_on: cases, or slices of the same scans, whose labels nothing may be learnt about.
         load_tracker: called once, if a case has slices to label.
         cancelled: asked between slices.
+        only: ids of the scans to carry labels in; None for all.
+        seconds: after which no scan is begun and the one under way is left out.
 
     Yields:
-        Progress; a Log where something was carried; last the cases, those given among them.
+        Progress; a Log where something was carried, or left out for lack of time; last the cases, those given first.
 
     Raises:
         Cancelled: `cancelled` said so.
     """
     scans = [
-        parts for parts in by_scan(learn_from).values() if any((p.labels == IGNORE).any() for p in parts)
+        parts
+        for scan, parts in by_scan(learn_from).items()
+        if any((p.labels == IGNORE).any() for p in parts) and (only is None or scan in only)
     ]
     carried: list[AnnotatedCase] = []
+    until = time.monotonic() + seconds
     eta, tracker = Eta(len(scans)), load_tracker() if scans else None
-    for done, parts in enumerate(scans, start=1):
-        new = tracker and carried_labels(parts, tracker, cancelled)
+    done = 0
+    for parts in scans:
+        try:
+            new = tracker and carried_labels(parts, tracker, lambda: cancelled() or time.monotonic() > until)
+        except Cancelled:
+            if cancelled():
+                raise
+            break
         if new:
             for measured in measure_on:
                 if measured.scan.id == new.scan.id:
                     new.labels[measured.labels != IGNORE] = IGNORE
             carried.append(new)
+        done += 1
         yield eta.step(done, f"carrying annotated slices of {parts[0].scan.name}")
     if carried:
-        some = f"{len(carried)} case{'s' * (len(carried) > 1)}"
-        yield Log(f"Annotated slices of {some} were carried to the others, which teach too.")
+        yield Log(f"Annotated slices of {_cases(len(carried))} were carried to the others, which teach too.")
+    if done < len(scans):
+        yield Log(f"There was no time to carry those of {_cases(len(scans) - done)}; a larger budget has it.")
     yield [*learn_from, *carried]
+
+
+def _cases(count: int) -> str:
+    return f"{count} case{'s' * (count > 1)}"
 
 
 def carried_labels(

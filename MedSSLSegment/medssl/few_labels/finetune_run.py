@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,7 +31,7 @@ from ..segmentation import Segment, Segmentation, default_color
 from ..volume import looks_like_ct
 from .annotated_samples import AnnotatedCase, by_scan, hold_out
 from .carried_labels import with_carried_labels
-from .finetuning import FinetuneMetric, FinetuneSettings, Fitted, Preview, automatic, fit, step_seconds
+from .finetuning import FinetuneMetric, FinetuneSettings, Fitted, Preview, automatic, fit
 from .footprint import memory_explained, require_memory, training_bytes
 from .model_store import ModelStore, require_model_name
 from .segmenter import ModelInfo, SegmentationModel, write_model
@@ -38,6 +39,7 @@ from .starting import Start, lineage
 from .suitability import spacing_range
 from .teaching import labelled_cases, taught_segments, teaching_cases, unchanged_cases
 from .tiling import never
+from .time_budget import CARRYING_SHARE, Pace, measured_pace
 
 __all__ = ["FinetuneConfig", "finetune"]
 
@@ -109,6 +111,11 @@ class FinetuneConfig(FinetuneSettings):
             if start is not None and (Path(start).suffix or Path(start).exists()):
                 # A file, not a name: the run may go on from another folder.
                 object.__setattr__(self, field, str(Path(start).absolute()))
+
+    @property
+    def budget_s(self) -> float | None:
+        """Seconds that the whole run may take; None without a budget, or where the number of steps is given."""
+        return None if self.minutes is None or self.steps is not None else 60.0 * self.minutes
 
     @property
     def settings(self) -> FinetuneSettings:
@@ -204,7 +211,7 @@ def _train(
     cancelled: Callable[[], bool],
     cases: Sequence[LabelledCase] | None,
 ) -> Iterator[Progress | Log | TrainingMetric | Preview]:
-    device = pick_device(config.device)
+    begun, device = time.monotonic(), pick_device(config.device)
     saved = run.load_resume()
     cases, fingerprints = _material(config, cases, saved)
     start = Start() if saved else _start(config)  # a run that goes on has its own weights
@@ -220,25 +227,37 @@ def _train(
     learn_from, measure_on, words = hold_out(annotated, config.seed, config.validation)
     learnt = by_scan(learn_from)
     yield Log(f"{len(learnt)} case{'s' * (len(learnt) > 1)} to learn from; {words}.")
-    if config.carry:
-        for said_or_done in with_carried_labels(learn_from, measure_on, lambda: _tracker(config), cancelled):
-            if isinstance(said_or_done, list):
-                learn_from = said_or_done
-            else:
-                yield said_or_done
-
     torch.manual_seed(config.seed)
-    model = SegmentationModel.build(info)
+    model, pace = SegmentationModel.build(info), Pace()
     if saved is None:
         yield from start.put_into(model)
         yield from lineage(info, start, measure_on)
-        quick = replace(config.settings, steps=3, minutes=None)
+        quick = replace(config.settings, steps=3)
         quick = automatic(quick, model.network, len(learnt), start.is_trained)
         _require_memory(model, quick, device)
         with memory_explained(quick):
-            seconds = step_seconds(model.network, learn_from, info.contract, info.names, quick, device)
-        settings = automatic(config.settings, model.network, len(learnt), start.is_trained, seconds)
-        state = Fitted()
+            pace = measured_pace(
+                model.network, learn_from, measure_on, info.contract, info.names, quick, device
+            )
+    elif saved["content"] != content:
+        raise InputError(
+            f"The cases have changed since the run {run.path} began; put them back to go on, or give another"
+            " folder to start again."
+        )
+    wanted = automatic(config.settings, model.network, len(learnt), start.is_trained)
+    carried = saved.get("carried") if saved else None
+    for told in _with_carried(config, learn_from, measure_on, carried, begun, cancelled):
+        if isinstance(told, list):
+            learn_from, carried = told, [case.scan.id for case in told[len(learn_from) :]]
+            continue
+        yield told
+        if saved is None and isinstance(told, Progress) and told.done == 1 < told.total:
+            yield Log(_forecast(config, told.seconds_left or 0.0, pace.seconds(wanted)))
+
+    if saved is None:
+        settings, state = wanted, Fitted()
+        if config.budget_s is not None:
+            settings = pace.within(wanted, config.budget_s - (time.monotonic() - begun))
         info = replace(
             info,
             cases=tuple(sorted(fingerprints.values() or learnt)),
@@ -246,13 +265,8 @@ def _train(
             spacing_kji_mm=spacing_range(case.scan.grid for case in learn_from if case.scan.grid),
             settings=asdict(settings),
         )
-        yield Log(f"{settings.steps} steps will take about {duration(seconds * (settings.steps or 1))}.")
+        yield Log(f"{settings.steps} steps will take about {duration(pace.seconds(settings))}.")
     else:
-        if saved["content"] != content:
-            raise InputError(
-                f"The cases have changed since the run {run.path} began; put them back to go on, or give another"
-                " folder to start again."
-            )
         settings, state = FinetuneSettings(**saved["settings"]), Fitted(**saved["state"])
         run.forget_after(state.step)
         yield Log(f"Going on after step {state.step} of {settings.steps}.")
@@ -266,6 +280,7 @@ def _train(
                 "state": shallow,
                 "cases": fingerprints,
                 "content": content,
+                "carried": carried,
                 "info": json.dumps(info.to_json()),
             }
         )
@@ -274,7 +289,7 @@ def _train(
         measured = replace(info, dice=state.best_dice or {})
         write_model(run.checkpoint, SegmentationModel(model.network, measured))
 
-    begun, steps, measured_at = time.monotonic(), 0, state.step
+    measured_from, steps, measured_at = time.monotonic(), 0, state.step
     fitting = fit(
         model.network, learn_from, measure_on, info.contract, info.names, settings,
         state=state, device=device, on_checkpoint=keep, save_every_s=60.0 * config.save_every_minutes,
@@ -285,8 +300,8 @@ def _train(
             if event.best:  # so that it can be looked at, and kept if the run is stopped
                 write_best()
             samples = (settings.batch or 1) * steps
-            yield _metric(event, settings, samples / max(time.monotonic() - begun, 1e-9))
-            measured_at, begun, steps = event.step, time.monotonic(), 0
+            yield _metric(event, settings, samples / max(time.monotonic() - measured_from, 1e-9))
+            measured_at, measured_from, steps = event.step, time.monotonic(), 0
             continue
         if isinstance(event, Preview):
             run.save_picture(measured_at, _picture(event, measure_on, info))
@@ -295,6 +310,35 @@ def _train(
         yield event
     write_best()  # the network is the best one again
     yield Log(_result(state))
+
+
+def _with_carried(
+    config: FinetuneConfig,
+    learn_from: Sequence[AnnotatedCase],
+    measure_on: Sequence[AnnotatedCase],
+    carried: Sequence[str] | None,
+    begun: float,
+    cancelled: Callable[[], bool],
+) -> Iterator[Progress | Log | list[AnnotatedCase]]:
+    """Carry labels where that is wanted: in a run that goes on, in the same scans as when it began."""
+    if not config.carry:
+        return
+    seconds = math.inf
+    if carried is None and config.budget_s is not None:
+        seconds = CARRYING_SHARE * (config.budget_s - (time.monotonic() - begun))
+    yield from with_carried_labels(
+        learn_from, measure_on, lambda: _tracker(config), cancelled, only=carried, seconds=seconds
+    )
+
+
+def _forecast(config: FinetuneConfig, carrying: float, training: float) -> str:
+    """What is ahead once the pace of carrying is known."""
+    if config.budget_s is not None:
+        return f"Carrying annotated slices will take about {duration(carrying)} more of the {config.minutes:g} min."
+    return (
+        f"Carrying annotated slices will take about {duration(carrying)} more, and the training then about"
+        f" {duration(training)}."
+    )
 
 
 def _tracker(config: FinetuneConfig) -> SliceTracker:

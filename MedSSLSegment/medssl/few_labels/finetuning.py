@@ -70,7 +70,7 @@ class FinetuneSettings:
     steps: int | None = None
     """Optimiser steps; automatic: 250 for one case, 400 for 3, 500 for 5, 1000 for 20, or what `minutes` allow."""
     minutes: float | None = None
-    """Budget that the number of steps is chosen for, from a measured step."""
+    """Budget for the whole run: the number of steps is what is left for them, from a measured step."""
     batch: int | None = None
     """Samples a step; automatic: 12 slices or 2 blocks."""
     loss: Literal["dice", "dice+ce"] = "dice+ce"
@@ -283,24 +283,19 @@ def automatic(
     network: Segmenter,
     cases: int,
     pretrained: bool,
-    step_seconds: float | None = None,
 ) -> FinetuneSettings:
-    """Fill in what is None.
+    """Fill in what is None, without regard to a budget in minutes; see `time_budget.Pace.within`.
 
     Args:
         settings: what the user asked for.
         network: convolutions and transformers want different learning rates.
         cases: number of annotated cases.
         pretrained: whether the encoder was.
-        step_seconds: of a measured step; needed for a budget in minutes.
     """
     kind = "transformer" if _depth(network) else "convolutions"
-    steps = settings.steps
-    if steps is None and settings.minutes is not None and step_seconds is not None:
-        steps = max(10, int(60.0 * settings.minutes / step_seconds))
     return replace(
         settings,
-        steps=steps or round(_STEPS_OF_ONE_CASE * cases**0.45 / 10) * 10,
+        steps=settings.steps or round(_STEPS_OF_ONE_CASE * cases**0.45 / 10) * 10,
         batch=settings.batch or _BATCH[network.backbone.spatial_dims],
         learning_rate=settings.learning_rate or _RATE[kind],
         layer_decay=settings.layer_decay or (_LAYER_DECAY if pretrained and _depth(network) else 1.0),
