@@ -135,8 +135,10 @@ class PredictDesk:
     def _settled_slices(self) -> set[tuple[str, int, int]]:
         """Segment, axis and index of the slices that a person has drawn or emptied."""
         survey = self._session.survey
-        found = {} if survey is None else survey.segments
-        return {(i, survey.axis, n) for i, each in found.items() for n in (*each.drawn, *each.absent)}
+        if survey is None:
+            return set()
+        settled = {i: (*found.drawn, *found.absent) for i, found in survey.segments.items()}
+        return {(i, survey.axis, index) for i, indices in settled.items() for index in indices}
 
     def _require(self) -> Any:
         if self._run is not None:
