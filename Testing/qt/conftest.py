@@ -18,8 +18,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
-from medssl.client import WorkerClient
-from medssl.messages import Finished
+from fake_client import FakeClient
 from medssl.results import SliceMask
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
@@ -528,85 +527,6 @@ def the_module(an_application: Application) -> Any:
     return module
 
 
-class FakeRun:
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-        self.done = self.was_cancelled = False
-        self.error: Exception | None = None
-
-    def poll(self) -> list[Any]:
-        events, self.events = self.events, []
-        return events
-
-    def cancel(self) -> None:
-        self.was_cancelled = True
-
-    def result(self) -> None:
-        if self.error:
-            raise self.error
-
-
-class FakeTicket(FakeRun):
-    """A request that ends with facts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.summary: dict[str, Any] = {}
-
-    def result(self) -> Finished:
-        super().result()
-        return Finished(0.1, self.summary)
-
-
-class FakeClient:
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.expected: list[tuple[int, int]] = []
-        self.tickets: list[tuple[str, tuple[Any, ...], dict[str, Any], FakeTicket]] = []
-        self.was_closed = False
-
-    def propagate(self, volume: Any, references: Any, options: Any, *, model: str, device: str) -> FakeRun:
-        asked = {"references": references, "options": options, "model": model, "device": device}
-        self.asked.append(asked)
-        self.run = FakeRun()
-        return self.run
-
-    def predict(self, volume: Any, prompt: Any, *, segment: str, model: str, device: str) -> FakeRun:
-        self.asked.append({"prompt": prompt, "segment": segment, "device": device})
-        self.run = FakeRun()
-        return self.run
-
-    def expect(self, volume: Any, axis: int, index: int, *, model: str, device: str) -> FakeRun:
-        self.expected.append((axis, index))
-        run = FakeRun()
-        run.done = True
-        return run
-
-    def __getattr__(self, name: str) -> Any:
-        """Every other request of `medssl.client.WorkerClient` is answered by `answer`."""
-        if name == "status" or not hasattr(WorkerClient, name):
-            raise AttributeError(name)
-
-        def ask(*args: Any, **kwargs: Any) -> FakeTicket:
-            self.tickets.append((name, args, kwargs, FakeTicket()))
-            return self.tickets[-1][3]
-
-        return ask
-
-    def answer(self, name: str, **summary: Any) -> None:
-        """Answer what was asked for under this name and waits."""
-        for asked, _, _, ticket in self.tickets:
-            if asked == name and not ticket.done:
-                ticket.summary, ticket.done = summary, True
-
-    def asked_for(self, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """(arguments, keywords) of every request under this name."""
-        return [(args, kwargs) for asked, args, kwargs, _ in self.tickets if asked == name]
-
-    def close(self) -> None:
-        self.was_closed = True
-
-
 class Desk:
     """The module's panel on a scene with a CT whose liver is painted on slice 2."""
 
@@ -655,7 +575,7 @@ class Desk:
         return self.ui.modelComboBox.itemText(self.ui.modelComboBox.findData(model_id))
 
     def arrive(self, *indices: int) -> None:
-        self.client.run.events += [SliceMask(self.liver, 0, n, self.painted, 0.9) for n in indices]
+        self.client.run.say(*(SliceMask(self.liver, 0, n, self.painted, 0.9) for n in indices))
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_a_propagation_from_click_to_undo(a_desk: Any) -> None:
     assert a_desk.ui.cancelButton.enabled
 
     a_desk.arrive(3, 4)
-    a_desk.client.run.events.append(Progress(2, 5, 12.4))
+    a_desk.client.run.say(Progress(2, 5, 12.4))
     a_desk.panel.onTimer()
     while a_desk.panel.session._propagation.writer.pending:
         a_desk.panel.onTimer()
@@ -96,7 +96,7 @@ def test_a_propagation_from_click_to_undo(a_desk: Any) -> None:
     assert a_desk.masks()[[3, 4]].any(axis=(1, 2)).all()
 
     a_desk.arrive(0, 1, 5)
-    a_desk.client.run.done = True
+    a_desk.client.run.end()
     while a_desk.is_running():
         a_desk.panel.onTimer()
     assert a_desk.ui.statusLabel.text.startswith("5 slices were written in")
@@ -123,7 +123,7 @@ def test_cancel_stops_the_worker_and_frees_the_panel(a_desk: Any) -> None:
 def test_a_dead_worker_is_reported_once(a_desk: Any) -> None:
     a_desk.choose_nodes()
     a_desk.ui.propagateButton.click()
-    a_desk.client.run.done, a_desk.client.run.error = True, WorkerDied("The worker was killed; start again.")
+    a_desk.client.run.fail(WorkerDied("The worker was killed; start again."))
     a_desk.panel.onTimer()
     assert not a_desk.is_running()
     assert a_desk.application.errors_shown == ["The worker was killed; start again."]

@@ -92,8 +92,8 @@ def test_propagating_through_a_large_volume_leaves_no_long_gap(a_desk: Any) -> N
     heart.run_until(lambda: bool(desk.client.asked))
     order = sorted((n for n in SLICES if n != 250), key=lambda n: abs(n - 250))
     for index in order:
-        desk.client.run.events.append(SliceMask(liver, 0, index, masks[index], 0.9))
-    desk.client.run.done = True
+        desk.client.run.say(SliceMask(liver, 0, index, masks[index], 0.9))
+    desk.client.run.end()
     heart.run_until(lambda: not desk.is_running())
 
     assert session.status.text.startswith(f"{len(order)} slices were written")

@@ -41,8 +41,8 @@ def place(desk: Any, tool: str, *positions: tuple[float, float, float]) -> None:
 def answer(desk: Any, index: int) -> np.ndarray:
     mask = np.zeros((8, 10), bool)
     mask[1:6, 2:7] = True
-    desk.client.run.events.append(SliceMask(desk.liver, 0, index, mask, 0.87))
-    desk.client.run.done = True
+    desk.client.run.say(SliceMask(desk.liver, 0, index, mask, 0.87))
+    desk.client.run.end()
     desk.panel.onTimer()
     return mask
 
@@ -140,7 +140,7 @@ def test_correcting_a_slice_asks_for_the_stretches_around_it_only(a_desk: Any) -
     a_desk.choose_nodes()
     a_desk.ui.propagateButton.click()
     a_desk.arrive(0, 1, 3, 4, 5)
-    a_desk.client.run.done = True
+    a_desk.client.run.end()
     while a_desk.is_running():
         a_desk.panel.onTimer()
     corrected = a_desk.painted.copy()
@@ -159,7 +159,7 @@ def test_painting_and_propagating_share_one_history(a_desk: Any) -> None:
     painted = a_desk.masks()
     a_desk.ui.propagateButton.click()
     a_desk.arrive(0, 1)
-    a_desk.client.run.done = True
+    a_desk.client.run.end()
     while a_desk.is_running():
         a_desk.panel.onTimer()
     a_desk.ui.segmentEditor.undo()
@@ -179,7 +179,7 @@ def test_the_segment_editors_masking_holds_for_what_is_propagated(a_desk: Any) -
     a_desk.ui.segmentList.item(1).setCheckState(QtCore.Qt.Unchecked)
     a_desk.ui.propagateButton.click()
     a_desk.arrive(3)
-    a_desk.client.run.done = True
+    a_desk.client.run.end()
     while a_desk.is_running():
         a_desk.panel.onTimer()
     np.testing.assert_array_equal(a_desk.masks()[3], a_desk.painted & ~taken)
@@ -409,13 +409,13 @@ def test_where_the_model_is_unsure_is_laid_over_the_image_and_taken_away_with_th
     a_desk.choose_nodes()
     assert not a_desk.ui.showUncertaintyButton.enabled
     a_desk.panel.predictDesk.predict("liver", maps=True)
-    _, args, kwargs, ticket = a_desk.client.tickets[-1]
-    assert (args[1], kwargs["maps"]) == ("liver", True)
-    ticket.events += [
+    asked = a_desk.client.asked[-1]
+    assert (asked["model"], asked["maps"]) == ("liver", True)
+    asked.ticket.say(
         UncertaintyMap.of(0, 3, np.full((8, 10), 0.5, np.float32)),
         SliceMask("liver", 0, 3, a_desk.painted, 0.9),
-    ]
-    ticket.done = True
+    )
+    asked.ticket.end()
     while a_desk.panel.predictDesk.is_running:
         a_desk.panel.onTimer()
     a_desk.panel.predict.show()
@@ -438,8 +438,8 @@ def test_what_pretraining_would_take_is_told_before_it_begins(a_desk: Any) -> No
     assert not ui.estimateButton.enabled
     ui.pretrainFolderEdit.text = "/scans"
     ui.estimateButton.click()
-    ((settings,), _) = a_desk.client.asked_for("estimate_pretrain")[0]
-    assert settings == {
+    (asked,) = a_desk.client.asked_for("estimate_pretrain")
+    assert asked["settings"] == {
         "method": "mae",
         "data": "/scans",
         "preset": "auto",
@@ -454,7 +454,7 @@ def test_what_pretraining_would_take_is_told_before_it_begins(a_desk: Any) -> No
     assert "GB" not in ui.estimateLabel.text
     assert [ui.backboneComboBox.itemData(n) for n in range(ui.backboneComboBox.count)] == ["", "stunet-s"]
     ui.pretrainButton.click()
-    assert a_desk.client.asked_for("start_pretrain")[0][0][0]["method"] == "spark"
+    assert a_desk.client.asked_for("start_pretrain")[0]["settings"]["method"] == "spark"
 
 
 def test_what_a_run_draws_is_shown_while_it_is_followed(a_desk: Any) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_client import FakeClient
 
 slicer = pytest.importorskip("slicer")
 vtk = pytest.importorskip("vtk")
@@ -90,57 +91,6 @@ def a_grid(request: pytest.FixtureRequest) -> np.ndarray:
 @pytest.fixture
 def a_scene() -> Scene:
     return Scene()
-
-
-class FakeRun:
-    """A request whose events the test hands out."""
-
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-        self.finished = False
-        self.error: Exception | None = None
-        self.was_cancelled = False
-
-    @property
-    def done(self) -> bool:
-        return self.finished
-
-    def poll(self) -> list[Any]:
-        events, self.events = self.events, []
-        return events
-
-    def cancel(self) -> None:
-        self.was_cancelled = True
-
-    def result(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-
-class FakeClient:
-    """Remembers what it was asked and leaves the answering to the test."""
-
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.runs: list[FakeRun] = []
-
-    def propagate(
-        self, volume: Any, references: Any, options: Mapping[str, Any], *, model: str, device: str
-    ) -> FakeRun:
-        asked = {"volume": volume, "references": references, "options": options}
-        self.asked.append({**asked, "hash": volume.content_hash, "model": model, "device": device})
-        self.runs.append(FakeRun())
-        return self.runs[-1]
-
-    def predict(self, volume: Any, prompt: Any, *, segment: str, model: str, device: str) -> FakeRun:
-        self.asked.append({"volume": volume, "prompt": prompt, "model": model, "device": device})
-        self.runs.append(FakeRun())
-        return self.runs[-1]
-
-    def expect(self, volume: Any, axis: int, index: int, *, model: str, device: str) -> FakeRun:
-        self.asked.append({"volume": volume, "expected": (axis, index), "model": model, "device": device})
-        self.runs.append(FakeRun())
-        return self.runs[-1]
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
-from medssl.errors import InputError, MedSSLError, WorkerDied  # noqa: E402
+from fake_client import FakeTicket  # noqa: E402
+from medssl.errors import InputError, WorkerDied  # noqa: E402
 from medssl.foundation.protocols import TrackedSlice, TrackJob  # noqa: E402
 from medssl.prompts import Reference, SlicePrompt  # noqa: E402
 from medssl.propagate import PropagateOptions, propagate  # noqa: E402
@@ -51,39 +52,26 @@ class BrightTracker:
         return TrackedSlice(job.object_id, index, self.voxels[index] > 0, None, 1.0, 1.0)
 
 
-class EngineRun:
-    """The program's own propagation, as far as the test lets it go."""
+class EngineTicket(FakeTicket):
+    """Says what the program's own propagation finds, as far as the test lets it go."""
 
     def __init__(self, events: Iterator[Any]) -> None:
-        self._events, self.taken = events, []
-        self.done = False
-        self.error: MedSSLError | None = None
+        super().__init__()
+        self._source = events
 
-    def go_on(self, slices: int | None = None) -> None:
-        """To the end, or until so many slices were tracked."""
-        for event in self._events:
-            self.taken.append(event)
-            if slices is not None and isinstance(event, SliceMask) and not event.is_reference:
-                slices -= 1
+    def go_on(self, slices: int | None = None, within: range = range(SHAPE_KJI[0])) -> None:
+        """To the end, or until so many slices were tracked; slices that are not within the range get lost."""
+        for event in self._source:
+            if not isinstance(event, SliceMask) or event.index in within:
+                self.say(event)
+                slices = slices and slices - (isinstance(event, SliceMask) and not event.is_reference)
             if slices == 0:
                 return
-        self.done = True
-
-    def poll(self) -> list[Any]:
-        taken, self.taken = self.taken, []
-        return taken
-
-    def cancel(self) -> None:
-        self._events = iter(())
-
-    def result(self) -> None:
-        if self.error is not None:
-            raise self.error
+        self.end()
 
 
 class EngineClient:
-    def __init__(self) -> None:
-        self.options: list[Mapping[str, Any]] = []
+    """Propagates with the program's own engine."""
 
     def propagate(
         self,
@@ -93,10 +81,8 @@ class EngineClient:
         *,
         model: str,
         device: str,
-    ) -> EngineRun:
-        self.options.append(options)
-        settings = PropagateOptions(**options)
-        self.run = EngineRun(iter(list(propagate(volume, references, BrightTracker(), settings))))
+    ) -> EngineTicket:
+        self.run = EngineTicket(propagate(volume, references, BrightTracker(), PropagateOptions(**options)))
         return self.run
 
 
@@ -133,10 +119,10 @@ class Desk:
         while self.session.poll().state is State.RUNNING:
             pass
 
-    def stop_after(self, slices: int) -> None:
-        self.client.run.go_on(slices)
-        for _ in range(3):
-            self.session.poll(budget_s=10.0)
+    def stop_after(self, slices: int, **options: Any) -> None:
+        self.client.run.go_on(slices, **options)
+        while self.session.poll(budget_s=10.0) and self.session._propagation.writer.pending:
+            pass
         self.session.cancel()
 
     def is_whole(self) -> bool:
@@ -173,22 +159,14 @@ def test_only_changed_finishes_what_a_cancelled_run_did_not_come_to(a_desk: Desk
 
 
 def test_a_stretch_that_was_finished_is_not_tracked_again(a_desk: Desk) -> None:
-    a_desk.start()
-    a_desk.client.run.go_on()
-    events = a_desk.client.run.poll()
     between = range(DRAWN[0], DRAWN[1] + 1)
-    a_desk.client.run.taken = [e for e in events if isinstance(e, SliceMask) and e.index in between]
-    a_desk.client.run.done = False
-    for _ in range(9):
-        a_desk.session.poll(budget_s=10.0)
-    a_desk.session.cancel()
+    a_desk.start()
+    a_desk.stop_after(10, within=between)
     assert a_desk.missed(a_desk.liver) == ((0, DRAWN[0] - 1), (DRAWN[1] + 1, SHAPE_KJI[0] - 1))
     a_desk.start(only_changed=True)
     a_desk.client.run.go_on()
-    tracked = {event.index for event in a_desk.client.run.taken if isinstance(event, SliceMask)}
+    tracked = {event.index for event in a_desk.client.run.poll() if isinstance(event, SliceMask)}
     assert tracked == set(range(SHAPE_KJI[0])) - set(between) | set(DRAWN)
-    a_desk.finish()
-    assert a_desk.is_whole()
 
 
 def test_a_correction_that_was_cancelled_is_done_by_the_next_one(a_desk: Desk) -> None:
@@ -218,7 +196,7 @@ def test_a_run_that_failed_is_finished_by_the_next_one(a_desk: Desk) -> None:
     a_desk.start()
     a_desk.client.run.go_on(4)
     a_desk.session.poll(budget_s=10.0)
-    a_desk.client.run.done, a_desk.client.run.error = True, WorkerDied("The worker was killed; start again.")
+    a_desk.client.run.fail(WorkerDied("The worker was killed; start again."))
     a_desk.session.poll(budget_s=10.0)
     assert a_desk.session.status.state is State.FAILED
     a_desk.propagate(only_changed=True)

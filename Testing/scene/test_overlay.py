@@ -9,48 +9,18 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
-from medssl.messages import Finished  # noqa: E402
+from fake_client import FakeClient  # noqa: E402
 from medssl.results import SliceMask, UncertaintyMap  # noqa: E402
 from medssl.scene import tags  # noqa: E402
 from medssl.scene.predicting import PredictDesk  # noqa: E402
 from medssl.scene.session import Session  # noqa: E402
 
 
-class Ticket:
-    """A prediction whose answers the test hands out."""
-
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-        self.done = self.was_cancelled = False
-
-    def poll(self) -> list[Any]:
-        events, self.events = self.events, []
-        return events
-
-    def cancel(self) -> None:
-        self.was_cancelled = True
-
-    def result(self) -> Finished:
-        return Finished(0.1)
-
-
-class Client:
-    """Predicts when the test says so."""
-
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-
-    def predict_volume(self, volume: Any, model: str, **options: Any) -> Ticket:
-        self.asked.append(options)
-        self.ticket = Ticket()
-        return self.ticket
-
-
 class Desk:
     """Two slice views of a scene, one of which shows a PET in its foreground."""
 
     def __init__(self, a_scene: Any) -> None:
-        self.scene, self.client = a_scene.scene, Client()
+        self.scene, self.client = a_scene.scene, FakeClient()
         self.volume_node = a_scene.add_volume(a_scene.grids["oblique"])
         self.pet = a_scene.add_volume(a_scene.grids["oblique"])
         self.node, (self.liver,) = a_scene.add_segmentation(self.volume_node, "liver")
@@ -65,10 +35,10 @@ class Desk:
 
     def run(self, *, to_the_end: bool = True) -> None:
         self.predict.predict("liver", maps=True)
-        ticket = self.client.ticket
-        ticket.events.append(UncertaintyMap.of(0, 4, np.full((12, 15), 0.5, np.float32)))
-        ticket.events.append(SliceMask("liver", 0, 4, self.mask, 0.9))
-        ticket.done = to_the_end
+        unsure = UncertaintyMap.of(0, 4, np.full((12, 15), 0.5, np.float32))
+        self.client.run.say(unsure, SliceMask("liver", 0, 4, self.mask, 0.9))
+        if to_the_end:
+            self.client.run.end()
         self.predict.poll()
         while to_the_end and self.predict.is_running:
             self.predict.poll()
@@ -132,7 +102,7 @@ def test_the_next_prediction_takes_the_old_map_out_of_the_scene(a_desk: Desk) ->
 def test_a_cancelled_prediction_keeps_its_map_until_it_is_undone(a_desk: Desk) -> None:
     a_desk.run(to_the_end=False)
     a_desk.predict.cancel()
-    assert a_desk.client.ticket.was_cancelled
+    assert a_desk.client.run.was_cancelled
     assert [step.what for step in tags.steps(a_desk.node, a_desk.liver)] == ["segment"]
     assert a_desk.predict.uncertainty_node is not None
     a_desk.session.undo()

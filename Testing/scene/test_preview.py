@@ -37,9 +37,8 @@ class Desk:
         shape = [n for a, n in enumerate(self.volume.shape_kji) if a != prompt.axis]
         mask = np.zeros(shape, bool)
         mask[2:6, 3:8] = True
-        run = self.client.runs[-1]
-        run.events.append(SliceMask(self.liver, prompt.axis, prompt.index, mask, confidence))
-        run.finished = True
+        self.client.run.say(SliceMask(self.liver, prompt.axis, prompt.index, mask, confidence))
+        self.client.run.end()
         self.session.poll()
         return mask
 
@@ -108,7 +107,7 @@ def test_prompts_stay_with_their_slice_and_can_be_taken_back_one_by_one(a_desk: 
 def test_a_new_click_cancels_the_answer_to_the_one_before(a_desk: Desk) -> None:
     a_desk.click(3, 5, 4)
     a_desk.click(3, 6, 4)
-    assert a_desk.client.runs[0].was_cancelled
+    assert a_desk.client.asked[0].ticket.was_cancelled
     assert len(a_desk.client.asked[-1]["prompt"].points_xy_px) == 2
 
 
@@ -130,8 +129,7 @@ def test_negative_points_alone_ask_nothing(a_desk: Desk) -> None:
 
 def test_a_worker_that_dies_leaves_the_prompts_and_says_so(a_desk: Desk) -> None:
     place = a_desk.click(3, 5, 4)
-    run = a_desk.client.runs[-1]
-    run.error, run.finished = WorkerDied("The worker stopped."), True
+    a_desk.client.run.fail(WorkerDied("The worker stopped."))
     a_desk.session.poll()
     assert a_desk.prompts.message == "The worker stopped."
     assert len(a_desk.prompts.marks(place)) == 1
@@ -212,16 +210,17 @@ def test_prompts_are_answered_on_the_sessions_device(a_desk: Desk) -> None:
 
 
 def test_while_one_word_is_under_way_only_the_newest_slice_in_view_is_told_next(a_desk: Desk) -> None:
+    a_desk.client.is_ready_at_once = False
     prompts = a_desk.session.prompts
     for index in (1, 2, 3, 4):
         prompts.look_at(0, index)
-    assert [asked["expected"] for asked in a_desk.client.asked] == [(0, 1)]
+    assert a_desk.client.expected == [(0, 1)]
     a_desk.session.poll()
     assert len(a_desk.client.asked) == 1
-    a_desk.client.runs[0].finished = True
+    a_desk.client.answer("expect")
     a_desk.session.poll()
     a_desk.session.poll()
-    assert [asked["expected"] for asked in a_desk.client.asked] == [(0, 1), (0, 4)]
+    assert a_desk.client.expected == [(0, 1), (0, 4)]
 
 
 def test_looking_at_slices_without_a_volume_tells_nobody(a_desk: Desk) -> None:

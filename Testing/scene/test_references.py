@@ -42,9 +42,8 @@ class Desk:
 
     def propagate(self, *arriving: int, **options: Any) -> None:
         self.session.start(PropagateRequest(**options))
-        run = self.client.runs[-1]
-        run.events += [SliceMask(self.liver, 0, n, self.mask.copy(), 0.9) for n in arriving]
-        run.finished = True
+        self.client.run.say(*(SliceMask(self.liver, 0, n, self.mask.copy(), 0.9) for n in arriving))
+        self.client.run.end()
         while self.session.poll().state is State.RUNNING:
             pass
 

@@ -54,17 +54,17 @@ class Desk:
 
     def start(self, **options):
         plan = self.session.start(PropagateRequest(**options))
-        self.run = self.client.runs[-1]
+        self.run = self.client.run
         return plan
 
     def arrive(self, segment: str, *indices: int) -> dict[int, np.ndarray]:
         masks = {index: self.a_mask(100 + index) for index in indices}
-        self.run.events += [SliceMask(segment, 0, index, mask, 0.9) for index, mask in masks.items()]
+        self.run.say(*(SliceMask(segment, 0, index, mask, 0.9) for index, mask in masks.items()))
         return masks
 
     def finish(self) -> None:
         """The worker has sent everything."""
-        self.run.finished = True
+        self.run.end()
         while self.session.poll().state is State.RUNNING:
             pass
 
@@ -104,13 +104,13 @@ def test_a_slice_painted_in_the_sagittal_view_is_propagated_across_that_axis(a_d
 def test_slices_are_written_as_they_arrive_and_progress_is_shown(a_desk: Desk) -> None:
     a_desk.start()
     masks = a_desk.arrive(a_desk.liver, 4)
-    a_desk.run.events.append(Progress(1, 4, 3.5))
+    a_desk.run.say(Progress(1, 4, 3.5))
     status = a_desk.session.poll()
     assert (status.state, status.fraction, status.seconds_left) == (State.RUNNING, 0.25, 3.5)
     np.testing.assert_array_equal(a_desk.masks(a_desk.liver)[4], masks[4])
 
     masks |= a_desk.arrive(a_desk.liver, 2, 5)
-    a_desk.run.finished = True
+    a_desk.run.end()
     status = a_desk.session.poll()
     assert (status.state, status.fraction, status.text) == (
         State.DONE,
@@ -123,7 +123,7 @@ def test_slices_are_written_as_they_arrive_and_progress_is_shown(a_desk: Desk) -
 
 def test_a_log_line_becomes_the_status_text(a_desk: Desk) -> None:
     a_desk.start()
-    a_desk.run.events.append(Log("The liver ended at slice 5."))
+    a_desk.run.say(Log("The liver ended at slice 5."))
     assert a_desk.session.poll().text == "The liver ended at slice 5."
 
 
@@ -137,7 +137,7 @@ def test_drawn_slices_stay_exactly_as_the_user_drew_them(a_desk: Desk) -> None:
 def test_a_second_run_starts_from_drawn_and_corrected_slices_only(a_desk: Desk) -> None:
     a_desk.start()
     masks = a_desk.arrive(a_desk.liver, 2, 4, 5)
-    a_desk.run.finished = True
+    a_desk.run.end()
     a_desk.session.poll()
     corrected = masks[5] ^ (np.arange(15) == 5)
     a_desk.draw(a_desk.liver, {5: corrected})
@@ -153,7 +153,7 @@ def test_one_undo_takes_back_a_whole_propagation_and_redo_brings_it_back(a_desk:
         a_desk.arrive(a_desk.liver, index)
         a_desk.arrive(a_desk.spleen, index)
         a_desk.session.poll()
-    a_desk.run.finished = True
+    a_desk.run.end()
     a_desk.session.poll()
     after = a_desk.masks(a_desk.liver), a_desk.masks(a_desk.spleen)
 
@@ -205,12 +205,12 @@ def cancel(desk: Desk) -> None:
 
 
 def be_cancelled_by_the_worker(desk: Desk) -> None:
-    desk.run.error = Cancelled("Propagation was cancelled.")
+    desk.run.fail(Cancelled("Propagation was cancelled."))
     desk.finish()
 
 
 def fail(desk: Desk) -> None:
-    desk.run.error = WorkerDied("The worker was killed; start again.")
+    desk.run.fail(WorkerDied("The worker was killed; start again."))
     desk.finish()
 
 
@@ -298,7 +298,7 @@ def test_propagations_are_undone_one_by_one(a_desk: Desk) -> None:
 
 def test_a_propagation_that_wrote_nothing_leaves_nothing_to_undo(a_desk: Desk) -> None:
     a_desk.start()
-    a_desk.run.finished = True
+    a_desk.run.end()
     assert a_desk.session.poll().state is State.DONE
     assert not a_desk.session.can_undo
     with pytest.raises(InputError, match="nothing to undo"):
@@ -337,7 +337,7 @@ def test_when_the_worker_dies_what_had_arrived_stays_and_the_next_run_works(a_de
     before = a_desk.masks(a_desk.liver)
     a_desk.start()
     masks = a_desk.arrive(a_desk.liver, 4, 5)
-    a_desk.run.finished, a_desk.run.error = True, WorkerDied("The worker was killed; start again.")
+    a_desk.run.fail(WorkerDied("The worker was killed; start again."))
     status = a_desk.session.poll()
     assert (status.state, status.text) == (State.FAILED, "The worker was killed; start again.")
     for index in (4, 5):
@@ -347,7 +347,7 @@ def test_when_the_worker_dies_what_had_arrived_stays_and_the_next_run_works(a_de
 
     a_desk.start()
     masks = a_desk.arrive(a_desk.liver, 2)
-    a_desk.run.finished = True
+    a_desk.run.end()
     assert a_desk.session.poll().state is State.DONE
     np.testing.assert_array_equal(a_desk.masks(a_desk.liver)[2], masks[2])
 
@@ -446,7 +446,7 @@ def test_a_poll_stops_writing_when_its_time_is_up_and_gives_the_front_end_as_lon
     a_desk.start()
     a_desk.arrive(a_desk.liver, 4, 5)
     a_desk.arrive(a_desk.spleen, 4, 5)
-    a_desk.run.finished = True
+    a_desk.run.end()
     a_desk.session.poll(budget_s=0.5)
     assert writes == [a_desk.liver]
     a_desk.session.poll(budget_s=0.5)
@@ -529,7 +529,8 @@ def test_slices_that_arrive_while_the_last_ones_are_taken_are_not_lost(a_desk: D
     def take_then_end() -> list[object]:
         taken = take()
         a_desk.arrive(a_desk.liver, 5)
-        a_desk.run.finished, a_desk.run.poll = True, take
+        a_desk.run.end()
+        a_desk.run.poll = take
         return taken
 
     a_desk.run.poll = take_then_end
@@ -547,4 +548,4 @@ def test_a_volume_is_read_once_until_its_image_changes(a_desk: Desk) -> None:
     a_desk.start()
     first, second, third = a_desk.client.asked
     assert first["volume"] is second["volume"]
-    assert first["hash"] != third["hash"]
+    assert first["volume"].content_hash != third["volume"].content_hash

@@ -9,8 +9,8 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
+from fake_client import FakeClient  # noqa: E402
 from medssl.errors import InputError, WorkerDied  # noqa: E402
-from medssl.messages import Finished  # noqa: E402
 from medssl.results import SliceMask, UncertaintyMap  # noqa: E402
 from medssl.scene import nodes, tags, writing  # noqa: E402
 from medssl.scene.layers import array_kji  # noqa: E402
@@ -19,47 +19,9 @@ from medssl.scene.session import Session  # noqa: E402
 from medssl.scene.teaching import TeachDesk  # noqa: E402
 
 
-class Ticket:
-    def __init__(self, summary: dict[str, Any] | None = None) -> None:
-        self.summary, self.error = summary or {}, None
-        self.events: list[Any] = []
-        self.done = self.was_cancelled = False
-
-    def poll(self) -> list[Any]:
-        events, self.events = self.events, []
-        return events
-
-    def cancel(self) -> None:
-        self.was_cancelled = True
-
-    def result(self) -> Finished:
-        if self.error:
-            raise self.error
-        return Finished(0.1, self.summary)
-
-
-class Client:
-    """Remembers every question; the test answers it."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, tuple[Any, ...], dict[str, Any], Ticket]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        def ask(*args: Any, **kwargs: Any) -> Ticket:
-            self.asked.append((name, args, kwargs, Ticket()))
-            return self.asked[-1][3]
-
-        return ask
-
-    def answer(self, name: str, **summary: Any) -> None:
-        for asked, _, _, ticket in self.asked:
-            if asked == name and not ticket.done:
-                ticket.summary, ticket.done = summary, True
-
-
 class Desk:
     def __init__(self, a_scene: Any) -> None:
-        self.client = Client()
+        self.client = FakeClient()
         self.volume_node = a_scene.add_volume(a_scene.grids["oblique"])
         self.node, (self.liver,) = a_scene.add_segmentation(self.volume_node, "liver")
         self.session = Session(a_scene.scene, a_scene.logic, self.client)
@@ -89,10 +51,10 @@ def test_the_slices_a_person_drew_are_proposed_and_sent_as_a_case(a_desk: Desk) 
     assert proposal.text() == "liver: slices 3"
     a_desk.teach.add_case(proposal)
     a_desk.settle()
-    name, (volume, labels, segments, vouched), _, _ = a_desk.client.asked[-1]
-    assert (name, volume, [s.name for s in segments]) == ("add_case", a_desk.volume, ["liver"])
-    np.testing.assert_array_equal(labels[3] == 1, a_desk.mask)
-    assert vouched[0].indices == (3,)
+    (asked,) = a_desk.client.asked_for("add_case")
+    assert (asked["volume"], [s.name for s in asked["segments"]]) == (a_desk.volume, ["liver"])
+    np.testing.assert_array_equal(asked["labels_kji"][3] == 1, a_desk.mask)
+    assert asked["vouched"][0].indices == (3,)
     a_desk.client.answer("add_case", case={"summary": "1 slice of liver"})
     a_desk.settle()
     assert a_desk.teach.message == "Kept: 1 slice of liver"
@@ -102,8 +64,7 @@ def test_the_same_volume_again_updates_its_case(a_desk: Desk) -> None:
     a_desk.teach.cases = [{"id": "c1", "volume_hash": a_desk.volume.content_hash}]
     a_desk.teach.add_case(a_desk.teach.propose())
     a_desk.settle()
-    assert a_desk.client.asked[-1][:1] == ("update_case",)
-    assert a_desk.client.asked[-1][1][0] == "c1"
+    assert a_desk.client.asked_for("update_case")[0]["case"] == "c1"
 
 
 def test_a_run_is_followed_by_what_is_new_in_it(a_desk: Desk) -> None:
@@ -113,7 +74,7 @@ def test_a_run_is_followed_by_what_is_new_in_it(a_desk: Desk) -> None:
     a_desk.client.answer("read_run", run=run, events=first, first_event=0, picture=None, picture_step=-1)
     a_desk.teach.poll()
     a_desk.teach.look()
-    assert a_desk.client.asked[-1][2] == {"after_event": 2, "after_picture": -1}
+    assert (a_desk.client.asked[-1]["after_event"], a_desk.client.asked[-1]["after_picture"]) == (2, -1)
     more = [{"type": "metric", "step": 10, "values": {"dice": 0.8}}]
     a_desk.client.answer("read_run", run=run, events=more, first_event=2, picture=None, picture_step=-1)
     a_desk.teach.poll()
@@ -122,8 +83,8 @@ def test_a_run_is_followed_by_what_is_new_in_it(a_desk: Desk) -> None:
 
 def test_an_error_of_the_worker_becomes_the_message(a_desk: Desk) -> None:
     a_desk.teach.refresh()
-    for _, _, _, ticket in a_desk.client.asked:
-        ticket.done, ticket.error = True, WorkerDied("The worker was killed.")
+    for asked in a_desk.client.asked:
+        asked.ticket.fail(WorkerDied("The worker was killed."))
     a_desk.teach.poll()
     assert a_desk.teach.message == "The worker was killed."
     assert not a_desk.teach.is_waiting
@@ -131,10 +92,10 @@ def test_an_error_of_the_worker_becomes_the_message(a_desk: Desk) -> None:
 
 def test_every_stage_is_kept_beside_the_final_one_and_shown_in_turn(a_desk: Desk) -> None:
     a_desk.predict.segment_everything("liver")
-    ticket = a_desk.client.asked[-1][3]
+    ticket = a_desk.client.run
     for stage in ("coarse", "refined", "propagated", "final"):
-        ticket.events.append(SliceMask("liver", 0, 5, a_desk.mask, 0.9, stage=stage))
-    ticket.done = True
+        ticket.say(SliceMask("liver", 0, 5, a_desk.mask, 0.9, stage=stage))
+    ticket.end()
     while a_desk.predict.is_running:
         a_desk.predict.poll()
     assert a_desk.predict.stages() == ["coarse", "refined", "propagated", "final"]
@@ -149,10 +110,10 @@ def test_every_stage_is_kept_beside_the_final_one_and_shown_in_turn(a_desk: Desk
 
 def test_a_prediction_leaves_the_slices_alone_that_a_person_drew(a_desk: Desk) -> None:
     a_desk.predict.predict("liver")
-    ticket = a_desk.client.asked[-1][3]
+    ticket = a_desk.client.run
     other = ~a_desk.mask
-    ticket.events += [SliceMask("liver", 0, index, other, 0.9) for index in (3, 4)]
-    ticket.done = True
+    ticket.say(*(SliceMask("liver", 0, index, other, 0.9) for index in (3, 4)))
+    ticket.end()
     while a_desk.predict.is_running:
         a_desk.predict.poll()
     found = nodes.read_segment(a_desk.node, a_desk.liver, a_desk.volume)
@@ -173,11 +134,11 @@ def test_slices_a_person_drew_or_emptied_are_handed_on_and_stay_as_they_are(a_de
     while a_desk.session.is_looking:
         a_desk.session.poll()
     a_desk.predict.segment_everything("liver")
-    _, _, asked, ticket = a_desk.client.asked[-1]
+    asked = a_desk.client.asked[-1]
     assert (asked["vouched"], asked["absent"]) == ({"liver": [3, 4]}, {"liver": [4]})
     other = ~a_desk.mask
-    ticket.events += [SliceMask("liver", 0, index, other, 0.9, stage="final") for index in (2, 3, 4, 5)]
-    ticket.done = True
+    asked.ticket.say(*(SliceMask("liver", 0, index, other, 0.9, stage="final") for index in (2, 3, 4, 5)))
+    asked.ticket.end()
     while a_desk.predict.is_running:
         a_desk.predict.poll()
     found = nodes.read_segment(a_desk.node, a_desk.liver, a_desk.volume)
@@ -192,7 +153,7 @@ def test_slices_a_person_drew_or_emptied_are_handed_on_and_stay_as_they_are(a_de
 
 def test_slices_across_another_axis_are_not_handed_on(a_desk: Desk) -> None:
     a_desk.predict.segment_everything("liver", {"axis": 1})
-    assert (a_desk.client.asked[-1][2]["vouched"], a_desk.client.asked[-1][2]["absent"]) == ({}, {})
+    assert (a_desk.client.asked[-1]["vouched"], a_desk.client.asked[-1]["absent"]) == ({}, {})
 
 
 def test_a_segment_that_was_cleared_as_a_whole_is_found_anew(a_desk: Desk) -> None:
@@ -203,14 +164,14 @@ def test_a_segment_that_was_cleared_as_a_whole_is_found_anew(a_desk: Desk) -> No
     while a_desk.session.is_looking:
         a_desk.session.poll()
     a_desk.predict.segment_everything("liver")
-    assert a_desk.client.asked[-1][2]["absent"] == {"liver": []}
+    assert a_desk.client.asked[-1]["absent"] == {"liver": []}
 
 
 def test_uncertainty_becomes_a_volume_on_the_same_grid(a_desk: Desk) -> None:
     a_desk.predict.predict("liver", maps=True)
-    ticket = a_desk.client.asked[-1][3]
+    ticket = a_desk.client.run
     unsure = np.linspace(0, 1, 12 * 15, dtype=np.float32).reshape(12, 15)
-    ticket.events.append(UncertaintyMap.of(0, 4, unsure))
+    ticket.say(UncertaintyMap.of(0, 4, unsure))
     a_desk.predict.poll()
     shown = array_kji(a_desk.predict.uncertainty_node.GetImageData())
     np.testing.assert_array_equal(shown[4], np.rint(255 * unsure))
@@ -230,7 +191,7 @@ def test_the_cost_of_pretraining_is_asked_for_before_it_begins(a_desk: Desk) -> 
     settings = {"method": "mae", "data": "/scans", "minutes": 60.0}
     a_desk.teach.ask_estimate(settings)
     assert a_desk.teach.is_estimating
-    assert a_desk.client.asked[-1][:2] == ("estimate_pretrain", (settings,))
+    assert a_desk.client.asked_for("estimate_pretrain")[0]["settings"] == settings
     a_desk.client.answer("estimate_pretrain", estimate="10 steps will take about 1 min and 2.0 GB of memory.")
     a_desk.teach.poll()
     assert a_desk.teach.estimate.endswith("2.0 GB of memory.")
@@ -239,10 +200,10 @@ def test_the_cost_of_pretraining_is_asked_for_before_it_begins(a_desk: Desk) -> 
 
 def test_changed_settings_and_a_run_that_begins_stop_the_estimate(a_desk: Desk) -> None:
     a_desk.teach.ask_estimate({"method": "mae"})
-    first = a_desk.client.asked[-1][3]
+    first = a_desk.client.run
     a_desk.teach.ask_estimate({"method": "simclr"})
-    second = a_desk.client.asked[-1][3]
+    second = a_desk.client.run
     assert first.was_cancelled
     a_desk.teach.pretrain({"method": "simclr"})
     assert second.was_cancelled
-    assert [name for name, _, _, _ in a_desk.client.asked][-1] == "start_pretrain"
+    assert a_desk.client.asked[-1].name == "start_pretrain"
