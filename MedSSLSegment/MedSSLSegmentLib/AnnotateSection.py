@@ -26,6 +26,7 @@ class AnnotateSection:
         scene: whose slice views are clicked in.
         requireWorker: raises WorkerError when the worker cannot run.
         onChanged: called when there is something new to show or to wait for.
+        onTold: called when the worker was told which slice is in view.
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class AnnotateSection:
         scene: Any,
         requireWorker: Callable[[], None],
         onChanged: Callable[[], None],
+        onTold: Callable[[], None],
     ) -> None:
         self.ui = ui
         self.session = session
         self.requireWorker = requireWorker
         self.onChanged = onChanged
+        self.onTold = onTold
         self.views = SliceViews(scene, self.onPlaced, self.onStopped, self.onMoved)
         self.marks = PromptMarks(session)
         self._way: list[list[float]] = []
@@ -91,6 +94,7 @@ class AnnotateSection:
         index = slice_at(volume, positionRas, axis)
         if 0 <= index < volume.shape_kji[axis]:
             self.session.prompts.look_at(axis, index)
+            self.onTold()
 
     def onPlaced(self, positionRas: list[float], normalRas: list[float]) -> None:
         """A click in a slice view."""

@@ -34,6 +34,11 @@ GIVE_WAY_S = 0.006
 """How long a look waits for other threads. 3D Slicer's event loop keeps Python's lock while it waits for events
 (neither Slicer 5.13 nor CTK calls PyEval_SaveThread or PythonQt::setEnableThreadSupport), so without this the threads
 that talk to the worker would be let in once a look, for one step each."""
+PROMPT_MS = 5
+"""Between two looks for the answer to a prompt: the person waits for it."""
+PROMPT_GIVE_WAY_S = 0.003
+PROMPT_LOOKS = 80
+"""After so many, some 0.6 s, the model is a slow one, and a look every `BUSY_MS` is soon enough."""
 RUN_MS = 2000
 PROGRESS_STEPS = 1000
 DECIDING_KEYS = ("Return", "Esc", "Backspace")
@@ -66,7 +71,7 @@ class Panel:
         session.history = EditorHistory(ui.segmentEditor)
         self.predictDesk, self.teachDesk = PredictDesk(session), TeachDesk(session)
         self.annotate = AnnotateSection(
-            ui, session, session.scene, lambda: self.requireWorker(), self.onChanged
+            ui, session, session.scene, lambda: self.requireWorker(), self.onChanged, self.onViewMoved
         )
         self.propagate = PropagateSection(
             ui, session, self.annotate.views.jumpTo, lambda: self.requireWorker(), self.onChanged
@@ -81,6 +86,8 @@ class Panel:
         self.runTimer = _timer(RUN_MS, self.teachDesk.look)
         self.timer = _timer(IDLE_MS, self.onTimer)
         self.timer.start()
+        self.promptTimer = _timer(PROMPT_MS, self.onPromptTimer)
+        self._promptLooks = 0
         self.showDesks()
         ui.cancelButton.clicked.connect(self.onCancel)
         ui.undoButton.clicked.connect(self.onUndo)
@@ -140,7 +147,7 @@ class Panel:
 
     def close(self) -> None:
         """Stop what runs and let go of the scene."""
-        for timer in (self.timer, self.runTimer, self.lookTimer):
+        for timer in (self.timer, self.promptTimer, self.runTimer, self.lookTimer):
             timer.stop()
         self.exit()
         self.predictDesk.cancel()
@@ -247,6 +254,11 @@ class Panel:
                 slicer.util.errorDisplay(status.text)
         self._pace()
 
+    def onViewMoved(self) -> None:
+        """The worker was told which slice is in view: let the word out, and its answer in."""
+        self.giveWay(PROMPT_GIVE_WAY_S)
+        self._pace()
+
     def pauseKeys(self) -> None:
         """Return, Esc and Backspace are the program's only while there are prompts and no effect is active."""
         isEditing = self.ui.segmentEditor.activeEffect() is not None
@@ -260,6 +272,7 @@ class Panel:
             self.session.status.state is State.RUNNING
             or self.session.is_looking
             or self.session.prompts.is_waiting
+            or self.session.prompts.is_telling
             or self.predictDesk.is_running
             or self.teachDesk.is_waiting
             or self.settings.isSettingUp
@@ -275,6 +288,20 @@ class Panel:
         """Something began or was chosen: show it, and look for answers as often as it needs."""
         self.showStatus(self.session.status)
         self._pace()
+        if self.session.prompts.is_waiting:
+            self._promptLooks = 0
+            self.promptTimer.start()
+            self.onPromptTimer()
+
+    def onPromptTimer(self) -> None:
+        """Let a prompt out to the worker, or its answer in; nothing else is looked at, and not for ever."""
+        self.giveWay(PROMPT_GIVE_WAY_S)
+        self._promptLooks += 1
+        with errorsShown():
+            self.session.prompts.poll()
+        if not self.session.prompts.is_waiting or self._promptLooks >= PROMPT_LOOKS:
+            self.promptTimer.stop()
+            self.annotate.show()
 
     def onTeachOpened(self, collapsed: bool) -> None:
         """Ask the worker what there is, when a section that shows it is opened."""

@@ -215,6 +215,7 @@ def test_while_one_word_is_under_way_only_the_newest_slice_in_view_is_told_next(
     for index in (1, 2, 3, 4):
         prompts.look_at(0, index)
     assert a_desk.client.expected == [(0, 1)]
+    assert prompts.is_telling
     a_desk.session.poll()
     assert len(a_desk.client.asked) == 1
     a_desk.client.answer("expect")

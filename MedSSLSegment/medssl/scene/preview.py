@@ -63,7 +63,7 @@ class PromptDesk:
         self._tell()
 
     def _tell(self) -> None:
-        if self._looked_at is None or (self._telling is not None and not self._telling.done):
+        if self._looked_at is None or self.is_telling:
             return
         try:
             volume = self._session.volume()
@@ -73,6 +73,11 @@ class PromptDesk:
         self._telling = self._session.client.expect(
             volume, axis, index, model=self.model, device=self._session.device
         )
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether the worker is being told which slice is in view; `poll` follows it up."""
+        return self._telling is not None and not self._telling.done
 
     # Placing
 
