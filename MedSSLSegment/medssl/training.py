@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .datasets.data import UnlabelledVolumes
+from .datasets.sources import exclusions
 from .errors import Cancelled, InputError, ModelError, NotEnoughMemory
 from .events import Eta, Log, Progress, drain, duration
 from .few_labels.tiling import never
@@ -494,14 +495,8 @@ def _meta(
         "seed": config.seed,
         "recipe": facts["recipe"],
         "options": facts["options"],
-        "excluded": _fingerprint(config.exclude),
+        "excluded": exclusions(config.exclude),
     }
-
-
-def _fingerprint(patterns: Sequence[str]) -> dict[str, Any]:
-    """How many patterns left scans out, and a hash of them: two runs can be compared, and no name is given away."""
-    joined = "\n".join(sorted(patterns))
-    return {"count": len(patterns), "sha256": sha256(joined.encode()).hexdigest()}
 
 
 # --------------------------------------------------------------------------------------------------------- processes

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from medssl.errors import InputError
-from medssl.tracker_clips import (
+from medssl.tracker.clips import (
     ClipSampler,
     LabelledVolume,
     _choose_slices,

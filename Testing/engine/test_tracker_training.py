@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,20 +16,18 @@ import pytest
 import SimpleITK
 import torch
 from medssl.checkpoints import read_checkpoint, read_weights
+from medssl.datasets.sources import exclusions
 from medssl.errors import Cancelled, InputError, ModelError
 from medssl.events import Log, Progress
 from medssl.foundation.nano import load_nano
 from medssl.foundation.nano_model import NanoConfig
 from medssl.registry import DEFAULT_MODEL, find_entry, model_path
-from medssl.tracker_clips import ClipSampler, LabelledVolume
-from medssl.tracker_training import (
-    Metric,
-    TrackerTrainConfig,
-    _coarse,
-    _new_model,
-    _tracking_loss,
-    train_tracker,
-)
+from medssl.runs.detached import resume_detached
+from medssl.runs.run_folder import RunFolder, TrainingMetric
+from medssl.tracker.clips import ClipSampler, LabelledVolume
+from medssl.tracker.data import read_data
+from medssl.tracker.lessons import coarse_masks, tracking_loss
+from medssl.tracker.training import TRACKER_RUN, TrackerTrainConfig, new_model, train_tracker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,7 +55,9 @@ def a_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
     labels[((k - 6) / 5) ** 2 + ((j - 14) / 8) ** 2 + ((i - 14 - seed) / 9) ** 2 <= 1] = 1
     labels[((k - 7) / 5) ** 2 + ((j - 27) / 6) ** 2 + ((i - 30) / 5) ** 2 <= 1] = 2
     noise = np.random.default_rng(seed).normal(0, 15, labels.shape)
-    return (np.array([-80, 60, 140])[labels] + noise).astype(np.int16), labels
+    image = (np.array([-80, 60, 140])[labels] + noise).astype(np.int16)
+    image[:, :3] = -1000  # air: it looks like a CT
+    return image, labels
 
 
 def save(array_kji: np.ndarray, path: Path) -> None:
@@ -80,8 +83,15 @@ def a_config(data: Path, out: Path, **changes: Any) -> TrackerTrainConfig:
     return replace(config, **changes)
 
 
-def train(config: TrackerTrainConfig) -> list[Progress | Metric | Log]:
+def train(config: TrackerTrainConfig) -> list[Progress | TrainingMetric | Log]:
     return list(train_tracker(config, model_config=TINY))
+
+
+def train_and_stop(config: TrackerTrainConfig, after: int) -> None:
+    """Train and be stopped after some steps."""
+    asked = itertools.count()
+    with pytest.raises(Cancelled, match=f"after step {after} of {config.steps}.*medssl runs resume"):
+        list(train_tracker(config, lambda: next(asked) == after, TINY))
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -92,7 +102,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(data: Path, tmp_path: 
     whole, parts = a_config(data, tmp_path / "whole"), a_config(data, tmp_path / "parts")
 
     events = train(whole)
-    train(replace(parts, stop_at=2))
+    train_and_stop(parts, after=2)
     half_way = read_weights(parts.out / "checkpoint.safetensors")
     train(parts)
 
@@ -104,13 +114,14 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(data: Path, tmp_path: 
     assert meta["step"] == 4
     states = [torch.load(run.out / "resume.pt", weights_only=True) for run in (whole, parts)]
     assert same(states[0]["model"], states[1]["model"])
-    assert [type(event) for event in events] == [Log, Metric, Progress]
+    assert [event.done for event in events if isinstance(event, Progress)] == [1, 2, 3, 4]
+    assert [type(event) for event in events if not isinstance(event, Progress)] == [Log, TrainingMetric]
     assert load_nano(whole.out / "checkpoint.safetensors", torch.device("cpu"))[0].config == TINY
 
 
 def test_a_run_that_dies_while_saving_keeps_its_last_checkpoint(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train(a_config(data, out, steps=2, stop_at=1))
+    train_and_stop(a_config(data, out, steps=2), after=1)
     before = {name: (out / name).read_bytes() for name in ("resume.pt", "checkpoint.safetensors")}
 
     command = [sys.executable, "-c", DIES_WHILE_SAVING, str(data), str(out), str(Path(__file__).parent)]
@@ -118,22 +129,66 @@ def test_a_run_that_dies_while_saving_keeps_its_last_checkpoint(data: Path, tmp_
 
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     assert {name: (out / name).read_bytes() for name in before} == before
-    metric = next(event for event in train(a_config(data, out, steps=2)) if isinstance(event, Metric))
+    metric = next(event for event in train(a_config(data, out, steps=2)) if isinstance(event, TrainingMetric))
     assert metric.step == 2
 
 
-def test_a_cancelled_run_goes_on_from_the_step_it_came_to(data: Path, tmp_path: Path) -> None:
-    config = a_config(data, tmp_path / "run", steps=3)
-    asked: list[bool] = []
+def test_a_run_is_seen_by_others_and_stopped_by_them(data: Path, tmp_path: Path) -> None:
+    config = a_config(data, tmp_path / "run", steps=60)
+    states: list[str] = []
 
-    def cancelled() -> bool:
-        asked.append(True)
-        return len(asked) == 2
+    def watch() -> None:
+        for event in train_tracker(config, model_config=TINY):
+            run = RunFolder.open(config.out)
+            states.append(run.status.state)
+            if isinstance(event, TrainingMetric):
+                run.ask_to_stop()
 
-    with pytest.raises(Cancelled, match="stopped at step 1"):
-        list(train_tracker(config, cancelled, TINY))
+    with pytest.raises(Cancelled):
+        watch()
 
-    assert read_checkpoint(config.out / "checkpoint.safetensors")[1]["step"] == 1
+    run = RunFolder.open(config.out)
+    assert set(states) == {"running"}
+    assert (run.kind, run.status.state) == ("train tracker", "stopped")
+    metrics = run.metrics()
+    assert [metric.step for metric in metrics] == [25]
+    assert metrics[0].values.keys() == {"loss", "dice", "presence"}
+    assert read_checkpoint(run.checkpoint)[1]["step"] == 25
+
+
+def test_a_run_goes_on_in_the_background_with_the_words_of_its_folder(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    RunFolder.create(out, TRACKER_RUN, a_config(data, out, steps=1, exclude=("case_1",)))
+
+    run = resume_detached(out)
+    deadline = time.monotonic() + 120.0
+    while run.status.state == "running" and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    assert run.status.state == "done", run.log.read_text()
+    meta = read_checkpoint(run.checkpoint)[1]
+    assert (meta["step"], meta["excluded"]["count"]) == (1, 1)
+
+
+def test_other_settings_or_other_data_do_not_go_on_with_a_run(data: Path, tmp_path: Path) -> None:
+    config = a_config(data, tmp_path / "run", steps=2)
+    train_and_stop(config, after=1)
+
+    with pytest.raises(InputError, match="began with batch = 2, not 3"):
+        train(replace(config, batch=3))
+    (data / "case_1" / "label.nii.gz").unlink()
+    with pytest.raises(InputError, match="began with data = 2 labelled"):
+        train(config)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_saved(data: Path, tmp_path: Path) -> None:
+    config = a_config(data, tmp_path / "run", steps=3, save_every=1, learning_rate=1e38)
+
+    with pytest.raises(InputError, match=r"no longer a number at step \d; .*lower --learning-rate"):
+        train(config)
+
+    assert RunFolder.open(config.out).status.state == "failed"
+    assert read_checkpoint(config.out / "checkpoint.safetensors")[1]["step"] >= 1
 
 
 def test_the_loss_falls_on_one_repeated_batch() -> None:
@@ -141,12 +196,12 @@ def test_the_loss_falls_on_one_repeated_batch() -> None:
     sampler = ClipSampler([(1.0, [LabelledVolume(image, labels, (3.0, 2.0, 2.0))])], [], 0.0, TINY.image_size)
     batch = sampler.batch(np.random.default_rng(0), 2, 3)
     torch.manual_seed(0)
-    model = _new_model(TINY, None).train()
+    model = new_model(TINY, None).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
 
     losses = []
     for _ in range(25):
-        loss, _ = _tracking_loss(model, *batch, np.random.default_rng(0))
+        loss, _ = tracking_loss(model, *batch, np.random.default_rng(0))
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -160,42 +215,61 @@ def test_a_run_may_teach_prompts_alone(data: Path, tmp_path: Path, monkeypatch: 
     def never(*_: Any) -> Any:
         raise AssertionError("a clip was tracked")
 
-    monkeypatch.setattr("medssl.tracker_training._tracking_loss", never)
+    monkeypatch.setattr("medssl.tracker.training.tracking_loss", never)
     events = train(a_config(data, tmp_path / "run", prompt_share=1.0))
-    assert any(isinstance(event, Metric) and event.step == 4 for event in events)
+    assert any(isinstance(event, TrainingMetric) and event.step == 4 for event in events)
 
 
 def test_a_coarse_mask_is_another_one_that_still_shows_its_object() -> None:
     rows, columns = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
     disc = (((rows - 64) / 26) ** 2 + ((columns - 64) / 34) ** 2 < 1).float().expand(20, 1, 128, 128)
     for seed in range(3):
-        coarse = _coarse(disc, np.random.default_rng(seed))
+        coarse = coarse_masks(disc, np.random.default_rng(seed))
         dice = 2 * (coarse * disc).sum((1, 2, 3)) / (coarse.sum((1, 2, 3)) + disc.sum((1, 2, 3)))
         assert set(coarse.unique().tolist()) == {0.0, 1.0}
         assert float(dice.min()) >= 0.3
         assert float(dice.mean()) < 0.95
     speck = torch.zeros(1, 1, 128, 128)
     speck[..., 60:63, 60:63] = 1.0
-    assert torch.equal(_coarse(speck, np.random.default_rng(0)), speck), "too little would be left of it"
+    assert torch.equal(coarse_masks(speck, np.random.default_rng(0)), speck), "too little would be left of it"
 
 
-def test_excluded_cases_are_never_read_and_are_named_in_run_and_checkpoint(
-    data: Path, tmp_path: Path
-) -> None:
+def test_excluded_cases_are_never_read_and_are_not_named_in_the_weights(data: Path, tmp_path: Path) -> None:
     held_out = data / "held_out"
     held_out.mkdir()
     (held_out / "ct.nii.gz").write_text("no image")
-    config = a_config(data, tmp_path / "run", steps=1, exclude=("held_out", "another"))
+    config = a_config(data, tmp_path / "run", steps=1, exclude=("held*", "another"))
 
     events = train(config)
 
-    run = json.loads((config.out / "run.json").read_text())
-    assert run["excluded"] == ["another", "held_out"]
-    assert run["recipe"]["steps"] == 1
-    assert read_checkpoint(config.out / "checkpoint.safetensors")[1]["excluded"] == ["another", "held_out"]
+    text = config.out.joinpath("checkpoint.safetensors").read_bytes()
+    meta = read_checkpoint(config.out / "checkpoint.safetensors")[1]
+    assert meta["excluded"] == exclusions(["another", "held*"])
+    assert b"held" not in text
+    assert meta["recipe"]["steps"] == 1
     assert events[0] == Log("2 labelled and 0 unlabelled CTs, 0 drawn volumes.")
     with pytest.raises(InputError, match="held_out"):
-        train(replace(config, exclude=()))
+        train(replace(config, exclude=(), out=tmp_path / "other"))
+
+
+def test_any_layout_will_do_and_what_is_no_ct_is_left_out_by_name(data: Path, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    for folder in ("imagesTr", "labelsTr"):
+        (pool / folder).mkdir(parents=True)
+    for seed in range(2):
+        shutil.copy(data / f"case_{seed}" / "ct.nii.gz", pool / "imagesTr" / f"p{seed}_0000.nii.gz")
+        shutil.copy(data / f"case_{seed}" / "label.nii.gz", pool / "labelsTr" / f"p{seed}.nii.gz")
+    (pool / "mr").mkdir()
+    save(np.abs(a_case(3)[0]), pool / "mr" / "mr.nii.gz")
+    save(a_case(3)[1], pool / "mr" / "label.nii.gz")
+
+    read = read_data(pool, (), phantoms=1, seed=0)
+
+    assert len(read) == 3
+    assert read.description == (
+        "2 labelled and 0 unlabelled CTs, 1 drawn volumes. Left out, no CT: mr/mr.nii.gz (a meta.json beside it may"
+        " say otherwise)."
+    )
 
 
 def test_images_without_labels_and_labels_without_images_are_used_too(data: Path, tmp_path: Path) -> None:
@@ -211,14 +285,14 @@ def test_a_clinic_adapts_trained_weights_as_they_are(data: Path, tmp_path: Path)
     train(a_config(data, tmp_path / "first", steps=1))
     start = tmp_path / "first" / "checkpoint.safetensors"
 
-    assert same(_new_model(TINY, start).state_dict(), read_weights(start))
+    assert same(new_model(TINY, start).state_dict(), read_weights(start))
 
 
 @pytest.mark.parametrize("phantoms", [0, 6])
 def test_a_folder_without_cases_is_one_clear_error(tmp_path: Path, phantoms: int) -> None:
     (tmp_path / "data" / "empty_case").mkdir(parents=True)
 
-    with pytest.raises(InputError, match=r"No case in .*ct\.nii\.gz"):
+    with pytest.raises(InputError, match=r"holds no CT to train on; .*ct\.nii\.gz"):
         train(a_config(tmp_path / "data", tmp_path / "run", phantoms=phantoms))
 
 
@@ -234,13 +308,18 @@ def test_labels_that_do_not_lie_on_their_image_are_refused(data: Path, tmp_path:
         train(a_config(data, tmp_path / "run"))
 
 
-def test_a_damaged_training_state_is_one_clear_error(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    out.mkdir()
-    (out / "resume.pt").write_bytes(b"half a file")
+@pytest.mark.parametrize("damage", ["half a file", "another model"])
+def test_a_damaged_training_state_is_one_clear_error(data: Path, tmp_path: Path, damage: str) -> None:
+    config = a_config(data, tmp_path / "run", steps=2)
+    train_and_stop(config, after=1)
+    state = config.out / "resume.pt"
+    if damage == "half a file":
+        state.write_bytes(b"half a file")
+    else:
+        torch.save({"model": {}, "step": 1}, state)
 
-    with pytest.raises(ModelError, match=r"resume\.pt is damaged or of another model"):
-        train(a_config(data, out))
+    with pytest.raises(ModelError, match=r"The training state .* is damaged"):
+        train(config)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +345,6 @@ def test_the_shipped_weights_have_never_seen_the_patients_that_judge_them() -> N
     held_out = json.loads(HOLDOUT.read_text())
     judges = {case for cases in held_out.values() if isinstance(cases, list) for case in cases}
 
-    _, meta = read_checkpoint(path)
+    excluded = read_checkpoint(path)[1]["excluded"]
 
-    assert judges - set(meta["excluded"]) == set()
+    assert excluded == exclusions(sorted(judges)) or judges <= set(excluded)

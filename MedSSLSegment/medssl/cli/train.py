@@ -7,33 +7,41 @@ import sys
 
 from .command import Command
 from .terminal import ProgressBar
+from .watching import show, stopped_by_signals
 
 __all__ = ["COMMAND"]
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    from ..tracker_training import TrackerTrainConfig
+    from ..tracker.training import TrackerTrainConfig
     from .arguments import add_fields
 
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     tracker = what.add_parser("tracker", help="the small model that carries masks from slice to slice")
     add_fields(tracker, TrackerTrainConfig)
+    tracker.add_argument(
+        "--detach",
+        action="store_true",
+        help="train in the background, also after you log out; see `medssl runs`",
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..events import Log, Progress
-    from ..tracker_training import TrackerTrainConfig, train_tracker
+    from ..tracker.training import TRACKER_RUN, TrackerTrainConfig, train_tracker
     from .arguments import build
 
     config = build(TrackerTrainConfig, options)
-    with ProgressBar(sys.stderr, "Training") as bar:
-        for event in train_tracker(config):
-            if isinstance(event, Progress):
-                bar(event)
-            elif isinstance(event, Log):
-                bar.say(event.text)
-            else:
-                bar.say(f"step {event.step}: loss {event.loss:.3f}, Dice {event.dice:.3f}")
+    if options.detach:
+        from ..runs.detached import start_detached
+        from ..runs.run_folder import plain
+
+        run = start_detached(TRACKER_RUN, plain(config))
+        print(
+            f"{run.path} is running as process {run.status.pid}; watch it with: medssl runs follow {run.path}"
+        )
+        return
+    with ProgressBar(sys.stderr, "Training") as bar, stopped_by_signals() as asked:
+        show(train_tracker(config, asked), bar)
     print(f"Written: {config.out / 'checkpoint.safetensors'}")
 
 
@@ -42,5 +50,5 @@ COMMAND = Command(
     configure=_configure,
     run=_run,
     examples="medssl train tracker --data cases --out runs/tracker\n"
-    "medssl train tracker --data my_cases --out runs/mine --start-from pretrained/medssl-nano.safetensors",
+    "medssl train tracker --data my_cases --out runs/mine --start-from pretrained/medssl-nano.safetensors --detach",
 )

@@ -33,10 +33,10 @@ from .data import IGNORE, Scan, SliceArray, intensity_stats
 from .grid import PreparedGrid, prepare_image, scan_id
 from .input_contract import InputContract, IntensityStats
 from .packed import PackedArray, pack
-from .sources import Patients, dicom_patient, find_sources, image_stem, stated_modality
+from .sources import Found, Patients, dicom_patient, find_sources, image_stem, stated_modality
 from .volume_cache import VolumeCache, guessed_modality, require_modality, some
 
-__all__ = ["LabelledCase", "LabelledScan", "LabelledScans", "find_cases"]
+__all__ = ["LabelledCase", "LabelledScan", "LabelledScans", "find_cases", "pair_up"]
 
 _LABEL_NAMES = ("label.", "labels.", "segmentation.", "mask.", "seg.")
 _PAIR_ENDINGS = ("label", "labels", "seg", "mask", "segmentation", "gt", "groundtruth")
@@ -226,7 +226,17 @@ def find_cases(data: Path, exclude: Sequence[str] = ()) -> tuple[LabelledCase, .
     Raises:
         InputError: there is no such folder, or it holds no image with labels.
     """
-    found = find_sources(data, exclude)
+    cases = pair_up(find_sources(data, exclude), data)
+    if not cases:
+        raise InputError(
+            f"The folder {data} holds no image with labels; give case folders with an image and label.nii.gz, or"
+            " folders images and labels with files of the same names."
+        )
+    return cases
+
+
+def pair_up(found: Found, data: Path) -> tuple[LabelledCase, ...]:
+    """The images among the sources of a data folder that have labels, with them; by name."""
     patients = Patients(data, [source.name for source in found.sources])
     labels_in: dict[Path, list[Path]] = defaultdict(list)
     for name in found.labels:
@@ -239,11 +249,6 @@ def find_cases(data: Path, exclude: Sequence[str] = ()) -> tuple[LabelledCase, .
             taken.add(label)
             patient = patients.of(source.name, dicom_patient(source), source.path.is_dir())
             cases.append(LabelledCase(source.name, patient, source.path, label, _names_for(label, data)))
-    if not cases:
-        raise InputError(
-            f"The folder {data} holds no image with labels; give case folders with an image and label.nii.gz, or"
-            " folders images and labels with files of the same names."
-        )
     return tuple(cases)
 
 

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..errors import InputError
 from ..formats.dicom import list_dicom_series, patient_id, read_series
@@ -36,8 +37,10 @@ __all__ = [
     "Patients",
     "ReadScan",
     "Source",
+    "exclusions",
     "find_sources",
     "image_stem",
+    "is_excluded",
     "stated_modality",
 ]
 
@@ -178,6 +181,12 @@ def is_excluded(name: str, patterns: Sequence[str]) -> bool:
     path = PurePosixPath(name)
     candidates = [str(p) for p in (path, *path.parents) if str(p) != "."]
     return any(fnmatchcase(c, pattern.rstrip("/")) for c in candidates for pattern in patterns)
+
+
+def exclusions(patterns: Sequence[str]) -> dict[str, Any]:
+    """How many patterns left scans out, and a hash of them: two runs can be compared, and no name is given away."""
+    joined = "\n".join(sorted(patterns))
+    return {"count": len(patterns), "sha256": hashlib.sha256(joined.encode()).hexdigest()}
 
 
 def image_stem(name: str) -> str:

@@ -17,7 +17,7 @@ from .run_folder import RunFolder
 __all__ = ["command_words", "resume_detached", "start_detached", "stop_and_wait"]
 
 _LOOK_EVERY_S = 0.05
-_KINDS = ("pretrain", "finetune")
+_KINDS = ("pretrain", "finetune", "train tracker")
 """Commands that go on with a run; run.json, which may come from elsewhere, can name no other."""
 
 
@@ -32,7 +32,7 @@ def start_detached(
     """Start a run in the background and wait until it has taken its folder; it goes on when this process ends.
 
     Args:
-        kind: the command that does it: pretrain, finetune, ...
+        kind: the words of the command that does it: pretrain, finetune, train tracker.
         config: its options by name, with "out", the run folder.
         python: interpreter with the engine's packages; None for this one.
         wait_s: how long to wait until it has taken its folder.
@@ -55,7 +55,7 @@ def start_detached(
     launched = time.time()
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [command.python, "-u", "-m", "medssl.cli", kind, *command_words(config)],
+            [command.python, "-u", "-m", "medssl.cli", *kind.split(), *command_words(config)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

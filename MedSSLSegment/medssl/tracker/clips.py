@@ -23,7 +23,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import InputError
+from ..errors import InputError
 
 __all__ = ["Clip", "ClipSampler", "LabelledVolume", "synthesise_ct"]
 
