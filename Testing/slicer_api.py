@@ -176,6 +176,7 @@ CALLABLES = {
         "(parent=None, value=0, maximum=100, labelText='', windowTitle='Processing...', **kwargs)"
     ),
     "slicer.util.errorDisplay": "(text, windowTitle=None, parent=None, standardButtons=None, **kwargs)",
+    "slicer.util.findChildren": "(widget=None, name='', text='', title='', className='')",
     "slicer.util.loadUI": "(path)",
     "slicer.util.mainWindow": "()",
     "slicer.util.setSliceViewerLayers": (

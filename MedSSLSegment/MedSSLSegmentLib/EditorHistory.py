@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import slicer.util
+
 __all__ = ["EditorHistory"]
 
 
 class EditorHistory:
     """`medssl.scene.history.History` over qMRMLSegmentEditorWidget.
 
-    The widget does not tell how many steps it keeps (qMRMLSegmentEditorWidget.h), so undo and redo are offered whenever
-    it shows the segmentation; with nothing to take back it does nothing, as its own buttons.
+    The widget tells only its own two buttons whether there is a step to take back or to bring back
+    (qMRMLSegmentEditorWidget::updateUndoRedoButtonsState), so they are asked. Where they have another name one day,
+    undo and redo are offered whenever the widget shows the segmentation.
 
     Args:
         editor: the qMRMLSegmentEditorWidget.
@@ -19,6 +22,8 @@ class EditorHistory:
 
     def __init__(self, editor: Any) -> None:
         self.editor = editor
+        self._undoButtons = slicer.util.findChildren(editor, name="UndoButton")
+        self._redoButtons = slicer.util.findChildren(editor, name="RedoButton")
 
     def save(self, segmentationNode: Any) -> None:
         """Remember how the segmentation is now."""
@@ -27,12 +32,12 @@ class EditorHistory:
         self.editor.saveStateForUndo()
 
     def can_undo(self, segmentationNode: Any) -> bool:
-        """Whether the editor shows the segmentation."""
-        return self.editor.segmentationNode() is segmentationNode
+        """Whether there is a step to take back."""
+        return self._canGo(segmentationNode, self._undoButtons)
 
     def can_redo(self, segmentationNode: Any) -> bool:
-        """Whether the editor shows the segmentation."""
-        return self.editor.segmentationNode() is segmentationNode
+        """Whether there is a step to bring back."""
+        return self._canGo(segmentationNode, self._redoButtons)
 
     def undo(self, segmentationNode: Any) -> None:
         """Take the last step back."""
@@ -41,3 +46,7 @@ class EditorHistory:
     def redo(self, segmentationNode: Any) -> None:
         """Bring back what was taken back."""
         self.editor.redo()
+
+    def _canGo(self, segmentationNode: Any, buttons: list[Any]) -> bool:
+        isShown = self.editor.segmentationNode() is segmentationNode
+        return isShown and all(button.enabled for button in buttons)

@@ -93,7 +93,10 @@ class qMRMLWidget(QtWidgets.QWidget):
 
 
 class qMRMLSegmentEditorWidget(QtWidgets.QFrame):
-    """What the panel asks of it (Slicer 583e9b3, qMRMLSegmentEditorWidget.h); undo is Slicer's own history."""
+    """What the panel asks of it (Slicer 583e9b3, qMRMLSegmentEditorWidget.h); undo is Slicer's own history.
+
+    Its undo and redo button have the names of Resources/UI/qMRMLSegmentEditorWidget.ui.
+    """
 
     segmentationNodeSelectorVisible = QtCore.Property(bool, lambda self: False, lambda self, on: None)
     sourceVolumeNodeSelectorVisible = QtCore.Property(bool, lambda self: False, lambda self, on: None)
@@ -106,8 +109,14 @@ class qMRMLSegmentEditorWidget(QtWidgets.QFrame):
         self.observes_views = False
         self.history = slicer_core.vtkSegmentationHistory()
         self.history.SetMaximumNumberOfStates(30)
+        self.history.AddObserver(vtk.vtkCommand.ModifiedEvent, self._show_history)
         self.minimumHeight = 60
         layout = QtWidgets.QVBoxLayout(self)
+        for name in ("UndoButton", "RedoButton"):
+            button = QtWidgets.QToolButton(self)
+            button.objectName = button.toolTip = name
+            button.hide()
+        self._show_history()
         layout.addWidget(QtWidgets.QLabel("(3D Slicer's Segment Editor is embedded here)"))
 
     def setMRMLScene(self, scene: Any) -> None:
@@ -149,6 +158,11 @@ class qMRMLSegmentEditorWidget(QtWidgets.QFrame):
 
     def removeViewObservations(self) -> None:
         self.observes_views = False
+
+    def _show_history(self, *_: Any) -> None:
+        undo, redo = (self.findChild(QtWidgets.QToolButton, name) for name in ("UndoButton", "RedoButton"))
+        undo.enabled = self.history.IsRestorePreviousStateAvailable()
+        redo.enabled = self.history.IsRestoreNextStateAvailable()
 
     def saveStateForUndo(self) -> None:
         self.history.SaveState()
@@ -375,6 +389,11 @@ class Application:
         **kwargs: Any,
     ) -> None:
         self.errors_shown.append(text)
+
+    def findChildren(
+        self, widget: Any = None, name: str = "", text: str = "", title: str = "", className: str = ""
+    ) -> list[Any]:
+        return [child for child in widget.findChildren(QtCore.QObject) if child.objectName == name]
 
     def loadUI(self, path: str) -> Any:
         loader = QtUiTools.QUiLoader()

@@ -495,3 +495,38 @@ def test_prompts_of_a_saved_scene_come_back_with_the_panel(a_desk: Any) -> None:
     mask = answer(a_desk, 4)
     a_desk.ui.acceptButton.click()
     np.testing.assert_array_equal(a_desk.masks()[4], mask)
+
+
+def can_go(desk: Any) -> tuple[bool, bool]:
+    """Whether undo and redo are offered."""
+    desk.panel.onTimer()
+    return desk.ui.undoButton.enabled, desk.ui.redoButton.enabled
+
+
+def test_undo_and_redo_are_offered_exactly_when_there_is_a_step(a_desk: Any) -> None:
+    assert can_go(a_desk) == (False, False)
+    a_desk.choose_nodes()
+    assert can_go(a_desk) == (False, False)
+
+    place(a_desk, "positive", (4.0, 3.0, 4.0))
+    answer(a_desk, 4)
+    assert can_go(a_desk) == (False, False)
+    a_desk.ui.acceptButton.click()
+    assert can_go(a_desk) == (True, False)
+
+    a_desk.ui.segmentEditor.saveStateForUndo()  # as painting does
+    a_desk.writing.write_slices(a_desk.segmentation_node, a_desk.liver, a_desk.volume, 0, {5: a_desk.painted})
+    offered = []
+    for button in (*[a_desk.ui.undoButton] * 2, *[a_desk.ui.redoButton] * 2):
+        button.click()
+        offered.append(can_go(a_desk))
+    assert offered == [(True, True), (False, True), (True, True), (True, False)]
+
+    a_desk.ui.propagateButton.click()
+    a_desk.client.run.end()
+    while a_desk.is_running():
+        a_desk.panel.onTimer()
+    assert can_go(a_desk) == (True, False)
+    a_desk.ui.segmentationSelector.setCurrentNode(None)
+    assert can_go(a_desk) == (False, False)
+    assert a_desk.application.errors_shown == []

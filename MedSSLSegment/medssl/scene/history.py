@@ -24,10 +24,10 @@ class History(Protocol):
         """Remember how a segmentation is now, before it is changed."""
 
     def can_undo(self, segmentation_node: Any) -> bool:
-        """Whether there may be something to take back."""
+        """Whether there is something to take back."""
 
     def can_redo(self, segmentation_node: Any) -> bool:
-        """Whether there may be something to bring back."""
+        """Whether there is something to bring back."""
 
     def undo(self, segmentation_node: Any) -> None:
         """Put a segmentation back to the state before its last step."""
