@@ -144,6 +144,23 @@ def test_prompts_can_be_taken_back_one_by_one_and_dropped(page: Page, phantom: P
     assert not page.page.locator("[data-test=accept]").is_enabled()
 
 
+def test_notches_that_come_faster_than_pictures_become_one_jump_of_as_many_slices(page: Page) -> None:
+    page.go_to_slice(10)
+    page.page.evaluate(
+        """() => {
+          window.pictures = 0;
+          const view = document.querySelector(".layout-grid-item .remote-controlled-area");
+          view.addEventListener("load", () => { window.pictures += 1; }, true);
+          for (let n = 0; n < 20; n += 1) {
+            view.dispatchEvent(new WheelEvent("wheel", {deltaY: -100, bubbles: true, cancelable: true}));
+          }
+        }"""
+    )
+    wait_until(lambda: page.shown_slice() == 30, "the slice 20 notches further")
+    wait_until(lambda: page.page.evaluate("window.pictures"), "its picture")
+    assert page.page.evaluate("window.pictures") < 10
+
+
 def test_the_keys_are_listed_and_do_what_the_list_says(page: Page) -> None:
     page.page.keyboard.press("?")
     page.page.wait_for_selector("text=Keys and the mouse")

@@ -43,7 +43,7 @@ __all__ = ["Workstation", "WorkstationOptions"]
 _SERVED = f"medssl_{__version__}"
 _MODULE = {
     "serve": {_SERVED: str(Path(__file__).with_name("serve").resolve())},
-    "scripts": [f"{_SERVED}/keys.js"],
+    "scripts": [f"{_SERVED}/keys.js", f"{_SERVED}/wheel.js"],
 }
 _PREDICT_STEP = 3
 

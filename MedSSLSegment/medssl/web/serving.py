@@ -29,7 +29,8 @@ def serve(server: Server, *, port: int, announce: Callable[[str], None], open_br
     guard = Guard(secret)
     # trame reads the command line, which is ours, unless this variable is there: only what is said here counts.
     os.environ["TRAME_ARGS"] = "--server"
-    server.cli.set_defaults(authKey=secret)
+    # What is sent most are pictures, which are compressed already.
+    server.cli.set_defaults(authKey=secret, nowscompress=True)
 
     def bind(wslink_server: Any) -> None:
         guard.attach(wslink_server.app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from .slices import slice_in_view
 __all__ = ["AnnotateStepLogic"]
 
 _HINT = "Take a tool, then click on the object or drag a box around it in any slice view."
+_REST_S = 0.1
+"""A view that has not moved for so long is looked at."""
 
 
 class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
@@ -30,6 +33,7 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         self._prompts = self.session.prompts
         self._marks = PromptMarks(self.session)
         self._accepts_answer = False
+        self._rest: asyncio.TimerHandle | None = None
         self._editor = work.editor
         self._effect = self._editor.get_effect(SmartPromptEffect)
         self._effect.point_placed.connect(self._on_point)
@@ -92,7 +96,7 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         self._effect.tool = tool
         self._editor.set_active_effect_type(SmartPromptEffect)
         self._show_tool()
-        self._on_view_moved(self._slicer_app.view_manager.get_slice_views()[0])
+        self._look_at(self._slicer_app.view_manager.get_slice_views()[0])
 
     def _decide(self, act: Callable[[], object]) -> None:
         self.work.attempt(act)
@@ -125,8 +129,15 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         self.data.tool = self._effect.tool.value if self._effect.is_active else ""
 
     def _on_view_moved(self, view: SliceView) -> None:
+        """Once the view rests: the slices in between are no business of the worker's, which needs the same cores."""
+        if self._effect.is_active:
+            if self._rest is not None:
+                self._rest.cancel()
+            self._rest = asyncio.get_running_loop().call_later(_REST_S, self._look_at, view)
+
+    def _look_at(self, view: SliceView) -> None:
         """Have the worker get ready for prompts on the slice that is looked at."""
-        if self._effect.is_active and (shown := slice_in_view(self.session, view)) is not None:
+        if (shown := slice_in_view(self.session, view)) is not None:
             self._prompts.look_at(*shown)
 
     def _on_model(self, model: str) -> None:

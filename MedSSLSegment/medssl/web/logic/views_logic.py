@@ -22,6 +22,7 @@ from ...volume import WINDOWS
 from ..ui.parts import Choice
 from ..ui.views_ui import SliceLabelState, ViewsState, ViewsUI, create_slice_view_ui
 from ..work import Work
+from .scroll_logic import ScrollLogic
 from .section import SectionLogic
 from .slices import slice_in_view
 
@@ -33,9 +34,9 @@ _FIRST_WINDOW = "soft-tissue"
 _SURFACES_S = 0.2
 """Until surfaces that are asked for are there."""
 _VR_PRESET = "CT-Coronary-Arteries-3"
-_FPS, _FPS_ELSEWHERE = 15, 4
-"""Pictures a second of the view under the mouse, and of the others: drawn without a graphics card, more of them leave
-no time for the mouse between two."""
+_FPS, _FPS_ELSEWHERE = 30, 4
+"""Pictures a second at most, of the view under the mouse and of the others: drawn without a graphics card, more of
+them leave no time for the mouse between two."""
 
 
 class ViewsLogic(SectionLogic[ViewsState]):
@@ -55,6 +56,8 @@ class ViewsLogic(SectionLogic[ViewsState]):
             for view in views.get_slice_views():
                 self._prepare(view)
         self.data.windows = [Choice(_title(name), name) for name in WINDOWS]
+        self._scroll = ScrollLogic(views)
+        server.controller.trigger("medssl_scroll")(self._scroll.scroll)
         work.chosen.connect(self._on_nodes_chosen)
 
     @property
@@ -176,6 +179,8 @@ class ViewsLogic(SectionLogic[ViewsState]):
             slicer.vtkMRMLAbstractViewNode.OrientationMarkerTypeAxes,
             slicer.vtkMRMLAbstractViewNode.OrientationMarkerSizeSmall,
         )
+        # A slice is an image, its outlines too: several samples a pixel look the same, and take five times as long.
+        view.render_window().SetMultiSamples(0)
         view.set_ruler(slicer.vtkMRMLAbstractViewNode.RulerTypeThin)
         namespace = get_view_trame_id(self.server, view)
         self._labels[namespace] = TypedState(self.state, SliceLabelState, namespace=namespace)

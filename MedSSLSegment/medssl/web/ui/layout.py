@@ -59,6 +59,8 @@ html { overflow: hidden; }
 .medssl-options .v-card-text { padding: 0 8px 12px; }
 .medssl-segments .v-field__input { padding: 4px 8px; min-height: 32px; }
 .slice-slider-gutter { bottom: 20px !important; }
+.slice-slider .v-slider-thumb, .slice-slider .v-slider-track__fill { transition: none !important; }
+.layout-grid-item { contain: strict; }
 .view-gutter-content .v-btn { min-width: 28px; opacity: 0.7; }
 """
 

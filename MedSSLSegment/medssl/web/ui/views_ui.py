@@ -114,5 +114,5 @@ def create_slice_view_ui(server: Server, view_id: str, view: SliceView) -> None:
         classes="text-caption",
         style="position: absolute; top: 6px; right: 10px; color: #d0d7de; pointer-events: none;"
         " text-shadow: 0 0 3px black; white-space: pre; text-align: right",
-        **named(f"label-{view_id}"),
+        raw_attrs=[f'data-test="label-{view_id}"', f'data-slice-view="{view.get_singleton_tag()}"'],
     )
