@@ -1,8 +1,9 @@
 """The worker: one process that holds the volumes, the models and the device, and answers messages on a pipe.
 
 Three threads: a reader takes messages, the main thread computes, and a clerk does what concerns folders alone
-(case stores, training runs, models). A long request (propagate, refine, ...) is a generator: after each item the
-main thread first answers what came in and is quick (a click, a question), then looks whether the request was
+(case stores, training runs, models). What waits for another program, such as the start of a training run, does so in a
+thread of its own, and keeps nobody else waiting. A long request (propagate, refine, ...) is a generator: after each
+item the main thread first answers what came in and is quick (a click, a question), then looks whether the request was
 cancelled, and goes on. While nothing is asked it encodes slices that may be asked about next. The process ends when
 its input ends, in the middle of a computation too, but not before the clerk has put away what it was given: a client
 that is gone leaves nothing running and loses nothing.
@@ -51,7 +52,7 @@ from .messages import (
     to_frame,
 )
 from .serving.engine import Engine, EngineBackend, EngineRequest
-from .serving.filing import FILING_REQUESTS, Desk, file_request
+from .serving.filing import FILING_REQUESTS, WAITING_REQUESTS, Desk, file_request
 from .serving.volume_store import VolumeStore
 from .volume import Volume
 from .wire.framing import Frame, read_frame, write_frame
@@ -64,6 +65,8 @@ _LONG = (Propagate, Refine, PredictVolume, SegmentVolume)
 _NO_REQUEST = 0
 _CLERK_SECONDS = 120.0
 """How long the end of the process waits for what is being written; cut off, it would be lost, but harm nothing."""
+_ERRAND_SECONDS = 5.0
+"""How long it waits for each thread that was waiting itself, and now leaves off."""
 
 
 @dataclass(eq=False)
@@ -103,12 +106,14 @@ class Worker:
         self._quick: deque[_Job] = deque()
         self._long: deque[_Job] = deque()
         self._filed: deque[_Job] = deque()
-        self._running: list[_Job] = []  # a long job, between two of its items a quick one, and a filed one
+        # A long job, between two of its items a quick one, a filed one, and those that wait for other programs.
+        self._running: list[_Job] = []
         self._ahead: tuple[str, Iterator[None]] | None = (
             None  # a volume's hash, and work for when nothing is asked
         )
         self._exit_status: int | None = None  # set when the process is to end
         self._clerk = threading.Thread(target=self._file, name="clerk", daemon=True)
+        self._errands: list[threading.Thread] = []
         self._answers: dict[type[Message], Callable[[_Job], Message]] = {
             Hello: lambda job: self._welcome(),
             Info: lambda job: self._info(),
@@ -167,6 +172,8 @@ class Worker:
             case Forget():
                 self._volumes.discard(message.content_hash)
                 self._enqueue(_Job(request_id, message))
+            case _ if isinstance(message, WAITING_REQUESTS):
+                self._send_on_errand(_Job(request_id, message))
             case _ if type(message) in self._answers:
                 self._enqueue(_Job(request_id, message))
             case _:
@@ -176,6 +183,14 @@ class Worker:
         with self._changed:
             self._queue_of(job.request).append(job)
             self._changed.notify_all()
+
+    def _send_on_errand(self, job: _Job) -> None:
+        """Begin a request that will wait for another program."""
+        errand = threading.Thread(target=self._serve, args=(job,), name="errand", daemon=True)
+        with self._changed:
+            self._running.append(job)
+            self._errands = [each for each in self._errands if each.is_alive()] + [errand]
+            errand.start()
 
     def _queue_of(self, request: Message) -> deque[_Job]:
         if isinstance(request, FILING_REQUESTS):
@@ -306,10 +321,16 @@ class Worker:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._filed or self._exit_status is not None)
-                if not self._filed:
-                    _end_process(self._exit_status or 0)
-                job = self._start_next(self._filed)
+                job = self._start_next(self._filed) if self._filed else None
+            if job is None:
+                self._leave()
             self._serve(job)
+
+    def _leave(self) -> NoReturn:
+        """End the process; errands leave off first, so that no program they have started is left behind."""
+        for errand in self._errands:
+            errand.join(_ERRAND_SECONDS)
+        _end_process(self._exit_status or 0)
 
     def _put_away(self, job: _Job) -> Message:
         def cancelled() -> bool:
@@ -319,11 +340,11 @@ class Worker:
         return Finished(job.seconds, facts)
 
     def _end(self, status: int) -> None:
-        """End the process as soon as the clerk has put away what it was given; the clerk itself goes on until then."""
+        """Have the clerk put away what it was given and then end the process; it and errands go on until then."""
         with self._changed:
             self._exit_status = status
             self._changed.notify_all()
-        if threading.current_thread() is not self._clerk:
+        if threading.current_thread() not in (self._clerk, *self._errands):
             self._clerk.join(_CLERK_SECONDS)
             _end_process(status)
 

@@ -12,7 +12,8 @@ from medssl.client import LocalCommand, WorkerClient
 from medssl.errors import Cancelled, InputError
 from medssl.home import runs_folder
 from medssl.phantom import phantom_ct
-from medssl.volume import write_volume
+from medssl.prompts import SlicePrompt
+from medssl.volume import Volume, write_volume
 
 PATIENCE_S = 240.0
 
@@ -61,6 +62,39 @@ def test_settings_that_cannot_be_are_said_in_the_commands_own_words(
 ) -> None:
     with pytest.raises(InputError, match="has no preset 'huge'; choose one of auto"):
         client.estimate_pretrain({**settings, "preset": "huge"}).result(PATIENCE_S)
+
+
+def test_cases_models_clicks_and_questions_do_not_wait_for_an_estimate(
+    client: WorkerClient, settings: dict[str, Any], volume: Volume, click: SlicePrompt
+) -> None:
+    estimate = client.estimate_pretrain(settings)
+    others = [client.list_cases(), client.list_runs(), client.predict(volume, click), client.info()]
+    for ticket in others:
+        ticket.result(PATIENCE_S)
+    assert not estimate.done
+    estimate.cancel()
+    with pytest.raises(Cancelled):
+        estimate.result(PATIENCE_S)
+
+
+@pytest.mark.skipif(not Path("/proc/thread-self/children").exists(), reason="looks for processes in /proc")
+def test_closing_the_client_under_an_estimate_leaves_no_process_behind(
+    client: WorkerClient, settings: dict[str, Any]
+) -> None:
+    pid = client.hello().result(PATIENCE_S).pid
+    client.estimate_pretrain(settings)
+    ends = time.monotonic() + PATIENCE_S
+    while not (measuring := children(pid)):
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+    client.close()
+    assert not any(Path(f"/proc/{each}").exists() for each in measuring)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for each in lists for child in each.read_text().split()]
 
 
 def test_an_estimate_can_be_cancelled(client: WorkerClient, settings: dict[str, Any]) -> None:

@@ -80,12 +80,15 @@ def start_detached(
     raise WorkerError(f"The run {folder} has not begun after {wait_s:g} s; see {log}.")
 
 
-def resume_detached(path: str | Path, *, python: str | None = None) -> RunFolder:
+def resume_detached(
+    path: str | Path, *, python: str | None = None, cancelled: Callable[[], bool] = lambda: False
+) -> RunFolder:
     """Go on with a run in the background.
 
     Args:
         path: run folder, which may have been moved.
         python: interpreter with the engine's packages; None for this one.
+        cancelled: as for `start_detached`.
 
     Raises:
         InputError: there is no run, or it is under way; otherwise as `start_detached`.
@@ -96,7 +99,7 @@ def resume_detached(path: str | Path, *, python: str | None = None) -> RunFolder
         raise InputError(f"The run {run.path} is done; there is nothing to go on with.")
     if run.kind not in _KINDS:
         raise InputError(f"The run {run.path} is of the kind '{run.kind}', which cannot be gone on with.")
-    return start_detached(run.kind, {**run.config, "out": str(run.path)}, python=python)
+    return start_detached(run.kind, {**run.config, "out": str(run.path)}, python=python, cancelled=cancelled)
 
 
 def stop_and_wait(run: RunFolder, wait_s: float = 60.0) -> bool:

@@ -59,7 +59,7 @@ from .facts import (
 if TYPE_CHECKING:
     from ..few_labels.model_store import ModelStore
 
-__all__ = ["FILING_REQUESTS", "Desk", "Facts", "file_request"]
+__all__ = ["FILING_REQUESTS", "WAITING_REQUESTS", "Desk", "Facts", "file_request"]
 
 Facts = dict[str, Any]
 """Plain values by name, and now and then an array."""
@@ -193,7 +193,7 @@ def _stop_run(request: StopRun, desk: Desk) -> Facts:
 def _resume_run(request: ResumeRun, desk: Desk) -> Facts:
     from ..runs.detached import resume_detached
 
-    return {"run": run_facts(resume_detached(request.run))}
+    return {"run": run_facts(resume_detached(request.run, cancelled=desk.cancelled))}
 
 
 def _adopt_run(request: AdoptRun, desk: Desk) -> Facts:
@@ -302,3 +302,6 @@ _ANSWERS: dict[type, Callable[[Any, Desk], Facts]] = {
 }
 FILING_REQUESTS = tuple(_ANSWERS)
 """Types of the requests that are answered here."""
+
+WAITING_REQUESTS = (StartRun, ResumeRun, EstimateRun)
+"""Those of them that wait for another program, for seconds or minutes: whoever serves them keeps others waiting."""
