@@ -1,13 +1,17 @@
 """The panel's thread is never busy for long: gaps between two turns of the event loop at 512 x 512 x 500.
 
-Measured in processor time of that thread, which does not count what other processes take.
+Measured in processor time of that thread, which does not count what other processes take. The longest gaps are the
+writes for which the labelmap has to grow: new memory is touched for the first time. Python's collector of garbage is no
+part of them: in the process of the tests it looks through everything that other tests have loaded, torch too, which is
+never in 3D Slicer, so what was there before is left out of its sight.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,9 +30,7 @@ feature.set_selection(2, __name__)
 
 SHAPE_KJI = (500, 512, 512)
 LONGEST_GAP_S = 0.060
-"""The aim is 30 ms; 23 to 31 were measured on two cores. Twice the aim fails only when something got slower."""
-MACHINES_OWN = 2
-"""Longer gaps that are put down to the machine: a busy one counts what it does for others now and then."""
+"""The aim is 30 ms; 16 to 25 were measured on two busy cores. Twice the aim fails only when something got slower."""
 SLICES = range(130, 370)
 
 
@@ -72,6 +74,15 @@ def put_large_volume(node: Any) -> None:
     node.SetAndObserveImageData(image)
 
 
+@pytest.fixture
+def a_collector_that_sees_this_test_alone() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("a_collector_that_sees_this_test_alone")
 def test_propagating_through_a_large_volume_leaves_no_long_gap(a_desk: Any) -> None:
     desk = a_desk
     session = desk.panel.session
@@ -97,5 +108,4 @@ def test_propagating_through_a_large_volume_leaves_no_long_gap(a_desk: Any) -> N
     heart.run_until(lambda: not desk.is_running())
 
     assert session.status.text.startswith(f"{len(order)} slices were written")
-    longest = sorted(heart.gaps)[-5:]
-    assert longest[-1 - MACHINES_OWN] <= LONGEST_GAP_S, longest
+    assert max(heart.gaps) <= LONGEST_GAP_S, sorted(heart.gaps)[-5:]

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["PredictDesk"]
 
 _STAGE = "MedSSLSegment.Stage"
-_WRITE_S = 0.012
+_STAGES = ("coarse", "largest", "sharpened", "refined", "propagated")
+_WRITE_S = 0.006
 
 
 class PredictDesk:
@@ -259,7 +260,7 @@ class PredictDesk:
 
     def stages(self) -> list[str]:
         """The stages there are to compare, in the order they were made, "final" last."""
-        found = [stage for stage in ("coarse", "largest", "refined", "propagated") if self._find_stage(stage)]
+        found = [stage for stage in _STAGES if self._find_stage(stage)]
         return [*found, "final"] if found else []
 
     def show(self, stage: str) -> None:

@@ -48,7 +48,7 @@ from .survey import ReferenceSlice, Survey, look
 
 __all__ = ["Plan", "PropagateRequest", "Propagator", "Run", "Session", "State", "Status"]
 
-_WRITE_S = 0.012
+_WRITE_S = 0.006
 """How long `poll` may write before it hands back."""
 
 

@@ -277,11 +277,13 @@ def _grow(
     scalars.SetName(old.GetName())
     shape = [h - lo for lo, h in zip(low, high, strict=True)]
     scalars.SetNumberOfValues(math.prod(shape))
-    voxels = numpy_support.vtk_to_numpy(scalars).reshape(shape)
-    voxels[...] = 0
-    origin = [f - lo for f, lo in zip(layer.first_kji, low, strict=True)]
-    into = tuple(slice(o, o + n) for o, n in zip(origin, layer.shape_kji, strict=True))
-    voxels[into] = layer.voxels_kji
+    part = numpy_support.vtk_to_numpy(scalars).reshape(shape)
+    # Each voxel is written once: at this size the time goes into touching new memory.
+    for axis, (first, size, lowest) in enumerate(zip(layer.first_kji, layer.shape_kji, low, strict=True)):
+        part = np.moveaxis(part, axis, 0)
+        part[: first - lowest], part[first - lowest + size :] = 0, 0
+        part = np.moveaxis(part[first - lowest : first - lowest + size], 0, axis)
+    part[...] = layer.voxels_kji
     extent: list[int] = []
     for axis, offset in zip((2, 1, 0), layer.offset_ijk, strict=True):
         extent += [low[axis] - offset, high[axis] - 1 - offset]
