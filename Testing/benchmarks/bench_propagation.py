@@ -48,6 +48,10 @@ _PHANTOM_SEEDS = (9001, 9002, 9003, 9004)
 _BASE_SHAPE_KJI, _BASE_SPACING_KJI_MM = (48, 512, 512), (5.0, 0.75, 0.75)
 _LARGE_SLICES = 1000
 _SEGMENTS = (1, 5)
+_MEMORY_MULTIPLES = {_SAM2: (1, 2, 3), DEFAULT_MODEL: (8, 16, 24)}
+"""How many times --slices the volumes have whose memory is compared."""
+_FEATURE_BUDGET_BYTES = 32 * 2**20
+"""For features of SAM 2 while memory is compared: few slices of them, so that the shortest volume fills it."""
 
 Measure = Callable[..., dict[str, Any]]
 
@@ -163,12 +167,18 @@ def _memory(options: argparse.Namespace, measure: Measure) -> dict[str, Any]:
         base = _save_base(Path(folder))
         for model in (_SAM2, DEFAULT_MODEL):
             common = {"model": model, "size": _SAM2_SIZE, "base": base, "segments": 1}
-            counts = [options.slices, 2 * options.slices, 3 * options.slices]
+            if model == _SAM2:
+                common["feature_budget_bytes"] = _FEATURE_BUDGET_BYTES
+            counts = [times * options.slices for times in _MEMORY_MULTIPLES[model]]
             for way in ("usual", "ours"):
                 growth = [measure("job", way=way, slices=n, **common)["growth_bytes"] for n in counts]
                 series.append({"title": _title(model), "way": way, "slices": counts, "growth_bytes": growth})
         large = measure("job", way="ours", model=DEFAULT_MODEL, base=base, segments=1, slices=_LARGE_SLICES)
-    return {"series": series, "large": {**large, "slices": _LARGE_SLICES, "title": _title(DEFAULT_MODEL)}}
+    return {
+        "series": series,
+        "budget_bytes": _FEATURE_BUDGET_BYTES,
+        "large": {**large, "slices": _LARGE_SLICES, "title": _title(DEFAULT_MODEL)},
+    }
 
 
 def _title(model: str) -> str:

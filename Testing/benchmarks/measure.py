@@ -51,7 +51,7 @@ def accuracy(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def job(spec: dict[str, Any]) -> dict[str, Any]:
-    """Run one whole job: `way` ours or usual, `model`, `size`, `segments`.
+    """Run one whole job: `way` ours or usual, `model`, `size`, `segments`, perhaps `feature_budget_bytes`.
 
     On `slices` slices tiled from the volume in `base`, all of them tracked; or on the demonstration's phantom, where
     ours ends each organ by its stop rule and the usual way has none.
@@ -159,7 +159,8 @@ def _model(spec: dict[str, Any]) -> tuple[Any, SliceTracker]:
     from medssl.foundation.sam2_tracker import Sam2SliceTracker
 
     model = build_sam2_model(_TINY, spec["size"])
-    return model, Sam2SliceTracker(model)
+    budget = {"feature_budget_bytes": spec["feature_budget_bytes"]} if "feature_budget_bytes" in spec else {}
+    return model, Sam2SliceTracker(model, **budget)
 
 
 def _nano(stand_in: bool) -> tuple[Any, SliceTracker]:
