@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("trame_slicer")
 
+from medssl.web.logic.focus import Focus
 from medssl.web.logic.scroll_logic import ScrollLogic, slice_after
 from trame_slicer.views import AbstractView, SliceView
 
@@ -58,7 +59,7 @@ def views(monkeypatch: pytest.MonkeyPatch) -> _Views:
 
 def test_while_the_wheel_turns_only_the_view_under_it_is_drawn(views: _Views) -> None:
     async def turn() -> list[list[str]]:
-        scroll = ScrollLogic(views)
+        scroll = ScrollLogic(views, Focus(views))
         drawn = []
         for name in ("Red", "Red", "Green"):
             assert scroll.scroll(name, 1)
@@ -72,7 +73,7 @@ def test_while_the_wheel_turns_only_the_view_under_it_is_drawn(views: _Views) ->
 
 def test_a_view_that_the_layout_has_put_away_meanwhile_is_not_drawn_afterwards(views: _Views) -> None:
     async def turn() -> list[str]:
-        assert ScrollLogic(views).scroll("Red", 1)
+        assert ScrollLogic(views, Focus(views)).scroll("Red", 1)
         views.shown.remove(views.all["ThreeD"])
         await asyncio.sleep(0.5)
         return views.drawn()
@@ -82,5 +83,5 @@ def test_a_view_that_the_layout_has_put_away_meanwhile_is_not_drawn_afterwards(v
 
 @pytest.mark.parametrize(("name", "notches"), [("Red", -1), ("ThreeD", 1), ("no such view", 1)])
 def test_a_turn_that_moves_nothing_holds_nothing(views: _Views, name: str, notches: int) -> None:
-    assert not ScrollLogic(views).scroll(name, notches)
+    assert not ScrollLogic(views, Focus(views)).scroll(name, notches)
     assert views.drawn() == ["Red", "Green", "ThreeD"]

@@ -27,6 +27,7 @@ from .documents import Documents
 from .folders import Folders
 from .logic.annotate_step_logic import AnnotateStepLogic
 from .logic.files_logic import FilesLogic
+from .logic.focus import Focus
 from .logic.keys_logic import KeysLogic
 from .logic.predict_step_logic import PredictStepLogic
 from .logic.propagate_step_logic import PropagateStepLogic
@@ -84,14 +85,15 @@ class Workstation(TrameApp):  # type: ignore[misc]
 
     def _make_logic(self, slicer_app: SlicerApp) -> None:
         server, work = self.server, self.work
-        self.views = ViewsLogic(server, work)
+        focus = Focus(slicer_app.view_manager)
+        self.views = ViewsLogic(server, work, focus)
         # A brush that is a ball would change the slices beside the one that is corrected, and vouch for them.
         TypedState(server.state, PaintEffectState).data.use_sphere_brush = False
         self.editor = SegmentEditorLogic(server, slicer_app)
         work.share_undo()
         self.status = StatusLogic(server, work)
         self.volume = VolumeStepLogic(server, work, self._documents)
-        self.annotate = AnnotateStepLogic(server, work)
+        self.annotate = AnnotateStepLogic(server, work, focus)
         self.propagate = PropagateStepLogic(server, work)
         self.predict = PredictStepLogic(server, work)
         folders = Folders(self._options.paths or [Path.cwd()])

@@ -71,6 +71,8 @@ def placed_by(tool: PromptTool, stroke: Stroke) -> tuple[str, bool]:
 class SmartPromptEffect(SegmentationEffect):  # type: ignore[misc]
     """The effect: one pipeline for each slice view."""
 
+    pressed = Signal(object)
+    """The slice view in which the mouse was pressed."""
     point_placed = Signal(list, list, bool)
     """Position (RAS, mm), normal of the view, whether it is on the object."""
     box_placed = Signal(list, list, list)
@@ -129,6 +131,7 @@ class _SliceViewPipeline(SegmentationEffectPipeline):  # type: ignore[misc]
 
     def _press(self, event_data: Any) -> bool:
         self._stroke = Stroke(shift=bool(event_data.GetModifiers() & _SHIFT))
+        self._effect.pressed(self._view)
         return self._move(event_data)
 
     def _move(self, event_data: Any) -> bool:
@@ -138,8 +141,10 @@ class _SliceViewPipeline(SegmentationEffectPipeline):  # type: ignore[misc]
         self._stroke.way_px.append((float(x), float(y)))
         self._stroke.way_ras_mm.append([float(v) for v in event_data.GetWorldPosition()])
         kind, positive = placed_by(self._effect.tool, self._stroke)
+        was_shown = self._band.is_shown
         self._band.show(self.GetRenderer(), kind, self._stroke.way_px, _RGB[positive])
-        self.RequestRender()
+        if was_shown or self._band.is_shown:  # a click draws nothing, and a picture is worth waiting for
+            self.RequestRender()
         return True
 
     def _release(self, event_data: Any) -> bool:
@@ -155,8 +160,9 @@ class _SliceViewPipeline(SegmentationEffectPipeline):  # type: ignore[misc]
     def _end(self) -> None:
         if self._stroke is not None:
             self._stroke = None
-            self._band.hide()
-            self.RequestRender()
+            if self._band.is_shown:
+                self._band.hide()
+                self.RequestRender()
 
 
 class _Band:
@@ -170,6 +176,11 @@ class _Band:
         self._actor.SetMapper(mapper)
         self._actor.GetProperty().SetLineWidth(2.0)
         self._actor.VisibilityOff()
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether something is drawn."""
+        return bool(self._actor.GetVisibility())
 
     def show(
         self, renderer: Any, kind: str, way_px: list[tuple[float, float]], rgb: tuple[float, float, float]

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 _BUSY_S = 0.03
 """Between two looks at what has arrived, while something is under way."""
 _IDLE_S = 0.5
+_PROMPT_S = 0.005
+"""Between two looks for the answer to a prompt."""
 _RUN_S = 2.0
 """Between two questions to a training run."""
 _PAINTING_PAUSES_S = 0.3
@@ -119,11 +121,27 @@ class Work:
             page: sent to the browsers after every look.
         """
         while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _BUSY_S if self._is_busy else _IDLE_S)
-            self._wake.clear()
+            await self._pause(_BUSY_S if self._is_busy else _IDLE_S)
             with page:
                 self.poll()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait so long, or until something is asked for, or until a prompt is answered: for that a person waits."""
+        end_s = time.monotonic() + seconds
+        prompts = self.session.prompts
+        while (left_s := end_s - time.monotonic()) > 0 and not self._wake.is_set():
+            is_asked = prompts.is_waiting
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), min(left_s, _PROMPT_S) if is_asked else left_s)
+            if is_asked and self._is_answered():
+                break
+        self._wake.clear()
+
+    def _is_answered(self) -> bool:
+        """Take the answer to a prompt, if it is there."""
+        with self._errors_said():
+            self.session.prompts.poll()
+        return not self.session.prompts.is_waiting
 
     def poll(self) -> None:
         """Take what has arrived, and have it shown."""

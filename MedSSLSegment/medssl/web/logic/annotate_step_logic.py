@@ -15,6 +15,7 @@ from ...scene.prompting import Place, axis_of_normal
 from ..prompt_effect import PromptTool, SmartPromptEffect
 from ..ui.annotate_step_ui import AnnotateStepState, AnnotateStepUI
 from ..work import Work
+from .focus import Focus
 from .section import SectionLogic, promptable_models
 from .slices import slice_in_view
 
@@ -23,19 +24,30 @@ __all__ = ["AnnotateStepLogic"]
 _HINT = "Take a tool, then click on the object or drag a box around it in any slice view."
 _REST_S = 0.1
 """A view that has not moved for so long is looked at."""
+_ANSWER_S, _DRAWN_S = 1.0, 0.2
+"""The other views wait so long for the answer to a prompt, and for its picture."""
 
 
 class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
-    """Prompts."""
+    """Prompts.
 
-    def __init__(self, server: Server, work: Work) -> None:
+    Args:
+        server: holds the page's state.
+        work: what is worked on.
+        focus: says which view is drawn alone.
+    """
+
+    def __init__(self, server: Server, work: Work, focus: Focus) -> None:
         super().__init__(server, work, AnnotateStepState)
         self._prompts = self.session.prompts
         self._marks = PromptMarks(self.session)
         self._accepts_answer = False
+        self._focus = focus
+        self._prompted_view: SliceView | None = None
         self._rest: asyncio.TimerHandle | None = None
         self._editor = work.editor
         self._effect = self._editor.get_effect(SmartPromptEffect)
+        self._effect.pressed.connect(self._on_pressed)
         self._effect.point_placed.connect(self._on_point)
         self._effect.box_placed.connect(self._on_box)
         self._effect.scribble_placed.connect(self._on_scribble)
@@ -80,6 +92,8 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
             self._accepts_answer = False
             if self._prompts.place in self._prompts.previews:
                 self._decide(self._prompts.accept)
+        if self.data.is_waiting and not self._prompts.is_waiting and self._prompted_view is not None:
+            self._focus.on(self._prompted_view, _DRAWN_S)
         place = self._prompts.place
         self.data.message = self._prompts.message or _HINT
         self.data.is_waiting = self._prompts.is_waiting
@@ -102,6 +116,10 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         self.work.attempt(act)
         self.work.look_soon()
         self.show()
+
+    def _on_pressed(self, view: SliceView) -> None:
+        self._prompted_view = view
+        self._focus.on(view, _ANSWER_S)
 
     def _on_point(self, position: list[float], normal: list[float], positive: bool) -> None:
         self._place(lambda segment, axis: self._prompts.add_point(segment, position, axis, positive), normal)

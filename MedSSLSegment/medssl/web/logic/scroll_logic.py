@@ -1,12 +1,11 @@
-"""The wheel: jumps of whole slices, and no picture drawn that nobody needs while it turns."""
+"""The wheel: jumps of whole slices, drawn before anything else."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable
-
 from trame_slicer.core import ViewManager
-from trame_slicer.views import AbstractView, SliceView
+from trame_slicer.views import SliceView
+
+from .focus import Focus
 
 __all__ = ["ScrollLogic", "slice_after"]
 
@@ -28,16 +27,15 @@ def slice_after(offset_mm: float, notches: int, range_mm: tuple[float, float], s
 
 
 class ScrollLogic:
-    """Moves one view, and holds the others until the wheel rests: each of them wants a new picture for every slice.
+    """Moves one view; the others are drawn when the wheel rests.
 
     Args:
         views: trame-slicer's.
+        focus: says which view is drawn alone.
     """
 
-    def __init__(self, views: ViewManager) -> None:
-        self._views = views
-        self._held: list[AbstractView] = []
-        self._rest: asyncio.TimerHandle | None = None
+    def __init__(self, views: ViewManager, focus: Focus) -> None:
+        self._views, self._focus = views, focus
 
     def scroll(self, name: str, notches: int) -> bool:
         """Move a slice view.
@@ -56,23 +54,6 @@ class ScrollLogic:
         after_mm = slice_after(before_mm, notches, view.get_slice_range(), view.get_slice_step())
         if after_mm == before_mm:
             return False
-        self._let_go([view])
-        self._hold(each for each in self._views.get_views() if each is not view)
+        self._focus.on(view, _REST_S)
         view.set_slice_value(after_mm)
         return True
-
-    def _hold(self, views: Iterable[AbstractView]) -> None:
-        for view in views:
-            if not view.is_render_blocked:
-                view.set_render_blocked(True)
-                self._held.append(view)
-        if self._rest is not None:
-            self._rest.cancel()
-        self._rest = asyncio.get_running_loop().call_later(_REST_S, self._let_go, self._held)
-
-    def _let_go(self, views: Iterable[AbstractView]) -> None:
-        """Have views draw again, unless another layout has put them away meanwhile."""
-        free = [view for view in self._held if view in views]
-        self._held = [view for view in self._held if view not in free]
-        for view in self._views.filter_visible_views(free):
-            view.set_render_blocked(False)

@@ -22,6 +22,7 @@ from ...volume import WINDOWS
 from ..ui.parts import Choice
 from ..ui.views_ui import SliceLabelState, ViewsState, ViewsUI, create_slice_view_ui
 from ..work import Work
+from .focus import Focus
 from .scroll_logic import ScrollLogic
 from .section import SectionLogic
 from .slices import slice_in_view
@@ -37,16 +38,29 @@ _VR_PRESET = "CT-Coronary-Arteries-3"
 _FPS, _FPS_ELSEWHERE = 30, 4
 """Pictures a second at most, of the view under the mouse and of the others: drawn without a graphics card, more of
 them leave no time for the mouse between two."""
+_QUALITY = 90
+"""Of every picture, in percent: as good as those of a view at rest, which then need not be drawn a second time."""
 
 
 class ViewsLogic(SectionLogic[ViewsState]):
-    """How the volume is shown."""
+    """How the volume is shown.
 
-    def __init__(self, server: Server, work: Work) -> None:
+    Args:
+        server: holds the page's state.
+        work: what is worked on.
+        focus: says which view is drawn alone.
+    """
+
+    def __init__(self, server: Server, work: Work, focus: Focus) -> None:
         super().__init__(server, work, ViewsState)
         views = self._slicer_app.view_manager
         register_rca_factories(
-            views, server, slice_view_ui_f=create_slice_view_ui, target_fps=_FPS, blur_fps=_FPS_ELSEWHERE
+            views,
+            server,
+            slice_view_ui_f=create_slice_view_ui,
+            target_fps=_FPS,
+            blur_fps=_FPS_ELSEWHERE,
+            interactive_quality=_QUALITY,
         )
         self._editor = TypedState(server.state, SegmentEditorState)
         self._sizes: dict[str, tuple[int, ...]] = {}
@@ -56,7 +70,7 @@ class ViewsLogic(SectionLogic[ViewsState]):
             for view in views.get_slice_views():
                 self._prepare(view)
         self.data.windows = [Choice(_title(name), name) for name in WINDOWS]
-        self._scroll = ScrollLogic(views)
+        self._scroll = ScrollLogic(views, focus)
         server.controller.trigger("medssl_scroll")(self._scroll.scroll)
         work.chosen.connect(self._on_nodes_chosen)
 
