@@ -1,4 +1,4 @@
-"""The prompts of the chosen segmentation, shown where they were placed, in every view.
+"""The prompts of the chosen segmentation that are not decided yet, shown where they were placed, in every view.
 
 Points are markups of 3D Slicer, so each view draws them on their slice and on no other; a box is a closed curve. The
 nodes cannot be moved, are in no list and no file: what counts are the prompts of the session.
@@ -25,11 +25,12 @@ _ON_RGB, _OFF_RGB = (0.35, 0.9, 0.4), (1.0, 0.35, 0.35)
 _SIZE_PERCENT = 1.6
 """Of the view."""
 
-_Key = tuple[Place, tuple[Mark, ...]]
+_Key = tuple[Place, int, Mark]
+"""A mark, the how manieth of its slice it is, and where."""
 
 
 class PromptMarks:
-    """Shows the prompts; call `show` whenever they may have changed.
+    """Shows the prompts that wait to be accepted or dropped; call `show` whenever they may have changed.
 
     Args:
         session: whose prompts.
@@ -37,35 +38,38 @@ class PromptMarks:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._shown: frozenset[_Key] = frozenset()
-        self._nodes: list[Any] = []
+        self._nodes: dict[_Key, Any] = {}
 
     def show(self) -> None:
-        """Show the prompts there are now; nothing happens if none has changed."""
-        prompts = self._session.prompts
-        wanted = frozenset((place, prompts.marks(place)) for place in prompts.places())
-        if wanted == self._shown and all(map(self._session.scene.IsNodePresent, self._nodes)):
+        """Show the prompts there are now: what is new is added, what has gone is removed, the rest stays."""
+        wanted = self._wanted()
+        shown = {key for key, node in self._nodes.items() if self._session.scene.IsNodePresent(node)}
+        if shown == wanted:
             return
         try:
             volume = self._session.volume() if wanted else None
         except InputError:  # it is still being read: the next call shows them
             return
-        self._remove()
-        self._shown = wanted
+        for key in self._nodes.keys() - (wanted & shown):
+            self._remove(self._nodes.pop(key))
         if volume is None:
             return
         with _placing_kept(self._session.scene):
-            for place, marks in wanted:
-                for mark in marks:
-                    self._add(volume, place, mark)
+            for key in wanted - shown:
+                place, _, mark = key
+                self._nodes[key] = self._add(volume, place, mark)
 
-    def _remove(self) -> None:
-        for node in self._nodes:
-            if self._session.scene.IsNodePresent(node):
-                self._session.scene.RemoveNode(node)
-        self._nodes = []
+    def _wanted(self) -> set[_Key]:
+        prompts = self._session.prompts
+        return {
+            (place, n, mark) for place in prompts.pending() for n, mark in enumerate(prompts.marks(place))
+        }
 
-    def _add(self, volume: Volume, place: Place, mark: Mark) -> None:
+    def _remove(self, node: Any) -> None:
+        if self._session.scene.IsNodePresent(node):
+            self._session.scene.RemoveNode(node)
+
+    def _add(self, volume: Volume, place: Place, mark: Mark) -> Any:
         kinds = {"point": "Fiducial", "box": "ClosedCurve", "scribble": "Curve"}
         points = _corners(mark.points_xy_px) if mark.kind == "box" else mark.points_xy_px
         node = self._session.scene.CreateNodeByClass(f"vtkMRMLMarkups{kinds[mark.kind]}Node")
@@ -82,7 +86,7 @@ class PromptMarks:
         for point in points:
             node.AddControlPointWorld(vtk.vtkVector3d(position_ras_mm(volume, place, point)), "")
         node.SetLocked(True)
-        self._nodes.append(node)
+        return node
 
 
 @contextmanager
