@@ -31,7 +31,7 @@ from medssl.training import pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STEPS = 200
+STEPS, STEPS_IN_3D = 200, 50
 FALL = 0.3
 SPACING_MM = (12.0, 12.0, 12.0)
 HELD_SEED, HELD_BATCHES = 1000, 4
@@ -39,11 +39,6 @@ COMPARED, SAVED, KILLED = 6, 3, 5
 """Steps after which runs are compared; one is saved after 3 and killed after its 5th."""
 SMALLER = {"unet2d_16": "unet2d_4"}
 OF_SLICES = [name for name, kind in METHODS.items() if kind.presets()["cpu"].contract.spatial_dims == 2]
-UNSOLVED = {
-    "moco": pytest.mark.xfail(
-        strict=True, reason="its embeddings collapse in 200 steps: the loss ends at log(queue + 1), chance"
-    )
-}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +61,7 @@ def shrunk(name: str) -> Preset:
         preset = replace(preset, recipe=replace(preset.recipe, learning_rate=3e-3))
     if name == "moco":
         preset = replace(preset, options=replace(preset.options, queue=32))
-    if name == "simclr":
+    if name in ("simclr", "moco"):
         preset = replace(preset, options=replace(preset.options, smallest_area=0.6))
     if name in ("simclr", "supcon", "moco"):
         preset = replace(preset, recipe=replace(preset.recipe, batch=8, learning_rate=2e-3))
@@ -180,15 +175,16 @@ def test_small_inputs_are_pre_trained_without_dropout(name: str) -> None:
     assert all(part.p == 0.0 for part in parts)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=UNSOLVED.get(name, ())) for name in OF_SLICES])
+@pytest.mark.parametrize("name", METHODS)
 def test_the_loss_of_a_method_falls_by_a_third_in_200_steps(
     name: str, volumes: UnlabelledVolumes, tmp_path: Path
 ) -> None:
-    """Methods 6: on the same batches after the first report, of step 2, and after the last step."""
+    """Methods 6: on the same batches after the first report, of step 2, and at the end; in 3D that is soon enough."""
     out = tmp_path / name
+    last_step = STEPS if name in OF_SLICES else STEPS_IN_3D
     train(name, out, volumes, lambda metrics: bool(metrics))
     first = held_loss(name, out, volumes)
-    train(name, out, volumes, lambda metrics: False)
+    train(name, out, volumes, lambda metrics: metrics[-1].step >= last_step)
     last = held_loss(name, out, volumes)
     assert last <= (1.0 - FALL) * first
 

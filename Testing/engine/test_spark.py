@@ -196,27 +196,6 @@ def test_the_map_at_full_resolution_needs_nothing_of_the_head() -> None:
     assert [tuple(up.conv2.weight.shape[:2]) for up in spark.head.ups] == [(8, 16), (4, 8), (2, 4), (1, 2)]
 
 
-def test_the_loss_falls_by_a_third_on_waves() -> None:
-    # AnatoMask, whose loss is SparK's, on a volume without noise, which nothing could predict
-    torch.manual_seed(0)
-    kind = METHODS["anatomask"]
-    options = replace(kind.presets()["cpu"].options, decoder_width=16)
-    learner = kind(stunet(1, widths=WIDTHS, depth=1), CONTRACT, options).train()
-    volumes = UnlabelledVolumes.from_arrays([100 + 200 * np.sin(np.indices((64, 64, 64)).sum(0) / 12.0)])
-    optimiser = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], 1e-2)
-    anchors, losses, steps = learner.anchors(volumes), [], 40
-    for step in range(steps):
-        drawn = [learner.draw(volumes, a, np.random.default_rng([step, a.k])) for a in anchors]
-        moment = Moment(step=step, steps=steps, epoch=0, epochs=1)
-        loss = learner({key: torch.stack([d[key] for d in drawn]) for key in drawn[0]}, moment)["loss"]
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        learner.after_step(moment)
-        losses.append(float(loss.detach()))
-    assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:4])
-
-
 def test_a_picture_shows_each_block_three_times() -> None:
     picture = method().picture(batch(count=3), START)
     assert picture.dtype == np.uint8

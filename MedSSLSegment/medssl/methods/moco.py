@@ -11,7 +11,7 @@ from torch import Tensor
 from ..backbones.base import Backbone
 from ..datasets.input_contract import InputContract
 from ..errors import InputError
-from ..learning.distributed import gather
+from ..learning.distributed import JointBatchNorm1d, gather
 from .base import MethodInfo, Moment, Preset
 from .contrastive import (
     CPU_CONTRACT,
@@ -64,7 +64,9 @@ class MoCo(Contrastive):
 
     def __init__(self, backbone: Backbone, contract: InputContract, options: MoCoOptions) -> None:
         width = backbone.encoder.widths[-1]
-        super().__init__(backbone, contract, options, mlp(width, options.hidden, options.dimensions))
+        # MoCo v2's encoder has batch norms; ours has none, and without one all embeddings come to lie together.
+        head = mlp(width, options.hidden, options.dimensions, JointBatchNorm1d)
+        super().__init__(backbone, contract, options, head)
         self.momentum = Momentum(self)
         self.register_buffer("queue", unit(torch.randn(options.queue, options.dimensions)))
 
@@ -80,7 +82,7 @@ class MoCo(Contrastive):
             warmup_epochs=0,
             precision="fp32",
         )
-        small = MoCoOptions(hidden=256, queue=256, momentum=0.99, dropout=False)
+        small = MoCoOptions(hidden=256, queue=256, momentum=0.9, temperature=0.1, dropout=False)
         return {
             "paper": Preset("unet2d_16", WHOLE_SLICE, published, MoCoOptions(smallest_area=0.2)),
             "gpu": Preset(
