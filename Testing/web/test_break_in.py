@@ -104,6 +104,12 @@ def test_a_cookie_of_garbage_is_refused_and_not_stumbled_over(workstation: Runni
     assert answer(workstation, b"GET /ws HTTP/1.1", b"Host: 127.0.0.1", name + b"=\xff\xfe") == 403
 
 
+def test_the_secret_as_the_cookie_is_refused(workstation: Running) -> None:
+    name = cookie_of(workstation).split(b"=")[0]
+    secret = urlsplit(workstation.address).query.removeprefix("secret=").encode()
+    assert answer(workstation, b"GET /index.html HTTP/1.1", b"Host: 127.0.0.1", name + b"=" + secret) == 403
+
+
 def test_a_request_that_promises_a_huge_body_is_answered_without_it(workstation: Running) -> None:
     request = (b"POST /paraview/ HTTP/1.1", b"Host: 127.0.0.1", b"Content-Length: 99999999999")
     assert answer(workstation, *request) == 403
@@ -157,10 +163,14 @@ def test_a_websocket_of_another_page_is_not_opened_even_with_the_cookie(workstat
 
 def test_a_websocket_that_does_not_say_the_key_first_is_told_nothing(workstation: Running) -> None:
     async def ask(connection: ClientWebSocketResponse) -> list[int]:
-        hello = {**CALL, "id": "system:1", "method": "wslink.hello", "args": [{"secret": "wslink-secret"}]}
-        return [(await _send(connection, message))["error"]["code"] for message in (CALL, hello, CALL)]
+        secret = urlsplit(workstation.address).query.removeprefix("secret=")
+        said = [
+            {**CALL, "id": "system:1", "method": "wslink.hello", "args": [{"secret": guess}]}
+            for guess in ("wslink-secret", secret, "")
+        ]
+        return [(await _send(connection, message))["error"]["code"] for message in (CALL, *said, CALL)]
 
-    assert over_websocket(workstation, ask) == [UNAUTHORIZED] * 3
+    assert over_websocket(workstation, ask) == [UNAUTHORIZED] * 5
 
 
 def test_who_has_not_said_the_key_cannot_fill_the_memory(workstation: Running) -> None:

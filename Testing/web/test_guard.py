@@ -57,16 +57,75 @@ def test_without_the_secret_every_request_gets_an_empty_403() -> None:
     assert asked(ask) == [(403, "")] * 5 + [403]
 
 
-def test_the_secret_is_exchanged_for_a_cookie_that_no_script_reads() -> None:
+def test_the_secret_is_exchanged_for_a_cookie_that_no_script_reads_and_that_does_not_tell_it() -> None:
     async def ask(client: TestClient) -> list[object]:
         first = await client.get("/", params=KNOWN, allow_redirects=False)
         page = await client.get("/index.html")
-        return [first.status, first.headers["Location"], first.headers["Set-Cookie"], await page.text()]
+        again = await client.get("/", allow_redirects=False)
+        key = await (await client.post("/paraview/")).text()
+        said = [str(first.headers), await first.text(), key]
+        cookies = (first.headers["Set-Cookie"], again.headers.get("Set-Cookie"))
+        return [(first.status, again.status, await page.text()), cookies, "".join(said)]
 
-    status, location, cookie, page = asked(ask)
-    assert (status, location, page) == (302, "/index.html", "inside")
-    assert "HttpOnly" in str(cookie)
-    assert "SameSite=Strict" in str(cookie)
+    statuses, cookies, said = asked(ask)
+    assert statuses == (200, 200, "inside")
+    assert SECRET not in str(said)
+    assert "url=/index.html" in str(said)
+    cookie, second = cookies  # type: ignore[misc]
+    assert second is None
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    assert "Expires" not in cookie
+    assert "Max-Age" not in cookie
+
+
+def test_a_link_in_another_page_gets_a_page_of_our_own_that_goes_on_by_itself() -> None:
+    elsewhere = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+
+    async def ask(client: TestClient) -> list[object]:
+        without = await client.get("/", headers=elsewhere)
+        landing = await client.get("/", params=KNOWN, headers=elsewhere, allow_redirects=False)
+        return [without.status, landing.status, landing.headers["Cache-Control"]]
+
+    assert asked(ask) == [403, 200, "no-store"]
+
+
+def test_neither_the_secret_nor_a_session_of_an_earlier_run_will_do_as_the_cookie() -> None:
+    sessions: list[str] = []
+
+    async def ask(client: TestClient) -> list[object]:
+        first = await client.get("/", params=KNOWN, allow_redirects=False)
+        name, session = first.headers["Set-Cookie"].split(";")[0].split("=", 1)
+        sessions.append(session)
+        client.session.cookie_jar.clear()
+        tried = [SECRET, sessions[0], ""]
+        return [
+            (await client.get("/index.html", headers={"Cookie": f"{name}={value}"})).status for value in tried
+        ]
+
+    assert asked(ask) == [403, 200, 403]
+    assert asked(ask) == [403, 403, 403]
+    assert len(set(sessions)) == 2
+
+
+def test_the_secret_opens_the_landing_address_and_no_other() -> None:
+    async def ask(client: TestClient) -> list[object]:
+        paths = ("/index.html", "/ws", "/assets/page.js")
+        return [(await client.get(path, params=KNOWN)).status for path in paths]
+
+    assert asked(ask) == [403, 403, 403]
+
+
+def test_a_form_of_another_page_is_refused_even_by_a_browser_that_sends_the_cookie_along() -> None:
+    async def ask(client: TestClient) -> list[object]:
+        await client.get("/", params=KNOWN)
+        form = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+        return [
+            (await client.post("/paraview/", headers=headers)).status
+            for headers in (form, {"Origin": "null"}, {"Origin": "http://localhost:1"}, {})
+        ]
+
+    assert asked(ask) == [403, 403, 403, 200]
 
 
 def test_a_ticket_lets_one_browser_in_once() -> None:
@@ -89,16 +148,16 @@ def test_a_ticket_lets_one_browser_in_once() -> None:
                 said.append((await client.get(path, allow_redirects=False)).status)
         return said
 
-    assert asyncio.run(run()) == [403, 302, 200, 403, 403, 302]
+    assert asyncio.run(run()) == [403, 200, 200, 403, 403, 200]
 
 
 def test_the_page_learns_the_websocket_and_its_key_from_its_own_server_only() -> None:
     async def ask(client: TestClient) -> list[object]:
         await client.get("/", params=KNOWN, allow_redirects=False)
         said = await (await client.post("/paraview/")).json()
-        return [said["secret"], said["sessionURL"] == f"ws://{client.host}:{client.port}/ws"]
+        return [len(said["secret"]) > 40, said["sessionURL"] == f"ws://{client.host}:{client.port}/ws"]
 
-    assert asked(ask) == [SECRET, True]
+    assert asked(ask) == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from medssl.metrics import dice
 from medssl.phantom import Phantom
 from medssl.segmentation import read_segmentation
 
-from .conftest import ORGAN, Page, Running, centre, depth, wait_until
+from .conftest import ORGAN, PATIENCE_S, Page, Running, centre, depth, wait_until
 
 INDEX = 26
 """A slice through the middle of the liver."""
@@ -159,6 +159,22 @@ def test_notches_that_come_faster_than_pictures_become_one_jump_of_as_many_slice
     wait_until(lambda: page.shown_slice() == 30, "the slice 20 notches further")
     wait_until(lambda: page.page.evaluate("window.pictures"), "its picture")
     assert page.page.evaluate("window.pictures") < 10
+
+
+def test_a_link_to_it_works_in_a_page_of_another_site_and_leaves_no_secret_behind(
+    page: Page, workstation: Running
+) -> None:
+    elsewhere = page.page.context.browser.new_context().new_page()
+    elsewhere.route("http://mail.example/", lambda route: route.fulfill(
+        content_type="text/html", body=f'<a href="{workstation.address}">the workstation</a>'
+    ))  # fmt: skip
+    elsewhere.goto("http://mail.example/")
+    elsewhere.click("text=the workstation")
+    elsewhere.wait_for_selector("text=1. Volume and segment", timeout=1000 * PATIENCE_S)
+    assert elsewhere.url.endswith("/index.html")
+    elsewhere.go_back()
+    assert elsewhere.url == "http://mail.example/"
+    elsewhere.context.close()
 
 
 def test_the_keys_are_listed_and_do_what_the_list_says(page: Page) -> None:

@@ -2,9 +2,11 @@
 
 The server listens on the loopback address only, but every program and web page on this machine can reach that. So:
 
-- the address that is printed carries a secret; the first request with it gets a cookie, which no script can read and no
-  other site can send; without one of them every request, a websocket too, is answered 403 with an empty page;
-- the secret is also wslink's own key: a websocket that got through says it before anything else is listened to;
+- the address that is printed carries a secret; who opens it gets a session, known by a cookie that no script can read
+  and no other site can send; without it every other request, a websocket too, is answered 403 with an empty page;
+- sessions are random, live in this process's memory alone, and do not tell the secret;
+- a websocket that got through has to say a key, which only the page of a session learns, before anything else is
+  listened to;
 - the Host must be this machine by name or number (a name of somebody else that leads here is refused), and the Origin,
   where there is one, the page's own;
 - the page may load, and send to, nothing but this server (Content-Security-Policy).
@@ -43,6 +45,13 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
 }
 """Inline scripts and `eval` are how trame's page and Vue's templates work; what they may reach is this server alone."""
+_LANDING = f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>MedSSLSegment</title>
+<meta http-equiv="refresh" content="0; url={_PAGE}"></head>
+<body style="background: #121212"><a href="{_PAGE}" style="color: #9e9e9e">MedSSLSegment</a></body></html>
+"""
+"""A page of our own that goes on by itself. A redirect would not do: where another site's page leads here, the browser
+holds a redirect against that site, and keeps the cookie back."""
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -56,6 +65,9 @@ class Guard:
 
     def __init__(self, secret: str) -> None:
         self._secret = secret
+        self._sessions: set[str] = set()
+        self.key = secrets.token_urlsafe(32)
+        """What a websocket says first."""
         # Cookies do not keep the ports of one machine apart: the name does.
         self._cookie = f"medssl-{hashlib.sha256(secret.encode()).hexdigest()[:12]}"
         self._tickets: set[str] = set()
@@ -76,7 +88,7 @@ class Guard:
 
     def refusal(self, request: web.Request) -> int | None:
         """The status a request is refused with; None for one that is let through."""
-        if not self._is_from_here(request) or not self._knows_secret(request):
+        if not self._is_from_here(request) or not (self._has_session(request) or self._is_let_in(request)):
             return 403
         if request.method not in ("GET", "HEAD") and (request.method, request.path) != ("POST", _LAUNCHER):
             return 405
@@ -91,9 +103,10 @@ class Guard:
             if status is not None:
                 return web.Response(status=status)
             if request.path == "/":
-                return self._known(web.Response(status=302, headers={"Location": _PAGE}))
+                landing = web.Response(text=_LANDING, content_type="text/html")
+                return landing if self._has_session(request) else self._begin_session(landing)
             if request.path == _LAUNCHER:
-                return web.json_response({"sessionURL": f"ws://{request.host}/ws", "secret": self._secret})
+                return web.json_response({"sessionURL": f"ws://{request.host}/ws", "secret": self.key})
             return await handler(request)
 
         return stand_guard
@@ -103,9 +116,11 @@ class Guard:
         if request.path in ("/", _PAGE, _LAUNCHER):
             response.headers["Cache-Control"] = "no-store"
 
-    def _known(self, response: web.StreamResponse) -> web.StreamResponse:
-        """Give the browser the cookie that its next requests are known by; the secret leaves the address."""
-        response.set_cookie(self._cookie, self._secret, httponly=True, samesite="Strict", path="/")
+    def _begin_session(self, response: web.StreamResponse) -> web.StreamResponse:
+        """Give the browser the cookie that its next requests are known by."""
+        session = secrets.token_urlsafe(32)
+        self._sessions.add(session)
+        response.set_cookie(self._cookie, session, httponly=True, samesite="Strict", path="/")
         return response
 
     def _is_from_here(self, request: web.Request) -> bool:
@@ -115,15 +130,21 @@ class Guard:
             return False
         if any(origin != f"http://{request.host}" for origin in request.headers.getall("Origin", ())):
             return False
-        is_page = request.headers.get("Sec-Fetch-Mode") == "navigate"
+        is_page = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
         return is_page or request.headers.get("Sec-Fetch-Site", "none") in ("same-origin", "none")
 
-    def _knows_secret(self, request: web.Request) -> bool:
+    def _has_session(self, request: web.Request) -> bool:
+        return request.cookies.get(self._cookie) in self._sessions
+
+    def _is_let_in(self, request: web.Request) -> bool:
+        """Whether a request is for the landing address, and knows what opens it."""
+        if request.path != "/":
+            return False
         ticket = request.query.get("ticket", "")
-        if request.path == "/" and ticket in self._tickets:
+        if ticket in self._tickets:
             self._tickets.remove(ticket)
             return True
-        given = request.query.get("secret") or request.cookies.get(self._cookie) or ""
+        given = request.query.get("secret", "")
         return hmac.compare_digest(given.encode(errors="surrogateescape"), self._secret.encode())
 
 

@@ -30,7 +30,7 @@ def serve(server: Server, *, port: int, announce: Callable[[str], None], open_br
     # trame reads the command line, which is ours, unless this variable is there: only what is said here counts.
     os.environ["TRAME_ARGS"] = "--server"
     # What is sent most are pictures, which are compressed already.
-    server.cli.set_defaults(authKey=secret, nowscompress=True)
+    server.cli.set_defaults(authKey=guard.key, nowscompress=True)
 
     def bind(wslink_server: Any) -> None:
         guard.attach(wslink_server.app)
