@@ -437,9 +437,10 @@ def test_a_poll_stops_writing_when_its_time_is_up_and_gives_the_front_end_as_lon
     """Each write takes one second on the clock; the budget is half of that."""
     writes = []
 
-    def slow_write(*arguments) -> None:
+    def slow_write(*arguments) -> dict[int, np.ndarray]:
         writes.append(arguments[1])
         a_desk.clock.now_s += 1.0
+        return {}
 
     monkeypatch.setattr(writing, "write_predicted_slices", slow_write)
     a_desk.draw(a_desk.spleen, {3: a_desk.a_mask(8)})
@@ -461,9 +462,10 @@ def test_while_slices_still_come_they_are_gathered_for_four_times_as_long_as_a_w
 ) -> None:
     writes = []
 
-    def slow_write(node, segment, volume, axis, masks, overlap) -> None:
+    def slow_write(node, segment, volume, axis, masks, *_) -> dict[int, np.ndarray]:
         writes.append(sorted(masks))
         a_desk.clock.now_s += 0.5
+        return {}
 
     monkeypatch.setattr(writing, "write_predicted_slices", slow_write)
     a_desk.start()

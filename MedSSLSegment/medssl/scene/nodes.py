@@ -29,6 +29,7 @@ __all__ = [
     "annotated_slices",
     "create_segmentation_node",
     "guess_axis",
+    "image_stamp",
     "list_segments",
     "place_beside",
     "read_drawn",
@@ -118,7 +119,15 @@ def volume_stamp(volume_node: Any) -> tuple[object, ...]:
     """Compares equal as long as a volume node has the same voxels in the same place."""
     image = volume_node.GetImageData()
     when = None if image is None else image.GetMTime()
-    return volume_node, image, when, volume_node.GetName(), _ijk_to_world(volume_node).tobytes()
+    return *image_stamp(volume_node), when, volume_node.GetName()
+
+
+def image_stamp(volume_node: Any) -> tuple[object, ...]:
+    """Compares equal as long as a volume node has the same image in the same place, whatever its voxels and name."""
+    image = volume_node.GetImageData()
+    # A node keeps its image object when another image is put into it.
+    scalars = None if image is None else image.GetPointData().GetScalars()
+    return volume_node, image, scalars, _ijk_to_world(volume_node).tobytes()
 
 
 def _ijk_to_world(volume_node: Any) -> NDArray[np.float64]:

@@ -42,6 +42,7 @@ class PredictDesk:
         self._writer: Writer | None = None
         self._model = ""
         self._nodes: tuple[Any, Any] = (None, None)
+        self._image: tuple[object, ...] = ()
         self._ids: dict[tuple[Any, str], str] = {}
         self._written_to: set[Target] = set()
         self._settled: set[tuple[str, int, int]] = set()
@@ -153,6 +154,7 @@ class PredictDesk:
         self.overlay.clear()
         self._run, self._model = run, model
         self._nodes = session.volume_node, node
+        self._image = nodes.image_stamp(session.volume_node)
         # By the names of now: the person may rename a segment before its first slice arrives.
         self._ids = {(node, segment.name): segment.id for segment in reversed(session.segments())}
         self._written_to = set()
@@ -191,7 +193,11 @@ class PredictDesk:
             return "its volume or segmentation was removed"
         if (self._session.volume_node, self._session.segmentation_node) != self._nodes:
             return "another volume or segmentation was chosen"
-        return None if all(map(_is_there, self._written_to)) else "a segment was removed"
+        if not all(map(_is_there, self._written_to)):
+            return "a segment was removed"
+        if nodes.image_stamp(self._nodes[0]) != self._image:
+            return "its volume was moved or has got another image"
+        return "its slices were undone" if self._writer is not None and self._writer.was_undone else None
 
     def cancel(self) -> None:
         """Stop; what was written stays and can be undone."""
@@ -226,6 +232,8 @@ class PredictDesk:
         """The segment that had this name when the run began, or got it since."""
         target = Target(node, self._ids.get((node, name), ""))
         if not _is_there(target):
+            assert self._writer is not None
+            self._writer.remember(node)  # before a segment is added: undo takes it away again
             target = Target(node, _segment(node, name))
             self._ids[node, name] = target.segment
         return target
@@ -233,7 +241,8 @@ class PredictDesk:
     def _finish(self, writer: Writer) -> None:
         found = sum(target.node is self._nodes[1] for target in writer.written)
         what = "1 segment" if found == 1 else f"{found} segments"
-        self._end((f"Found {what}." if found else "Nothing was found.") + _left_alone(len(self._kept)))
+        said = f"Found {what}." if found else "Nothing was found."
+        self._end(said + _left_alone(len(self._kept)) + writer.gave_way_text(self._nodes[1]))
         self.fraction = 1.0
         self.show("final")
 
@@ -245,7 +254,7 @@ class PredictDesk:
         if writer is None:
             return
         writer.end()
-        if node is None or self._session.segmentation_node is not node:
+        if node is None or self._session.segmentation_node is not node or writer.was_undone:
             return
         steps = [
             self._session.note_step(

@@ -44,6 +44,8 @@ class PromptDesk:
         """One sentence: what to do next, or what went wrong."""
         self.model = DEFAULT_MODEL
         """Model id of the registry that answers."""
+        self._image: tuple[object, ...] = ()
+        """What the volume's image was, and where, when a prompt was last answered."""
         self._looked_at: tuple[int, int] | None = None
         self._telling: Run | None = None
 
@@ -172,6 +174,7 @@ class PromptDesk:
             volume, prompt, segment=place.segment, model=self.model, device=self._session.device
         )
         self._run = place, run
+        self._image = nodes.image_stamp(self._session.volume_node)
 
     @property
     def is_waiting(self) -> bool:
@@ -186,6 +189,7 @@ class PromptDesk:
     def poll(self) -> None:
         """Take an answer that has arrived."""
         self._tell()
+        self._forget_previews_of_another_image()
         if self._run is None:
             return
         if self._session.volume_node is None or self._session.segmentation_node is None:
@@ -208,6 +212,15 @@ class PromptDesk:
         except MedSSLError as error:
             self._run = None
             self.message = str(error)
+
+    def _forget_previews_of_another_image(self) -> None:
+        """A preview holds for the image it was made from; its prompts stay and can be answered again."""
+        volume_node = self._session.volume_node
+        if volume_node is None or not (self._masks or self._run):
+            return
+        if nodes.image_stamp(volume_node) != self._image:
+            self._forget_previews()
+            self.message = "The volume was moved or has got another image; Enter asks for the preview again."
 
     def accept(self) -> Place:
         """Make the preview of the slice prompted last the segment's: one step of undo, and a reference slice.
@@ -255,10 +268,13 @@ class PromptDesk:
 
     def leave(self) -> None:
         """Stop and show nothing; the prompts stay with their segmentation."""
-        self._stop()
-        self._masks.clear()
         self._looked_at = None
         self.place, self.message = None, ""
+        self._forget_previews()
+
+    def _forget_previews(self) -> None:
+        self._stop()
+        self._masks.clear()
         if self._node is not None and self._session.scene.IsNodePresent(self._node):
             self._session.scene.RemoveNode(self._node)
         self._node = None

@@ -176,6 +176,8 @@ class _Propagation:
     """The slices the run decides about, by segment id: its range on the side it goes to."""
     started_s: float
     writer: Writer
+    image: tuple[object, ...]
+    """The volume's image and where it lay when the run began."""
     arrived: dict[str, set[int]]
     """Slices that have arrived so far, by segment id."""
     marks: dict[str, tuple[int, ...]]
@@ -476,6 +478,7 @@ class Session:
             },
             started_s=asked.started_s,
             writer=Writer(volume, plan.axis, self.history, self._clock, {node: self.rules(request.overlap)}),
+            image=nodes.image_stamp(self._volume_node),
             arrived={i: set() for i in plan.drawn},
             marks=_marks(references),
         )
@@ -512,9 +515,9 @@ class Session:
         return self._status
 
     def _go_on(self, propagation: _Propagation, budget_s: float) -> None:
-        lost = self._what_was_removed(propagation)
-        if lost:
-            self._end(State.CANCELLED, f"Propagation was cancelled because {lost} was removed.")
+        why = self._why_not_go_on(propagation)
+        if why:
+            self._end(State.CANCELLED, f"Propagation was cancelled because {why}.")
             return
         is_last = propagation.run.done  # asked first: what arrives later waits for the next call
         self._take_events(propagation)
@@ -557,14 +560,16 @@ class Session:
                 propagation.writer.put(target, index, mask)
         if not propagation.writer.pending:
             seconds = self._clock() - propagation.started_s
-            self._end(State.DONE, f"{_written(propagation)} in {seconds:.1f} s.")
+            gave_way = propagation.writer.gave_way_text(propagation.segmentation_node)
+            self._end(State.DONE, f"{_written(propagation)} in {seconds:.1f} s.{gave_way}")
 
     def _end(self, state: State, text: str) -> None:
         propagation, self._propagation, self._asked = self._propagation, None, None
         if propagation is not None:
             if not propagation.run.done:
                 propagation.run.cancel()
-            if propagation.writer.written and not self._what_was_removed(propagation):
+            writer = propagation.writer
+            if writer.written and not self._what_was_removed(propagation) and not writer.was_undone:
                 self._note_steps(propagation, state is State.DONE)
                 propagation.writer.end()
         fraction = 1.0 if state is State.DONE else self._status.fraction
@@ -683,6 +688,15 @@ class Session:
             raise InputError("No volume is chosen; load a CT and choose it.")
         if not self._is_present(self._segmentation_node):
             raise InputError("No segmentation is chosen; choose one, or make one and paint a slice in it.")
+
+    def _why_not_go_on(self, propagation: _Propagation) -> str:
+        """What has become of the nodes that keeps the rest from being written, in words; empty when all is well."""
+        lost = self._what_was_removed(propagation)
+        if lost:
+            return f"{lost} was removed"
+        if nodes.image_stamp(propagation.volume_node) != propagation.image:
+            return "the volume was moved or has got another image"
+        return "its slices were undone" if propagation.writer.was_undone else ""
 
     def _what_was_removed(self, propagation: _Propagation) -> str:
         """What of a running propagation has gone from the scene, in words; empty when all is there."""

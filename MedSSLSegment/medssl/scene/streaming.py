@@ -52,6 +52,9 @@ class Writer:
     pending: dict[Target, dict[int, NDArray[np.bool_]]] = field(default_factory=dict)
     confidence: dict[Target, dict[int, float]] = field(default_factory=dict)
     written: dict[Target, set[int]] = field(default_factory=dict)
+    gave_way: dict[Target, set[int]] = field(default_factory=dict)
+    """Slices on which other segments have lost voxels to what was written."""
+    _last_mark: tuple[Target, tuple[int, int]] | None = None
     _saved: set[Any] = field(default_factory=set)
     _write_again_s: float = 0.0
 
@@ -62,6 +65,12 @@ class Writer:
         self.pending.setdefault(target, {})[index] = mask
         if confidence is not None:
             self.confidence.setdefault(target, {})[index] = confidence
+
+    def remember(self, node: Any) -> None:
+        """Make what follows part of this step of a segmentation's history; once, and only where undo covers it."""
+        if node in self.rules and node not in self._saved:
+            self.history.save(node)
+            self._saved.add(node)
 
     def write(self, budget_s: float, at_the_end: bool) -> None:
         """Write what waits, for at most about so long; nothing while it pauses.
@@ -86,8 +95,7 @@ class Writer:
         node = next(iter(self.pending)).node
         if node in self._saved or node not in self.rules:
             return False
-        self.history.save(node)
-        self._saved.add(node)
+        self.remember(node)
         return self.clock() - began_s >= budget_s
 
     def _write_some(self) -> None:
@@ -96,12 +104,40 @@ class Writer:
         if not slices:
             del self.pending[target]
         rules = self.rules.get(target.node, EditingRules())
-        writing.write_predicted_slices(target.node, target.segment, self.volume, self.axis, batch, rules)
+        masks = writing.write_predicted_slices(
+            target.node, target.segment, self.volume, self.axis, batch, rules, self._note_lost
+        )
+        for index in [index for index, mask in masks.items() if mask.any()][-1:]:
+            self._last_mark = target, (self.axis, index)
         known = self.confidence.get(target, {})
         sure = {(self.axis, index): known.pop(index) for index in batch if index in known}
         if sure:
             tags.note_confidences(target.node, target.segment, sure)
         self.written.setdefault(target, set()).update(batch)
+
+    def _note_lost(self, node: Any, segment: str, index: int) -> None:
+        self.gave_way.setdefault(Target(node, segment), set()).add(index)
+
+    def gave_way_text(self, node: Any) -> str:
+        """Which other segments of a segmentation have lost voxels, so that it does not go unseen."""
+        segmentation = node.GetSegmentation()
+        losers = {
+            segmentation.GetSegment(target.segment).GetName(): len(indices)
+            for target, indices in self.gave_way.items()
+            if target.node is node and segmentation.GetSegment(target.segment) is not None
+        }
+        if not losers:
+            return ""
+        slices = ", ".join(f"{name} on {n} slice{'s' * (n > 1)}" for name, n in losers.items())
+        return f" Other segments gave way: {slices}; undo brings them back."
+
+    @property
+    def was_undone(self) -> bool:
+        """Whether somebody has taken back what was written here, e.g. with the Segment Editor's own undo."""
+        if self._last_mark is None:
+            return False
+        target, place = self._last_mark
+        return place not in tags.predicted_slices(target.node, target.segment)
 
     def end(self) -> None:
         """Bring the surfaces, where there are any, up to date with what was written."""

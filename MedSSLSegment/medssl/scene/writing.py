@@ -8,7 +8,7 @@ layer of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,14 @@ from .tags import note_predicted, predicted_slices
 __all__ = ["refresh_surfaces", "write_predicted_slices", "write_slices"]
 
 _Masks = Mapping[int, NDArray[np.bool_]]
+_OnLost = Callable[[Any, str, int], None]
 _ANYTHING = EditingRules()
 _SPARE = 8
 """Slices, rows and columns a labelmap gets beyond what it must hold when it has to grow, and a quarter of its size."""
+
+
+def _unnoticed(segmentation_node: Any, segment_id: str, index: int) -> None:
+    """Nobody asks which segments make way."""
 
 
 def write_predicted_slices(
@@ -38,12 +43,13 @@ def write_predicted_slices(
     axis: int,
     masks: _Masks,
     rules: EditingRules = _ANYTHING,
+    on_lost: _OnLost = _unnoticed,
 ) -> dict[int, NDArray[np.bool_]]:
     """`write_slices`, noting in the segment that these slices were predicted and not drawn by the user.
 
     A slice that ends up empty is not noted, and no longer if it was.
     """
-    written = write_slices(segmentation_node, segment_id, volume, axis, masks, rules)
+    written = write_slices(segmentation_node, segment_id, volume, axis, masks, rules, on_lost)
     slices = predicted_slices(segmentation_node, segment_id)
     for index, mask in written.items():
         if mask.any():
@@ -61,6 +67,7 @@ def write_slices(
     axis: int,
     masks: _Masks,
     rules: EditingRules = _ANYTHING,
+    on_lost: _OnLost = _unnoticed,
 ) -> dict[int, NDArray[np.bool_]]:
     """Make a segment equal to the given masks on the given slices, wherever the rules let it be changed.
 
@@ -71,6 +78,7 @@ def write_slices(
         axis: slice axis, 0 = K, 1 = J, 2 = I.
         masks: {slice index: (H, W) bool on the grid of `medssl.volume.take_slice`}.
         rules: where the segment may be changed, and which others make way.
+        on_lost: told the segmentation node, segment and slice where another segment has made way.
 
     Returns:
         {slice index: the mask as it ended up}.
@@ -92,7 +100,8 @@ def write_slices(
         erased.put(index, current & ~final)
         written[index] = final
     for loser in losers:
-        _take_from(segmentation_node, loser, volume, axis, written)
+        for index in _take_from(segmentation_node, loser, volume, axis, written):
+            on_lost(segmentation_node, loser, index)
     _erase(segmentation_node, segment_id, volume, erased)
     _add(segmentation_node, segment_id, volume, added)
     _note_status(segmentation_node, segment_id)
@@ -179,21 +188,28 @@ class _Changes:
         return start, box
 
 
-def _take_from(segmentation_node: Any, segment_id: str, volume: Volume, axis: int, masks: _Masks) -> None:
-    """Take the masks' voxels from another segment; what was predicted there stays known as predicted."""
+def _take_from(
+    segmentation_node: Any, segment_id: str, volume: Volume, axis: int, masks: _Masks
+) -> tuple[int, ...]:
+    """Take the masks' voxels from another segment; what was predicted there stays known as predicted.
+
+    Returns:
+        The slices on which it has lost any.
+    """
     layer = Layer.of(segmentation_node, segment_id, volume)
     before = {index: layer.slice_mask(volume.shape_kji, axis, index) for index in masks}
     lost = _Changes(axis)
     for index, mask in masks.items():
         lost.put(index, before[index] & mask)
     if not lost:
-        return
+        return ()
     _erase(segmentation_node, segment_id, volume, lost)
     marks = predicted_slices(segmentation_node, segment_id)
     for index, mask in masks.items():
         if marks.get((axis, index)) == slice_fingerprint(before[index]):
             marks[axis, index] = slice_fingerprint(before[index] & ~mask)
     note_predicted(segmentation_node, segment_id, marks)
+    return tuple(lost.slices)
 
 
 # In the labelmap's own memory

@@ -1,0 +1,348 @@
+"""What people complain about in programs of this kind: neighbours erased, wrong slices, work lost, no way back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+slicer = pytest.importorskip("slicer")
+vtk = pytest.importorskip("vtk")
+
+from medssl.results import SliceMask  # noqa: E402
+from medssl.scene import nodes, tags, writing  # noqa: E402
+from medssl.scene.predicting import PredictDesk  # noqa: E402
+from medssl.scene.prompting import Place, position_ras_mm  # noqa: E402
+from medssl.scene.session import PropagateRequest, Session, State  # noqa: E402
+from vtk.util import numpy_support  # noqa: E402
+
+SHAPE_KJI = (7, 12, 15)
+
+
+class Desk:
+    """A liver drawn on slice 3 beside a spleen drawn on slices 2, 3 and 4, as in 3D Slicer with its Segment Editor."""
+
+    def __init__(self, a_scene: Any, client: Any, grid: np.ndarray) -> None:
+        self.a_scene, self.scene, self.client = a_scene, a_scene.scene, client
+        self.volume_node = a_scene.add_volume(grid)
+        self.volume = nodes.read_volume_node(self.volume_node)
+        self.node, (self.liver, self.spleen) = a_scene.add_segmentation(self.volume_node, "liver", "spleen")
+        self.left, self.right = (np.zeros(SHAPE_KJI[1:], bool) for _ in range(2))
+        self.left[2:8, 2:8], self.right[2:8, 6:12] = True, True
+        self.draw(self.liver, 3, self.left & ~self.right)
+        for index in (2, 3, 4):
+            self.draw(self.spleen, index, self.right)
+        self.editor = self.scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+        self.session = Session(a_scene.scene, a_scene.logic, client)
+        self.session.editor_node = self.editor
+        self.session.choose(self.volume_node, self.node)
+        self.predict = PredictDesk(self.session)
+
+    def draw(self, segment: str, index: int, mask: np.ndarray) -> None:
+        writing.write_slices(self.node, segment, self.volume, 0, {index: mask})
+
+    def state(self) -> np.ndarray:
+        return np.array([nodes.read_segment(self.node, i, self.volume) for i in (self.liver, self.spleen)])
+
+    def start(self, *segments: str, **options: Any) -> None:
+        self.session.start(PropagateRequest(segment_ids=segments or (self.liver,), **options))
+
+    def arrive(self, *indices: int, segment: str = "") -> None:
+        masks = (SliceMask(segment or self.liver, 0, n, self.left, 0.9) for n in indices)
+        self.client.run.say(*masks)
+        while self.session.poll() and self.session._propagation.writer.pending:
+            pass
+
+    def finish(self) -> None:
+        self.client.run.end()
+        while self.session.poll().state is State.RUNNING:
+            pass
+
+    def click(self, index: int) -> Place:
+        position = position_ras_mm(self.volume, Place(self.liver, 0, index), (4.0, 4.0))
+        return self.session.prompts.add_point(self.liver, position.tolist(), 0, True)
+
+    def answer(self) -> None:
+        prompt = self.client.asked[-1]["prompt"]
+        self.client.run.say(SliceMask(self.liver, 0, prompt.index, self.left, 0.9))
+        self.client.run.end()
+        self.session.poll()
+
+
+@pytest.fixture
+def a_desk(a_scene: Any, a_client: Any) -> Desk:
+    return Desk(a_scene, a_client, a_scene.grids["oblique and left-handed"])
+
+
+def test_a_neighbour_that_gives_way_is_named_and_one_undo_brings_it_back(a_desk: Desk) -> None:
+    before = a_desk.state()
+    a_desk.editor.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteAllSegments)
+    a_desk.start()
+    a_desk.arrive(2, 4, 5)
+    a_desk.finish()
+    assert not (a_desk.state()[1] & a_desk.state()[0]).any()
+    assert a_desk.session.status.text.endswith(
+        "Other segments gave way: spleen on 2 slices; undo brings them back."
+    )
+    a_desk.session.undo()
+    np.testing.assert_array_equal(a_desk.state(), before)
+
+
+def test_a_neighbour_keeps_every_voxel_where_the_segment_editor_says_so(a_desk: Desk) -> None:
+    spleen = a_desk.state()[1]
+    a_desk.editor.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteNone)
+    a_desk.start()
+    a_desk.arrive(2, 4, 5)
+    a_desk.finish()
+    np.testing.assert_array_equal(a_desk.state()[1], spleen)
+    assert "gave way" not in a_desk.session.status.text
+
+
+def everything_at_once(desk: Desk) -> list[Callable[[], None]]:
+    """Steps of every kind, one after the other."""
+
+    def prompt(index: int) -> None:
+        desk.click(index)
+        desk.answer()
+        desk.session.prompts.accept()
+
+    def propagate(*indices: int, **options: Any) -> None:
+        desk.start(**options)
+        desk.arrive(*indices)
+        desk.finish()
+
+    def cancel() -> None:
+        desk.start()
+        desk.arrive(0)
+        desk.session.cancel()
+
+    def predict() -> None:
+        desk.predict.predict("liver")
+        desk.client.run.say(
+            SliceMask("liver", 0, 6, desk.right, 0.9), SliceMask("kidney", 0, 1, desk.left, 0.9)
+        )
+        desk.client.run.end()
+        while desk.predict.is_running:
+            desk.predict.poll()
+
+    def paint() -> None:
+        desk.session.history.save(desk.node)
+        desk.draw(desk.liver, 4, desk.right)
+
+    return [
+        lambda: prompt(1),
+        lambda: propagate(2, 4, 5),
+        paint,
+        lambda: propagate(5, only_changed=True),
+        cancel,
+        predict,
+    ]
+
+
+def test_many_steps_of_every_kind_are_undone_and_redone_one_by_one(a_desk: Desk) -> None:
+    def look() -> tuple[np.ndarray, list[Any]]:
+        segments = [s.id for s in a_desk.session.segments()]
+        kept = [(i, tags.steps(a_desk.node, i), tags.predicted_slices(a_desk.node, i)) for i in segments]
+        return a_desk.state(), kept
+
+    def check(wanted: tuple[np.ndarray, list[Any]]) -> None:
+        np.testing.assert_array_equal(look()[0], wanted[0])
+        assert look()[1] == wanted[1]
+
+    states = [look()]
+    for step in everything_at_once(a_desk):
+        step()
+        states.append(look())
+    for _ in range(2):
+        for wanted in states[-2::-1]:
+            a_desk.session.undo()
+            check(wanted)
+        assert not a_desk.session.can_undo
+        for wanted in states[1:]:
+            a_desk.session.redo()
+            check(wanted)
+        assert not a_desk.session.can_redo
+
+
+def test_slices_undone_under_a_run_end_it_and_stay_undone(a_desk: Desk) -> None:
+    before = a_desk.state()
+    a_desk.start()
+    a_desk.arrive(2, 4)
+    a_desk.session.history.undo(a_desk.node)  # as the Segment Editor's own button does
+    a_desk.client.run.say(SliceMask(a_desk.liver, 0, 5, a_desk.left, 0.9))
+    status = a_desk.session.poll()
+    assert (status.state, status.text) == (
+        State.CANCELLED,
+        "Propagation was cancelled because its slices were undone.",
+    )
+    assert a_desk.client.run.was_cancelled
+    np.testing.assert_array_equal(a_desk.state(), before)
+    assert tags.steps(a_desk.node, a_desk.liver) == ()
+    a_desk.session.redo()
+    assert nodes.annotated_slices(a_desk.state()[0], 0) == [2, 3, 4]
+
+
+def test_a_prediction_whose_slices_are_undone_ends_and_names_the_neighbours_that_gave_way(
+    a_desk: Desk,
+) -> None:
+    before = a_desk.state()
+    for is_undone in (True, False):
+        a_desk.predict.predict("liver")
+        a_desk.client.run.say(*(SliceMask("liver", 0, n, a_desk.left, 0.9) for n in (2, 4)))
+        while not a_desk.session.can_undo or a_desk.predict._writer.pending:
+            a_desk.predict.poll()
+        if is_undone:
+            a_desk.session.history.undo(a_desk.node)
+        else:
+            a_desk.client.run.end()
+        while a_desk.predict.is_running:
+            a_desk.predict.poll()
+        if is_undone:
+            assert a_desk.predict.message == "The prediction was cancelled because its slices were undone."
+            np.testing.assert_array_equal(a_desk.state(), before)
+            assert tags.steps(a_desk.node, a_desk.liver) == ()
+    assert a_desk.predict.message.endswith("gave way: spleen on 2 slices; undo brings them back.")
+
+
+def move(desk: Desk) -> None:
+    shift = np.eye(4)
+    shift[:3, 3] = (5.0, -3.0, 11.0)
+    transform = desk.a_scene.add_transform(shift)
+    for node in (desk.volume_node, desk.node):
+        node.SetAndObserveTransformNodeID(transform.GetID())
+
+
+def give_another_image(desk: Desk) -> None:
+    image = vtk.vtkImageData()
+    image.SetDimensions(*SHAPE_KJI[::-1])
+    image.GetPointData().SetScalars(numpy_support.numpy_to_vtk(np.arange(1260, dtype=np.int16), deep=True))
+    desk.volume_node.SetAndObserveImageData(image)
+
+
+@pytest.mark.parametrize("change", [move, give_another_image])
+def test_a_volume_that_is_changed_under_a_run_ends_it_in_one_sentence_and_the_next_one_works(
+    a_desk: Desk, change: Callable[[Desk], None]
+) -> None:
+    a_desk.start()
+    a_desk.arrive(2)
+    change(a_desk)
+    a_desk.client.run.say(SliceMask(a_desk.liver, 0, 4, a_desk.left, 0.9))
+    status = a_desk.session.poll()
+    assert (status.state, status.text) == (
+        State.CANCELLED,
+        "Propagation was cancelled because the volume was moved or has got another image.",
+    )
+    a_desk.start(only_changed=True)
+    a_desk.arrive(4, 5)
+    a_desk.finish()
+    assert a_desk.session.status.state is State.DONE
+    np.testing.assert_array_equal(
+        nodes.read_segment(a_desk.node, a_desk.liver, a_desk.session.volume())[[4, 5]], [a_desk.left] * 2
+    )
+
+
+@pytest.mark.parametrize("change", [move, give_another_image])
+def test_a_volume_that_is_changed_under_a_prediction_ends_it_in_one_sentence(
+    a_desk: Desk, change: Callable[[Desk], None]
+) -> None:
+    a_desk.predict.predict("liver")
+    change(a_desk)
+    a_desk.predict.poll()
+    assert a_desk.client.run.was_cancelled
+    assert a_desk.predict.message == (
+        "The prediction was cancelled because its volume was moved or has got another image."
+    )
+
+
+@pytest.mark.parametrize("change", [move, give_another_image])
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_a_preview_of_an_image_that_was_changed_is_never_accepted(
+    a_desk: Desk, change: Callable[[Desk], None], is_answered: bool
+) -> None:
+    before = a_desk.state()
+    place = a_desk.click(5)
+    if is_answered:
+        a_desk.answer()
+    change(a_desk)
+    a_desk.session.poll()
+    prompts = a_desk.session.prompts
+    assert prompts.message.startswith("The volume was moved or has got another image")
+    assert prompts.previews == {}
+    assert a_desk.scene.GetFirstNodeByName("MedSSLSegment preview") is None
+    asked = len(a_desk.client.asked)
+    prompts.accept()
+    assert len(a_desk.client.asked) == asked + 1
+    a_desk.volume = a_desk.session.volume()
+    np.testing.assert_array_equal(a_desk.state(), before)
+    a_desk.answer()
+    assert prompts.accept() == place
+    np.testing.assert_array_equal(a_desk.state()[0][5], a_desk.left)
+
+
+def test_a_segment_renamed_or_another_one_deleted_under_a_run_does_not_disturb_it(a_desk: Desk) -> None:
+    a_desk.start()
+    a_desk.arrive(2)
+    a_desk.node.GetSegmentation().GetSegment(a_desk.liver).SetName("hepar")
+    a_desk.node.GetSegmentation().RemoveSegment(a_desk.spleen)
+    a_desk.arrive(4, 5)
+    a_desk.finish()
+    assert a_desk.session.status.state is State.DONE
+    liver = nodes.read_segment(a_desk.node, a_desk.liver, a_desk.volume)
+    assert nodes.annotated_slices(liver, 0) == [2, 3, 4, 5]
+    assert [s.name for s in a_desk.session.segments()] == ["hepar"]
+
+
+def test_of_two_segmentations_with_the_same_names_only_the_chosen_one_is_changed(a_desk: Desk) -> None:
+    other, (liver, spleen) = a_desk.a_scene.add_segmentation(a_desk.volume_node, "liver", "spleen")
+    writing.write_slices(other, liver, a_desk.volume, 0, {1: a_desk.right})
+    before = [nodes.read_segment(other, i, a_desk.volume) for i in (liver, spleen)]
+    for step in everything_at_once(a_desk):
+        step()
+    for i, wanted in zip((liver, spleen), before, strict=True):
+        np.testing.assert_array_equal(nodes.read_segment(other, i, a_desk.volume), wanted)
+        assert tags.steps(other, i) == ()
+    assert a_desk.session.can_undo
+    a_desk.session.choose(a_desk.volume_node, other)
+    assert not a_desk.session.can_undo
+
+
+def test_a_scene_saved_under_a_run_opens_with_what_had_arrived_and_goes_on(
+    a_desk: Desk, a_scene: Any, tmp_path: Path
+) -> None:
+    a_desk.start()
+    a_desk.arrive(2, 4)
+    a_desk.click(6)
+    path = tmp_path / "half way.seg.nrrd"
+    storage = a_desk.scene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
+    storage.SetFileName(str(path))
+    assert storage.WriteData(a_desk.node)
+    a_desk.client.run.say(SliceMask(a_desk.liver, 0, 6, a_desk.left, 0.9))
+    a_desk.session.cancel()
+
+    again = a_desk.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "again")
+    assert storage.ReadData(again)
+    a_desk.session.choose(a_desk.volume_node, again)
+    ids = [s.id for s in a_desk.session.segments()]
+    assert nodes.annotated_slices(nodes.read_segment(again, ids[0], a_desk.volume), 0) == [2, 3, 4]
+    plan = a_desk.session.plan(PropagateRequest(only_changed=True))
+    assert plan.drawn[ids[0]] == [3]
+    assert 3 in plan.changed
+
+
+def test_a_click_in_any_view_of_any_grid_lands_on_the_voxel_under_it(
+    a_scene: Any, a_client: Any, a_grid: np.ndarray
+) -> None:
+    desk = Desk(a_scene, a_client, a_grid)
+    draw = np.random.default_rng(2)
+    for axis, _ in itertools.product((0, 1, 2), range(5)):
+        kji = [int(draw.integers(n)) for n in SHAPE_KJI]
+        ras = (desk.volume.ijk_to_ras @ [*kji[::-1], 1.0])[:3]
+        place = desk.session.prompts.add_point(desk.liver, ras.tolist(), axis, True)
+        assert (place.axis, place.index) == (axis, kji[axis])
+        row, column = (kji[a] for a in (0, 1, 2) if a != axis)
+        np.testing.assert_allclose(desk.client.asked[-1]["prompt"].points_xy_px[-1], (column, row), atol=1e-3)
+        desk.session.prompts.drop()
