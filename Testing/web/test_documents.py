@@ -20,6 +20,8 @@ from medssl.scene.layers import array_kji
 from medssl.segmentation import Segmentation, read_segmentation, write_segmentation
 from medssl.volume import Volume, write_volume
 from medssl.web.documents import Documents, Format, Opened
+from medssl.web.folders import Folders
+from medssl.web.references import check_references
 from medssl.web.undo import EditorHistory
 from trame_slicer.core import SlicerApp
 
@@ -117,6 +119,7 @@ def test_a_scene_comes_back_with_what_was_chosen_in_it(
     before = nodes.read_segment(opened.segmentation_node, liver_of(opened), volume)
     documents.remember(opened)
     documents.write_scene(tmp_path / "work.mrb")
+    check_references(tmp_path / "work.mrb", Folders([tmp_path]))
     again = documents.open(tmp_path / "work.mrb")
     assert (again.volume_node.GetName(), again.segmentation_node.GetName()) == ("phantom", "organs")
     np.testing.assert_array_equal(
@@ -175,6 +178,15 @@ def test_a_dicom_folder_is_opened_and_gets_a_dicom_seg_that_fits_it(
     writing.write_slices(node, liver, volume, 0, {1: mask})
     documents.writer(Format.DICOM_SEG, volume, Opened(volume_node, node))(tmp_path / "organs.dcm")
     np.testing.assert_array_equal(read_dicom_seg(tmp_path / "organs.dcm", expected).mask("liver")[1], mask)
+
+
+def test_what_a_link_in_a_dicom_folder_leads_to_is_not_read(documents: Documents, tmp_path: Path) -> None:
+    write_series(tmp_path / "elsewhere")
+    (tmp_path / "series").mkdir()
+    for file in (tmp_path / "elsewhere").iterdir():
+        (tmp_path / "series" / file.name).symlink_to(file)
+    with pytest.raises(InputError, match=r"^series cannot be read as an image"):
+        documents.open(tmp_path / "series")
 
 
 def test_a_label_file_becomes_a_segmentation_of_the_volume(

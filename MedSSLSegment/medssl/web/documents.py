@@ -88,7 +88,9 @@ class Documents:
 
     def _open_volume(self, path: Path) -> Any:
         files = (
-            sorted(str(file) for file in path.iterdir() if file.is_file()) if path.is_dir() else [str(path)]
+            sorted(str(file) for file in path.iterdir() if file.is_file() and not file.is_symlink())
+            if path.is_dir()
+            else [str(path)]
         )
         volumes = self._app.io_manager.load_volumes(files)
         if not volumes:

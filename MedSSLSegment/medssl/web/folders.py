@@ -43,11 +43,16 @@ class Folders:
             InputError: it leads out of the folders, also through a link, or is not there.
         """
         found = Path(path).resolve()
-        if not any(found.is_relative_to(root) for root in self.roots):
+        if not self.holds(found):
             raise InputError(f"{path} is not in a folder that was named when the workstation was started.")
         if not found.exists():
             raise InputError(f"{path} is not there any more; open the folder again.")
         return found
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path, of which nothing needs to be there, leads into one of the folders, also through a link."""
+        found = path.resolve()
+        return any(found.is_relative_to(root) for root in self.roots)
 
     def resolve_folder(self, path: str) -> Path:
         """A folder that a page names.
@@ -83,6 +88,6 @@ class Folders:
         return "" if folder in self.roots else str(folder.parent)
 
     def _is_shown(self, child: Path) -> bool:
-        if child.name.startswith(".") or not any(child.resolve().is_relative_to(root) for root in self.roots):
+        if child.name.startswith(".") or not self.holds(child):
             return False
         return child.is_dir() or child.name.lower().endswith(SUFFIXES)

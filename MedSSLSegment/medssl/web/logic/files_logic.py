@@ -15,6 +15,7 @@ from trame_server.utils.typed_state import TypedState
 from ...errors import InputError, MedSSLError
 from ..documents import Documents, Format, Opened
 from ..folders import Folders
+from ..references import check_references
 from ..ui.files_ui import FileRow, FilesState, FilesUI
 from ..ui.parts import Choice
 from ..ui.status_ui import StatusState
@@ -83,12 +84,14 @@ class FilesLogic(SectionLogic[FilesState]):
 
     def open(self, path: Path) -> None:
         """Open a file or a DICOM folder, and work on it."""
+        check_references(path, self._folders)
         self._choose(self._documents.open(path))
 
     def open_labels(self, path: Path) -> None:
         """Open a label file as a segmentation of the volume, and work on it."""
         if self.session.volume_node is None:
             raise InputError("Open the volume that the labels lie on first.")
+        check_references(path, self._folders)
         self._choose(self._documents.open_labels(path, self.session.volume_node))
 
     def _on_row(self, path: str) -> None:
