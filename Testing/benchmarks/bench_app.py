@@ -33,8 +33,8 @@ _SHAPE_KJI, _SPACING_KJI_MM = (64, 512, 512), (4.0, 0.75, 0.75)
 _ORGAN = "liver"
 _NOTCH_S = 1 / 60
 """Between two notches of a wheel that is spun."""
-_PREVIEW_PX = 400
-"""So many pixels of the picture must take on colour: more than the mark of a prompt has."""
+_PREVIEW_PX = 1500
+"""So many pixels of the picture must take on colour, however faint: more than the mark of a prompt has."""
 _PATIENCE_S = 15.0
 """A click without a preview by then has found nothing."""
 _QUIET_S = 1.0
@@ -51,7 +51,7 @@ _WATCH = """
     const {data} = context.getImageData(0, 0, canvas.width, canvas.height);
     let count = 0;
     for (let n = 0; n < data.length; n += 4) {
-      count += Math.max(data[n], data[n + 1], data[n + 2]) - Math.min(data[n], data[n + 1], data[n + 2]) > 40;
+      count += Math.max(data[n], data[n + 1], data[n + 2]) - Math.min(data[n], data[n + 1], data[n + 2]) > 16;
     }
     return count;
   };

@@ -92,6 +92,15 @@ def test_the_preview_is_shown_and_only_accepting_changes_the_segment(a_desk: Des
     assert not a_desk.masks().any()
 
 
+def test_the_preview_is_an_outline_under_which_the_image_can_be_seen(a_desk: Desk) -> None:
+    a_desk.click(3, 5, 4)
+    a_desk.answer()
+    display = a_desk.scene.scene.GetFirstNodeByName("MedSSLSegment preview").GetDisplayNode()
+    assert display.GetVisibility2DFill()
+    assert display.GetVisibility2DOutline()
+    assert display.GetOpacity2DFill() < 0.25 < display.GetOpacity2DOutline() == 1.0
+
+
 def test_prompts_stay_with_their_slice_and_can_be_taken_back_one_by_one(a_desk: Desk) -> None:
     first = a_desk.click(3, 5, 4)
     a_desk.click(3, 9, 9, positive=False)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["PromptDesk"]
 
 _PREVIEW_COLOR = (1.0, 0.85, 0.2)
+_FILL, _OUTLINE_PX = 0.15, 2
+"""Of the preview: what lies under it has to be seen to be judged."""
 
 
 class PromptDesk:
@@ -308,8 +310,12 @@ class PromptDesk:
             self._node = nodes.create_segmentation_node(
                 scene, self._session.volume_node, "MedSSLSegment preview"
             )
-            for node in (self._node, self._node.GetDisplayNode()):
+            display = self._node.GetDisplayNode()
+            for node in (self._node, display):
                 node.SetSaveWithScene(False)
+            display.SetOpacity2DFill(_FILL)
+            display.SetOpacity2DOutline(1.0)
+            display.SetSliceIntersectionThickness(_OUTLINE_PX)
             self._node.SetHideFromEditors(True)
             segmentation = self._node.GetSegmentation()
             segmentation.AddEmptySegment("preview", "preview", _PREVIEW_COLOR)
