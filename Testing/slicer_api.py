@@ -76,7 +76,7 @@ QT_CLASSES = {
         "qlistwidget.h",
         properties="count currentRow",
         methods="addItem clear item row",
-        signals="itemChanged itemClicked",
+        signals="currentRowChanged itemChanged itemClicked",
         bases=("QWidget",),
     ),
     "QListWidgetItem": Known("qlistwidget.h", methods="checkState data setCheckState setData setFlags text"),

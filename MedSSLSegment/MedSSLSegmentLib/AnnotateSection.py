@@ -169,4 +169,4 @@ class AnnotateSection:
             return str(chosen)
         if ids:
             return ids[0]
-        raise InputError(_("Add a segment first; the + button of the Segment Editor makes one."))
+        raise InputError(_("There is no segment yet; press Add segment in step 1."))

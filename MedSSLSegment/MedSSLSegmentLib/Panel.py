@@ -77,8 +77,10 @@ class Panel:
             ui, session, self.annotate.views.jumpTo, lambda: self.requireWorker(), self.onChanged
         )
         self.requireWorker = requireWorker
-        self.predict = PredictSection(ui, self.predictDesk, self.teachDesk)
-        self.teach = TeachSection(ui, self.teachDesk)
+        self.predict = PredictSection(
+            ui, self.predictDesk, self.teachDesk, self.propagate.requireSegmentation
+        )
+        self.teach = TeachSection(ui, self.teachDesk, session)
         self.pretrain = PretrainSection(ui, self.teachDesk)
         self.shortcuts = Shortcuts(self._actions())
         self.settings = SettingsSection(ui, session, self.restartWorker, self.shortcuts.text())
@@ -205,16 +207,19 @@ class Panel:
         self.ui.progressBar.value = round(fraction * PROGRESS_STEPS)
         self.ui.progressBar.format = timeLeftText(left)
         said = desk.message if isPredicting else status.text or desk.message
-        self.ui.statusLabel.text = "\n".join(filter(None, (said, "" if isPredicting else self._hint(status))))
+        self.ui.statusLabel.text = said or self._hint()
         self.ui.workerLabel.text = self._workerText()
         self.ui.cancelButton.enabled = isPredicting or status.state is State.RUNNING
         self.ui.undoButton.enabled = self.session.can_undo
         self.ui.redoButton.enabled = self.session.can_redo
-        self.propagate.showEnabled()
+        isBusy = isPredicting or status.state is State.RUNNING
+        self.propagate.showEnabled(isBusy)
+        self.predict.showEnabled(isBusy)
+        self.teach.showEnabled()
 
-    def _hint(self, status: Status) -> str:
-        """What is missing before the person can go on; nothing while something runs or has just been said."""
-        return "" if status.text else self.propagate.hint()
+    def _hint(self) -> str:
+        """What is missing before the person can go on; nothing while a preview asks for a decision."""
+        return "" if self.annotate.hasPrompts else self.propagate.hint()
 
     def _workerText(self) -> str:
         """What the worker is doing, in words."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from medssl.scene.predicting import PredictDesk
@@ -48,12 +49,16 @@ class PredictSection:
         ui: the named child widgets.
         desk: predicts.
         teach: knows the models.
+        requireSegmentation: makes a segmentation for what is found, where none is chosen.
     """
 
-    def __init__(self, ui: Any, desk: PredictDesk, teach: TeachDesk) -> None:
+    def __init__(
+        self, ui: Any, desk: PredictDesk, teach: TeachDesk, requireSegmentation: Callable[[], None]
+    ) -> None:
         self.ui = ui
         self.desk = desk
         self.teach = teach
+        self.requireSegmentation = requireSegmentation
         ui.predictButton.clicked.connect(self.onPredict)
         ui.segmentEverythingButton.clicked.connect(self.onSegmentEverything)
         ui.compareButton.clicked.connect(self.onCompare)
@@ -75,12 +80,21 @@ class PredictSection:
             next((v for v in model["versions"] if v["number"] == model["in_use"]), None) if model else None
         )
         self.ui.modelCardLabel.text = cardOf(inUse) if inUse else hint
-        canRun = model is not None and not self.desk.is_running
-        self.ui.predictButton.enabled = self.ui.segmentEverythingButton.enabled = canRun
         stages = self.desk.stages()
         fill(self.ui.stageComboBox, [(stage, stage) for stage in stages])
-        self.ui.compareButton.enabled = bool(stages)
+        self.ui.compareButton.enabled = self.ui.stageComboBox.enabled = bool(stages)
         self.showOverlay()
+
+    def showEnabled(self, isBusy: bool) -> None:
+        """Enable what can be done now.
+
+        Args:
+            isBusy: whether a propagation or a prediction runs: there is one at a time.
+        """
+        hasVolume = self.ui.volumeSelector.currentNode() is not None
+        canRun = self.model() is not None and hasVolume and not isBusy
+        self.ui.predictButton.enabled = self.ui.segmentEverythingButton.enabled = canRun
+        self.ui.trainedModelComboBox.enabled = not isBusy
 
     def showOverlay(self) -> None:
         """Show whether there is an uncertainty map, and whether it lies over the image."""
@@ -92,10 +106,12 @@ class PredictSection:
 
     def onPredict(self) -> None:
         with errorsShown():
+            self.requireSegmentation()
             self.desk.predict(self.model()["name"], maps=self.ui.uncertaintyCheckBox.checked)
 
     def onSegmentEverything(self) -> None:
         with errorsShown():
+            self.requireSegmentation()
             self.desk.segment_everything(self.model()["name"])
 
     def onStage(self, *_ignored: Any) -> None:

@@ -10,7 +10,7 @@ from medssl.errors import InputError
 from medssl.registry import DEFAULT_MODEL, find_entry, load_registry
 from medssl.scene.nodes import create_segmentation_node
 from medssl.scene.prompting import Place, position_ras_mm
-from medssl.scene.session import PropagateRequest, Session, State
+from medssl.scene.session import PropagateRequest, Session
 from medssl.scene.survey import ReferenceSlice
 from slicer.i18n import tr as _
 
@@ -52,6 +52,11 @@ class PropagateSection:
         self.segments = SegmentList(ui.segmentList, session, onChanged)
         self.references = ReferenceList(ui.referenceList, session, self.goTo, self.onReferenceTicked)
         self.strip = ConfidenceStrip(self.goTo)
+        self.strip.toolTip = _(
+            "One column a slice: as tall as what was found there, green where the program is sure and red where not,"
+            " grey where it found nothing by itself. Blue: reference slices; amber: worth annotating next; white: in"
+            " view. Click to go to a slice."
+        )
         ui.stripLayout.addWidget(self.strip)
         ui.stopCheckBox.checked = True
         for row, entry in enumerate(e for e in load_registry() if e.kind != "sam"):
@@ -89,25 +94,34 @@ class PropagateSection:
             segment = survey.segments[shown]
             self.strip.display(segment.area_px, segment.confidence, segment.drawn)
 
-    def showEnabled(self) -> None:
-        """Enable what can be done now."""
-        isRunning = self.session.status.state is State.RUNNING
-        canStart = not isRunning and not self.hint()
+    def showEnabled(self, isBusy: bool) -> None:
+        """Enable what can be done now.
+
+        Args:
+            isBusy: whether a propagation or a prediction runs: there is one at a time.
+        """
+        survey = self.session.survey
+        canStart = not isBusy and not self.hint()
+        hasChanged = survey is None or survey.has_changed(self.segments.checked())
         self.ui.propagateButton.enabled = canStart
-        self.ui.correctButton.enabled = canStart
-        hasVolume = bool(self.parameterNode and self.parameterNode.inputVolume)
-        self.ui.addSegmentButton.enabled = hasVolume and not isRunning
+        self.ui.correctButton.enabled = canStart and hasChanged
+        self.ui.suggestButton.enabled = survey is not None and bool(survey.drawn)
+        self.ui.addSegmentButton.enabled = self._hasVolume and not isBusy
         for widget in (self.ui.volumeSelector, self.ui.segmentationSelector, self.ui.segmentList):
-            widget.enabled = not isRunning
+            widget.enabled = not isBusy
+
+    @property
+    def _hasVolume(self) -> bool:
+        return bool(self.parameterNode and self.parameterNode.inputVolume)
 
     def hint(self) -> str:
         """What the user has to do before propagating; empty when nothing is missing."""
-        if not self.parameterNode or not self.parameterNode.inputVolume:
+        if not self._hasVolume:
             return _("Choose a volume.")
         if not self.parameterNode.segmentation:
-            return _("Choose a segmentation, or create one and paint a slice in it.")
+            return _("Choose a segmentation, or press Add segment in step 1.")
         if not self.session.segments():
-            return _("Add a segment in the Segment Editor and paint it on one slice.")
+            return _("Press Add segment in step 1, then annotate the object on one slice in step 2.")
         if not self.segments.checked():
             return _("Check at least one segment.")
         survey = self.session.survey
@@ -173,11 +187,15 @@ class PropagateSection:
 
     def onAddSegment(self) -> None:
         """Add a segment to the segmentation, and a segmentation where there is none."""
-        volume = self.parameterNode.inputVolume
-        if not self.parameterNode.segmentation:
-            self.parameterNode.segmentation = create_segmentation_node(self.session.scene, volume)
+        self.requireSegmentation()
         segmentation = self.parameterNode.segmentation.GetSegmentation()
         self.ui.segmentEditor.setCurrentSegmentID(segmentation.AddEmptySegment())
+
+    def requireSegmentation(self) -> None:
+        """Make a segmentation for the chosen volume where none is chosen; nothing happens without a volume."""
+        if self._hasVolume and not self.parameterNode.segmentation:
+            volume = self.parameterNode.inputVolume
+            self.parameterNode.segmentation = create_segmentation_node(self.session.scene, volume)
 
     def onSuggest(self) -> None:
         with errorsShown():

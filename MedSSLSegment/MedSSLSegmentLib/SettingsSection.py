@@ -38,8 +38,13 @@ class SettingsSection:
         ui.hostEdit.text = WorkerPython.chosenHost()
         ui.homeEdit.text = WorkerPython.chosenHome()
         ui.homeEdit.placeholderText = str(user_folder().parent)
-        for device in ("auto", "cpu", "cuda", "mps"):
-            ui.deviceComboBox.addItem(device, device)
+        for title, device in (
+            (_("Automatic"), "auto"),
+            (_("Processor (CPU)"), "cpu"),
+            (_("NVIDIA graphics card (CUDA)"), "cuda"),
+            (_("Apple graphics (MPS)"), "mps"),
+        ):
+            ui.deviceComboBox.addItem(title, device)
         ui.deviceComboBox.currentIndex = max(0, ui.deviceComboBox.findData(WorkerPython.chosenDevice()))
         session.device = self.device
         ui.deviceComboBox.currentIndexChanged.connect(self.onDevice)
@@ -75,7 +80,9 @@ class SettingsSection:
         elif self.setUp is None:
             ready = Environment.isReady()
             self.ui.environmentLabel.text = (
-                _("The worker's environment is ready.") if ready else _("Not set up yet.")
+                _("The worker's environment is ready.")
+                if ready
+                else _("Not set up yet: Set up shows what would be installed before it does anything.")
             )
 
     def poll(self) -> None:

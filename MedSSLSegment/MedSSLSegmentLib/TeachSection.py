@@ -6,6 +6,7 @@ from typing import Any
 
 import qt
 import slicer.util
+from medssl.scene.session import Session
 from medssl.scene.teaching import TeachDesk
 from slicer.i18n import tr as _
 
@@ -25,12 +26,15 @@ class TeachSection:
     Args:
         ui: the named child widgets.
         desk: asks the worker.
+        session: knows whether there is something to learn from in the scene.
     """
 
-    def __init__(self, ui: Any, desk: TeachDesk) -> None:
+    def __init__(self, ui: Any, desk: TeachDesk, session: Session) -> None:
         self.ui = ui
         self.desk = desk
+        self.session = session
         self.plot = CurvePlot()
+        self.plot.toolTip = _("How the run goes: Dice on a slice or case that is held out, else the loss.")
         ui.plotLayout.addWidget(self.plot)
         for button, handler in (
             (ui.addCaseButton, self.onAddCase),
@@ -43,6 +47,9 @@ class TeachSection:
         ):
             button.clicked.connect(handler)
         ui.runComboBox.currentIndexChanged.connect(self.onRun)
+        ui.versionComboBox.currentIndexChanged.connect(self.onChosen)
+        ui.caseList.currentRowChanged.connect(self.onChosen)
+        ui.modelNameEdit.textChanged.connect(self.onChosen)
         self._picture: Any = None
 
     def show(self) -> None:
@@ -57,9 +64,28 @@ class TeachSection:
         fill(ui.encoderComboBox, [*encoders, (_("Random weights"), "")])
         fill(ui.runComboBox, [("", ""), *((f"{r['name']}: {r['state']}", r["path"]) for r in desk.runs)])
         self._chooseFollowed()
-        versions = [(v["id"], v["id"]) for model in desk.models for v in model["versions"]]
-        fill(ui.versionComboBox, versions)
+        fill(ui.versionComboBox, [(_titleOf(v, model), v["id"]) for model, v in self._versions()])
         self.showRun()
+
+    def showEnabled(self) -> None:
+        """Enable what can be done now."""
+        desk, ui, survey = self.desk, self.ui, self.session.survey
+        run = desk.run
+        ui.addCaseButton.enabled = survey is not None and bool(survey.drawn)
+        ui.removeCaseButton.enabled = 0 <= ui.caseList.currentRow < len(desk.cases)
+        ui.finetuneButton.enabled = bool(desk.cases)
+        ui.stopRunButton.enabled = run is not None and run["state"] == "running"
+        ui.resumeRunButton.enabled = run is not None and run["state"] in ("stopped", "failed", "lost")
+        hasModel = run is not None and run["kind"] == "finetune" and run["has_result"]
+        ui.adoptButton.enabled = hasModel and bool(ui.modelNameEdit.text.strip())
+        chosen = ui.versionComboBox.itemData(ui.versionComboBox.currentIndex)
+        ui.useVersionButton.enabled = any(
+            v["id"] == chosen and not _isInUse(v, model) for model, v in self._versions()
+        )
+
+    def _versions(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Every version of every model, behind its model."""
+        return [(model, version) for model in self.desk.models for version in model["versions"]]
 
     def _chooseFollowed(self) -> None:
         """Have the list show the run that is followed."""
@@ -72,15 +98,10 @@ class TeachSection:
 
     def showRun(self) -> None:
         """Show how the run being followed stands."""
-        run = self.desk.run
         self._showCurve()
         self._showPicture()
-        isRunning = run is not None and run["state"] == "running"
-        self.ui.stopRunButton.enabled = isRunning
-        self.ui.resumeRunButton.enabled = run is not None and run["state"] in ("stopped", "failed", "lost")
-        self.ui.adoptButton.enabled = run is not None and run["kind"] == "finetune" and run["has_result"]
-        self.ui.useVersionButton.enabled = self.ui.versionComboBox.count > 0
         self.ui.runLabel.text = self._runText()
+        self.showEnabled()
 
     def _showCurve(self) -> None:
         """Dice where something is held out to measure on, else the loss."""
@@ -139,10 +160,21 @@ class TeachSection:
         if path:
             self._do(lambda: self.desk.follow(path))
 
+    def onChosen(self, *_ignored: Any) -> None:
+        self.showEnabled()
+
     def onUseVersion(self) -> None:
         self._do(
             lambda: self.desk.use(self.ui.versionComboBox.itemData(self.ui.versionComboBox.currentIndex))
         )
+
+
+def _isInUse(version: dict[str, Any], model: dict[str, Any]) -> bool:
+    return bool(version["number"] == model["in_use"])
+
+
+def _titleOf(version: dict[str, Any], model: dict[str, Any]) -> str:
+    return _("{id} (in use)").format(id=version["id"]) if _isInUse(version, model) else str(version["id"])
 
 
 def _pixmapOf(picture: Any) -> Any:

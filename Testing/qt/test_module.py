@@ -60,7 +60,7 @@ def test_the_self_test_passes(the_module: Any) -> None:
 
 def test_the_panel_says_what_is_missing_before_it_can_propagate(a_desk: Any) -> None:
     assert a_desk.ui.volumeSelector.currentNode() is a_desk.volume_node
-    assert a_desk.ui.statusLabel.text == "Choose a segmentation, or create one and paint a slice in it."
+    assert a_desk.ui.statusLabel.text == "Choose a segmentation, or press Add segment in step 1."
     assert not a_desk.ui.propagateButton.enabled
     a_desk.choose_nodes()
     assert a_desk.ui.statusLabel.text == ""

@@ -217,7 +217,7 @@ def test_what_set_up_would_do_is_shown_before_it_does_anything(a_desk: Any, own_
     assert "Where:" in question
     assert "How large: about" in question
     assert a_desk.panel.settings.setUp is None
-    assert a_desk.ui.environmentLabel.text == "Not set up yet."
+    assert a_desk.ui.environmentLabel.text.startswith("Not set up yet: Set up shows what would be installed")
 
 
 def test_setting_up_from_a_folder_says_so_before_it_does_anything(
@@ -530,3 +530,117 @@ def test_undo_and_redo_are_offered_exactly_when_there_is_a_step(a_desk: Any) -> 
     a_desk.ui.segmentationSelector.setCurrentNode(None)
     assert can_go(a_desk) == (False, False)
     assert a_desk.application.errors_shown == []
+
+
+def test_redoing_what_changed_is_offered_when_something_has_changed(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    settle(a_desk)
+    assert a_desk.ui.correctButton.enabled
+    a_desk.ui.propagateButton.click()
+    a_desk.arrive(0, 1, 3, 4, 5)
+    a_desk.client.run.end()
+    while a_desk.is_running():
+        a_desk.panel.onTimer()
+    settle(a_desk)
+    assert a_desk.ui.propagateButton.enabled
+    assert not a_desk.ui.correctButton.enabled
+    a_desk.writing.write_slices(
+        a_desk.segmentation_node, a_desk.liver, a_desk.volume, 0, {4: ~a_desk.painted}
+    )
+    settle(a_desk)
+    assert a_desk.ui.correctButton.enabled
+    a_desk.ui.correctButton.click()
+    a_desk.arrive(3)
+    a_desk.panel.onTimer()
+    a_desk.ui.cancelButton.click()
+    settle(a_desk)
+    assert a_desk.ui.correctButton.enabled
+    assert a_desk.application.errors_shown == []
+
+
+def versions_of_a_model(in_use: int) -> dict[str, Any]:
+    facts = {"dice": {}, "segments": [], "cases": [], "backbone": "unet2d_16", "size_bytes": 8_000_000}
+    versions = [{"id": f"liver:{n}", "number": n, **facts} for n in (1, 2)]
+    return {"name": "liver", "in_use": in_use, "versions": versions}
+
+
+def test_buttons_that_could_do_nothing_are_not_offered(a_desk: Any) -> None:
+    ui = a_desk.ui
+    open_teach(
+        a_desk, cases=[{"id": "c1", "summary": "CT: liver on 1 slice"}], models=[versions_of_a_model(2)]
+    )
+    ui.predictCollapsibleButton.collapsed = False
+    a_desk.panel.onTimer()
+
+    assert [ui.versionComboBox.itemText(n) for n in range(2)] == ["liver:1", "liver:2 (in use)"]
+    assert ui.useVersionButton.enabled
+    ui.versionComboBox.currentIndex = 1
+    assert not ui.useVersionButton.enabled
+
+    assert not ui.removeCaseButton.enabled
+    ui.caseList.currentRow = 0
+    assert ui.removeCaseButton.enabled
+    assert ui.finetuneButton.enabled
+    assert not ui.stageComboBox.enabled
+
+    assert not ui.addCaseButton.enabled
+    a_desk.choose_nodes()
+    settle(a_desk)
+    assert ui.addCaseButton.enabled
+
+    ui.volumeSelector.setCurrentNode(None)
+    a_desk.panel.onTimer()
+    assert not ui.predictButton.enabled
+    assert not ui.segmentEverythingButton.enabled
+
+
+def test_a_model_is_kept_once_it_has_a_name(a_desk: Any) -> None:
+    run = {
+        "path": "/runs/1",
+        "name": "1",
+        "state": "done",
+        "kind": "finetune",
+        "message": "",
+        "has_result": True,
+    }
+    open_teach(a_desk, runs=[run])
+    a_desk.ui.runComboBox.currentIndex = 1
+    a_desk.client.answer("read_run", run=run, events=[], first_event=0, picture=None, picture_step=-1)
+    a_desk.panel.onTimer()
+    a_desk.ui.modelNameEdit.text = ""
+    assert not a_desk.ui.adoptButton.enabled
+    a_desk.ui.modelNameEdit.text = "liver"
+    assert a_desk.ui.adoptButton.enabled
+
+
+def test_predicting_needs_no_segmentation_and_nothing_else_runs_beside_it(a_desk: Any) -> None:
+    open_teach(a_desk, models=[versions_of_a_model(1)])
+    a_desk.ui.predictCollapsibleButton.collapsed = False
+    a_desk.panel.onTimer()
+    a_desk.ui.predictButton.click()
+    made = a_desk.ui.segmentationSelector.currentNode()
+    assert made.GetName() == "CT chest segmentation"
+    a_desk.panel.onTimer()
+    for name in ("predictButton", "segmentEverythingButton", "propagateButton", "volumeSelector"):
+        assert not getattr(a_desk.ui, name).enabled, name
+    a_desk.client.run.say(SliceMask("liver", 0, 3, a_desk.painted, 0.9))
+    a_desk.client.run.end()
+    while a_desk.panel.predictDesk.is_running:
+        a_desk.panel.onTimer()
+    a_desk.panel.onTimer()
+    assert a_desk.ui.statusLabel.text == "Found 1 segment."
+    assert a_desk.ui.predictButton.enabled
+    a_desk.choose_nodes()
+    a_desk.ui.propagateButton.click()
+    assert not a_desk.ui.predictButton.enabled
+    assert a_desk.application.errors_shown == []
+
+
+def test_while_a_preview_waits_the_panel_does_not_ask_to_annotate(a_desk: Any) -> None:
+    a_desk.ui.volumeSelector.setCurrentNode(a_desk.volume_node)
+    a_desk.ui.addSegmentButton.click()
+    settle(a_desk)
+    assert a_desk.ui.statusLabel.text.startswith("Annotate one slice")
+    place(a_desk, "positive", (4.0, 3.0, 4.0))
+    a_desk.panel.onTimer()
+    assert a_desk.ui.statusLabel.text == ""

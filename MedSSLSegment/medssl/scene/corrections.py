@@ -3,56 +3,40 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
-from typing import Any
 
-from ..volume import Volume
-from . import nodes, tags
-from .layers import slice_fingerprint
+from .tags import Step
 
 __all__ = ["last_propagation", "missed_slices", "slices_to_redo"]
 
-_NONE = tags.Step("propagate", "")
+_NONE = Step("propagate", "")
 
 
-def last_propagation(segmentation_node: Any, segment_id: str, axis: int) -> tags.Step:
-    """The newest propagation of a segment across an axis; an empty one where there was none."""
-    steps = tags.steps(segmentation_node, segment_id)
+def last_propagation(steps: Iterable[Step], axis: int) -> Step:
+    """The newest propagation across an axis among what was done to a segment; an empty one where there was none."""
     runs = (step for step in steps if step.what == "propagate" and step.axis == axis)
     return max(runs, key=lambda step: step.when, default=_NONE)
 
 
-def slices_to_redo(
-    segmentation_node: Any, segment_id: str, volume: Volume, axis: int, drawn: Sequence[int]
-) -> set[int]:
-    """Slices whose stretches have to be tracked again.
+def slices_to_redo(last: Step, drawn: Mapping[int, int]) -> tuple[int, ...]:
+    """Slices whose stretches have to be tracked again; rising.
 
     They were drawn, corrected or taken away since the last propagation began. Where it was cancelled or failed, one
     slice stands for each stretch that it left unfinished.
 
     Args:
-        segmentation_node: vtkMRMLSegmentationNode.
-        segment_id: the segment.
-        volume: the grid it was drawn on.
-        axis: slice axis, 0 = K, 1 = J, 2 = I.
-        drawn: its reference slices now, rising.
+        last: the last propagation.
+        drawn: the reference slices of now, rising, with the fingerprints of their masks.
     """
-    last = last_propagation(segmentation_node, segment_id, axis)
     marks = dict(zip(last.references, last.marks, strict=False))
-    corrected = {
-        index
-        for index in drawn
-        if index in marks
-        and slice_fingerprint(nodes.read_slice(segmentation_node, segment_id, volume, axis, index))
-        != marks[index]
-    }
-    unfinished = {bisect(drawn, index): index for index in _indices(last.missed)}
-    return corrected | (set(drawn) ^ set(last.references)) | set(unfinished.values())
+    corrected = {index for index, mark in drawn.items() if marks.get(index, mark) != mark}
+    unfinished = {bisect(tuple(drawn), index): index for index in _indices(last.missed)}
+    return tuple(sorted(corrected | (drawn.keys() ^ set(last.references)) | set(unfinished.values())))
 
 
 def missed_slices(
-    before: tags.Step, covered: Iterable[range], decided: Collection[int]
+    before: Step, covered: Iterable[range], decided: Collection[int]
 ) -> tuple[tuple[int, int], ...]:
     """The slices that still wait for a propagation when one has ended, as `Step.missed` keeps them.
 

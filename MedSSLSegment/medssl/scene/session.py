@@ -37,7 +37,7 @@ from ..suggest import Suggestion, suggest_slices
 from ..volume import View, Volume
 from . import nodes, tags, writing
 from .background import Task
-from .corrections import last_propagation, missed_slices, slices_to_redo
+from .corrections import last_propagation, missed_slices
 from .history import History, SegmentationHistories
 from .layers import slice_fingerprint
 from .nodes import SegmentInfo
@@ -408,8 +408,7 @@ class Session:
             raise InputError(f"Nothing is drawn in {what}; paint the object on at least one slice first.")
         if not request.only_changed:
             return Plan(survey.axis, survey.view, drawn)
-        node, volume = self._segmentation_node, self.volume()
-        changed = {i: slices_to_redo(node, i, volume, survey.axis, indices) for i, indices in drawn.items()}
+        changed = {i: set(survey.segments[i].to_redo) for i in drawn}
         everything = sorted(set().union(*changed.values()))
         if not everything:
             raise InputError("No slice was drawn or corrected since the last propagation.")
@@ -581,7 +580,7 @@ class Session:
             covered = propagation.covered[segment_id]
             filled = propagation.filled(segment_id)
             decided = {*drawn, *(chain.from_iterable(covered) if is_done else filled)}
-            before = last_propagation(node, segment_id, axis)
+            before = last_propagation(tags.steps(node, segment_id), axis)
             self._forget_left_out(segment_id, axis, filled)
             self.note_step(
                 segment_id,

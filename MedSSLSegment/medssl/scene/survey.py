@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from ..suggest import Evidence
 from ..volume import Volume, as_stack
-from .layers import Layer
+from .corrections import last_propagation, slices_to_redo
+from .layers import Layer, slice_fingerprint
 from .nodes import annotated_slices, guess_axis
-from .tags import confidences, left_out, predicted_slices
+from .tags import Step, confidences, left_out, predicted_slices, steps
 
 __all__ = ["ReferenceSlice", "SegmentSurvey", "Survey", "look"]
 
@@ -50,6 +51,16 @@ class SegmentSurvey:
     """Slices that would be reference slices, had the person not left them out; rising."""
     absent: tuple[int, ...] = ()
     """Slices that the program had filled and a person has emptied: the segment is not there; rising."""
+
+    last: Step = field(default_factory=lambda: last_propagation((), 0))
+    """Its last propagation across the axis."""
+    marks: Mapping[int, int] = field(default_factory=dict)
+    """Fingerprints of the masks on the slices that somebody drew, used or left out."""
+
+    @property
+    def to_redo(self) -> tuple[int, ...]:
+        """Slices that have changed since the last propagation, or that it did not come to; see `slices_to_redo`."""
+        return slices_to_redo(self.last, {index: self.marks[index] for index in self.drawn})
 
     def with_used(self, index: int, used: bool) -> SegmentSurvey:
         """The same, with a slice used as a reference slice or left out; unchanged where nobody drew."""
@@ -106,6 +117,12 @@ class Survey:
             for index in sorted((*segment.drawn, *segment.left_out))
         )
 
+    def has_changed(self, segment_ids: Iterable[str]) -> bool:
+        """Whether some of the segments have slices to redo."""
+        return any(
+            self.segments[i].drawn and self.segments[i].to_redo for i in segment_ids if i in self.segments
+        )
+
     def with_used(self, segment_id: str, index: int, used: bool) -> Survey:
         """The same, with a slice used as a reference slice or left out."""
         changed = {segment_id: self.segments[segment_id].with_used(index, used)}
@@ -133,18 +150,21 @@ def look(
             predicted_slices(segmentation_node, i),
             confidences(segmentation_node, i),
             left_out(segmentation_node, i),
+            steps(segmentation_node, i),
         )
         for i in segment_ids
     ]
     return lambda: _count(parts, volume, axis)
 
 
-def _count(parts: Sequence[tuple[str, Layer, Any, Any, Any]], volume: Volume, axis: int | None) -> Survey:
-    drawings = {i: layer.drawn(volume.shape_kji, marks) for i, layer, marks, _, _ in parts}
+def _count(
+    parts: Sequence[tuple[str, Layer, Any, Any, Any, Any]], volume: Volume, axis: int | None
+) -> Survey:
+    drawings = {i: layer.drawn(volume.shape_kji, marks) for i, layer, marks, *_ in parts}
     if axis is None:
         axis = guess_axis(mask for _, mask in drawings.values() if mask.any())
     segments = {}
-    for i, layer, marks, sure, left in parts:
+    for i, layer, marks, sure, left, done in parts:
         start, mask = drawings[i]
         found = [start[axis] + n for n in annotated_slices(mask, axis)]
         drawn = tuple(n for n in found if (axis, n) not in left)
@@ -155,7 +175,9 @@ def _count(parts: Sequence[tuple[str, Layer, Any, Any, Any]], volume: Volume, ax
                 curve[index] = value
         areas = _areas(layer, volume, axis)
         emptied = _emptied(areas, {n for marked, n in marks if marked == axis and (axis, n) not in left})
-        segments[i] = SegmentSurvey(i, drawn, areas, curve, unused, emptied)
+        found_marks = {n: slice_fingerprint(layer.slice_mask(volume.shape_kji, axis, n)) for n in found}
+        last = last_propagation(done, axis)
+        segments[i] = SegmentSurvey(i, drawn, areas, curve, unused, emptied, last, found_marks)
     return Survey(axis, volume.view_of(axis), segments)
 
 
