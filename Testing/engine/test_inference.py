@@ -11,6 +11,7 @@ import torch
 from medssl.datasets.grid import PreparedGrid, prepare_image
 from medssl.datasets.input_contract import InputContract
 from medssl.errors import Cancelled, InputError
+from medssl.few_labels.finetuning import predictor_of
 from medssl.few_labels.segmenter import ModelInfo, SegmentationModel
 from medssl.few_labels.tiling import ScanPredictor
 from medssl.inference import PredictedSlices, predict, predict_volume
@@ -187,3 +188,16 @@ def test_a_slice_that_does_not_exist_is_refused() -> None:
 def test_prediction_stops_when_asked() -> None:
     with pytest.raises(Cancelled):
         list(predict(model(), volume(), device="cpu", cancelled=lambda: True))
+
+
+def test_a_network_that_normalises_by_what_is_in_view_is_shown_what_it_has_learnt_from() -> None:
+    """A far bright part that comes into view changes nothing where a tile of training does not reach it."""
+    built = model(dataclasses.replace(MODEL, neighbours=0), ("liver",))
+    scan = np.random.default_rng(0).integers(-100, 200, (1, 32, 160)).astype(np.int16)
+    brighter_far = scan.copy()
+    brighter_far[:, :, 96:] = 400
+    answers = [
+        next(predictor_of(built.network, MODEL).slabs(image)).probabilities for image in (scan, brighter_far)
+    ]
+    np.testing.assert_allclose(answers[0][..., :64], answers[1][..., :64], atol=1e-6)
+    assert not np.allclose(answers[0][..., 96:], answers[1][..., 96:])

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..backbones.cpu import LeakyInstanceNorm
 from ..datasets.data import IGNORE
 from ..datasets.input_contract import InputContract
 from ..errors import Cancelled, InputError, ModelError
@@ -53,7 +54,7 @@ _HEAD_FACTOR = 10.0
 have far to go in a short run."""
 _CLIP_NORM = 5.0
 _VALIDATIONS = 8
-_SIZE_MATTERS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
+_SIZE_MATTERS = (nn.InstanceNorm2d, nn.InstanceNorm3d, LeakyInstanceNorm)
 """These normalise by what is in view: a whole slice with shoulders is another input than the sample around an organ
 that the network has learnt from (Dice 0.49 by slices and 0.69 by tiles on such a patient)."""
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
