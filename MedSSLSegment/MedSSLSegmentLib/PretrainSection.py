@@ -45,7 +45,7 @@ class PretrainSection:
         canStart = method is not None and bool(ui.pretrainFolderEdit.text.strip())
         ui.pretrainButton.enabled = ui.estimateButton.enabled = canStart
         ui.estimateButton.text = _("Cancel estimate") if desk.is_estimating else _("Estimate time and memory")
-        ui.estimateLabel.text = desk.estimate or desk.message
+        ui.estimateLabel.text = desk.estimate or (desk.message if desk.is_estimating else "")
 
     def settings(self) -> dict[str, Any]:
         """What the widgets ask for, as `PretrainConfig` has it."""

@@ -51,6 +51,7 @@ class ReferenceList:
             item = qt.QListWidgetItem(text)
             item.setFlags(qt.Qt.ItemIsUserCheckable | qt.Qt.ItemIsEnabled)
             item.setCheckState(qt.Qt.Checked if reference.used else qt.Qt.Unchecked)
+            item.setToolTip(text)
             self.listWidget.addItem(item)
         self.listWidget.blockSignals(wasBlocked)
 
@@ -70,7 +71,7 @@ class ReferenceList:
     def _text(self, reference: ReferenceSlice) -> str:
         names = {segment.id: segment.name for segment in self.session.segments()}
         survey = self.session.survey
-        return _("{segment}: {view} slice {index}").format(
+        return _("{view} slice {index}: {segment}").format(
             segment=names.get(reference.segment, reference.segment),
             view=survey.view if survey else "",
             index=reference.index,

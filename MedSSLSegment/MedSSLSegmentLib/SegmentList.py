@@ -44,6 +44,7 @@ class SegmentList:
         for segment in segments:
             item = qt.QListWidgetItem(_swatch(segment.color_rgb), segment.name)
             item.setData(qt.Qt.UserRole, segment.id)
+            item.setToolTip(segment.name)
             item.setFlags(qt.Qt.ItemIsUserCheckable | qt.Qt.ItemIsEnabled | qt.Qt.ItemIsEditable)
             item.setCheckState(qt.Qt.Unchecked if segment.id in self.unchecked else qt.Qt.Checked)
             self.listWidget.addItem(item)

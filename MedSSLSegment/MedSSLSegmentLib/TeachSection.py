@@ -59,7 +59,9 @@ class TeachSection:
         if names != [ui.caseList.item(n).text() for n in range(ui.caseList.count)]:
             ui.caseList.clear()
             for name in names:
-                ui.caseList.addItem(name)
+                item = qt.QListWidgetItem(name)
+                item.setToolTip(name)
+                ui.caseList.addItem(item)
         encoders = [(_("{name} ({method})").format(**e), e["path"]) for e in desk.encoders]
         fill(ui.encoderComboBox, [*encoders, (_("Random weights"), "")])
         fill(ui.runComboBox, [("", ""), *((f"{r['name']}: {r['state']}", r["path"]) for r in desk.runs)])

@@ -207,3 +207,12 @@ def test_changed_settings_and_a_run_that_begins_stop_the_estimate(a_desk: Desk) 
     a_desk.teach.pretrain({"method": "simclr"})
     assert second.was_cancelled
     assert a_desk.client.asked[-1].name == "start_pretrain"
+
+
+def test_why_nothing_can_be_said_of_the_cost_stands_where_the_cost_would_stand(a_desk: Desk) -> None:
+    a_desk.teach.ask_estimate({"method": "mae", "data": "/scans"})
+    a_desk.client.run.fail(InputError("The folder /scans holds no scans; choose another one."))
+    a_desk.teach.poll()
+    assert a_desk.teach.estimate == "The folder /scans holds no scans; choose another one."
+    assert a_desk.teach.message == ""
+    assert not a_desk.teach.is_estimating

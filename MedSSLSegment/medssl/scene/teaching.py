@@ -76,7 +76,8 @@ class TeachDesk:
         self.methods: list[_Facts] = []
         self.backbones: list[_Facts] = []
         self.estimate = ""
-        """What pre-training with the settings last asked about would take, in one line; empty before it is known."""
+        """What pre-training with the settings last asked about would take, in one line, or why that cannot be said;
+        empty before it is known."""
         self._estimating: Any = None
         self.run: _Facts | None = None
         """The run being followed."""
@@ -106,7 +107,14 @@ class TeachDesk:
             try:
                 take(ticket.result().summary)
             except MedSSLError as error:
-                self.message = str(error)
+                self._note_failure(ticket, str(error))
+
+    def _note_failure(self, ticket: Any, why: str) -> None:
+        """Say why a request failed, where its answer would have been."""
+        if ticket is self._estimating:
+            self.estimate, self.message = why, ""
+        else:
+            self.message = why
 
     def _ask(self, ticket: Any, take: Callable[[_Facts], None]) -> None:
         self._waiting.append((ticket, take))
