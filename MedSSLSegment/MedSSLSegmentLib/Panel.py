@@ -40,6 +40,8 @@ PROMPT_GIVE_WAY_S = 0.003
 PROMPT_LOOKS = 80
 """After so many, some 0.6 s, the model is a slow one, and a look every `BUSY_MS` is soon enough."""
 RUN_MS = 2000
+STRIP_S = 0.2
+"""Between two times that the strip is drawn anew while slices arrive."""
 PROGRESS_STEPS = 1000
 DECIDING_KEYS = ("Return", "Esc", "Backspace")
 """Keys that decide about prompts, and mean something else to fields of text and to effects."""
@@ -90,6 +92,7 @@ class Panel:
         self.timer.start()
         self.promptTimer = _timer(PROMPT_MS, self.onPromptTimer)
         self._promptLooks = 0
+        self._stripAtS = 0.0
         self.showDesks()
         ui.cancelButton.clicked.connect(self.onCancel)
         ui.undoButton.clicked.connect(self.onUndo)
@@ -247,7 +250,10 @@ class Panel:
         self.settings.poll()
         self.annotate.show()
         self.pauseKeys()
-        if wasLooking and not self.session.is_looking:
+        if (wasLooking and not self.session.is_looking) or (
+            wasRunning and time.monotonic() >= self._stripAtS
+        ):
+            self._stripAtS = time.monotonic() + STRIP_S
             self.propagate.showSurvey()
         if any(not section.collapsed for section in self._deskSections()):
             self.showDesks()

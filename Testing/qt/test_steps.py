@@ -200,6 +200,23 @@ def test_the_strip_shows_references_and_a_click_goes_to_the_slice(a_desk: Any) -
     assert a_desk.ui.suggestionLabel.text.startswith("Slice ")
 
 
+def test_the_strip_grows_while_slices_arrive(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    settle(a_desk)
+    strip = a_desk.panel.propagate.strip
+    a_desk.ui.propagateButton.click()
+    a_desk.arrive(3, 4)
+    a_desk.panel.onTimer()
+    assert list(np.flatnonzero(strip.areas)) == [2, 3, 4]
+    np.testing.assert_allclose(strip.confidence[[3, 4]], 0.9)
+    a_desk.client.run.end()
+    while a_desk.is_running():
+        a_desk.panel.onTimer()
+    a_desk.ui.undoButton.click()
+    settle(a_desk)
+    assert list(np.flatnonzero(strip.areas)) == [2]
+
+
 def test_the_strip_is_green_where_sure_and_red_where_not(a_desk: Any) -> None:
     strip = a_desk.panel.propagate.strip
     strip.display(np.full(4, 10.0), np.array([1.0, 0.0, np.nan, 0.5]), ())

@@ -344,7 +344,8 @@ class Session:
 
     @property
     def survey(self) -> Survey | None:
-        """Reference slices, areas and confidence of every segment, when they were last looked at."""
+        """Reference slices, areas and confidence of every segment, when they were last looked at; slices that a
+        propagation finds are shown in it as they arrive."""
         return self._survey
 
     def references(self) -> tuple[ReferenceSlice, ...]:
@@ -540,6 +541,9 @@ class Session:
                 self._status = replace(self._status, text=event.text)
             elif isinstance(event, SliceMask) and event.index not in plan.drawn[event.segment]:
                 propagation.arrived[event.segment].add(event.index)
+                if self._survey is not None and self._survey.axis == plan.axis:
+                    area = float(np.count_nonzero(event.mask))
+                    self._survey.take_in(event.segment, event.index, area, event.confidence)
                 propagation.writer.put(Target(node, event.segment), event.index, event.mask, event.confidence)
 
     def _show_progress(self, progress: Progress) -> None:

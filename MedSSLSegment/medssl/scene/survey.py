@@ -117,6 +117,12 @@ class Survey:
             for index in sorted((*segment.drawn, *segment.left_out))
         )
 
+    def take_in(self, segment_id: str, index: int, area_px: float, confidence: float) -> None:
+        """Show a slice that has arrived since; what becomes of it in the segment, the next look tells."""
+        segment = self.segments.get(segment_id)
+        if segment is not None:
+            segment.area_px[index], segment.confidence[index] = area_px, confidence
+
     def has_changed(self, segment_ids: Iterable[str]) -> bool:
         """Whether some of the segments have slices to redo."""
         return any(
