@@ -6,6 +6,7 @@ with running_workstation(ct, home=folder) as workstation:
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -13,11 +14,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -25,6 +27,8 @@ from medssl.cases import CaseStore, Vouched
 from medssl.phantom import Phantom, phantom_ct
 from medssl.segmentation import Segmentation
 from medssl.volume import write_volume
+
+T = TypeVar("T")
 
 PATIENCE_S = 120.0
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -96,6 +100,12 @@ def wait_until(is_so: Callable[[], Any], what: str) -> Any:
             return answer
         time.sleep(0.05)
     raise AssertionError(f"{what} did not happen in {PATIENCE_S:.0f} s")
+
+
+def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns, run in a thread: the loop of this one is playwright's once a browser was started."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 @pytest.fixture(scope="session")
@@ -191,6 +201,8 @@ class Page:
         wait_until(
             lambda: len(self.page.query_selector_all(".layout-grid-item img")) >= 3, "the first picture"
         )
+        self.page.wait_for_selector(".medssl-loading.v-overlay--active", state="hidden")
+        self.wait_for("label-Red", "/")
 
     def text(self, name: str) -> str:
         """What a named part of the page says."""

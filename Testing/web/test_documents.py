@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,27 @@ def test_a_volume_of_any_format_comes_with_its_voxels_and_its_place(
     np.testing.assert_array_equal(volume.voxels_kji, phantom.volume.voxels_kji)
     np.testing.assert_allclose(volume.ijk_to_ras, phantom.volume.ijk_to_ras, atol=1e-3)
     assert node.GetName() == "ct"
+
+
+def test_a_volume_is_read_in_another_thread_and_the_scene_knows_nothing_of_it_until_it_is_put_there(
+    documents: Documents, slicer_app: SlicerApp, phantom: Phantom, ct_file: Path
+) -> None:
+    before = slicer_app.scene.GetNumberOfNodes()
+    with ThreadPoolExecutor(1) as pool:
+        put = pool.submit(documents.reader(ct_file)).result()
+    assert slicer_app.scene.GetNumberOfNodes() == before
+    node = put().volume_node
+    assert slicer_app.scene.IsNodePresent(node)
+    np.testing.assert_array_equal(nodes.read_volume_node(node).voxels_kji, phantom.volume.voxels_kji)
+
+
+def test_files_that_are_numbered_alike_are_not_taken_for_slices_of_one_volume(
+    documents: Documents, phantom: Phantom, tmp_path: Path
+) -> None:
+    for number in (1, 2, 3):
+        write_volume(phantom.volume, tmp_path / f"ct{number}.nii.gz")
+    node = documents.open(tmp_path / "ct2.nii.gz").volume_node
+    assert nodes.read_volume_node(node).shape_kji == phantom.volume.shape_kji
 
 
 def test_what_is_no_image_is_refused_in_one_sentence(documents: Documents, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from medssl.web.logic.focus import Focus
 from medssl.web.logic.scroll_logic import ScrollLogic, slice_after
 from trame_slicer.views import AbstractView, SliceView
 
+from .conftest import run_async
+
 
 @pytest.mark.parametrize(
     ("offset_mm", "notches", "expected_mm"),
@@ -67,7 +69,7 @@ def test_while_the_wheel_turns_only_the_view_under_it_is_drawn(views: _Views) ->
         await asyncio.sleep(0.5)
         return [*drawn, views.drawn()]
 
-    assert asyncio.run(turn()) == [["Red"], ["Red"], ["Green"], ["Red", "Green", "ThreeD"]]
+    assert run_async(turn()) == [["Red"], ["Red"], ["Green"], ["Red", "Green", "ThreeD"]]
     assert (views.all["Red"].at_mm, views.all["Green"].at_mm) == (2.0, 1.0)
 
 
@@ -78,7 +80,7 @@ def test_a_view_that_the_layout_has_put_away_meanwhile_is_not_drawn_afterwards(v
         await asyncio.sleep(0.5)
         return views.drawn()
 
-    assert asyncio.run(turn()) == ["Red", "Green"]
+    assert run_async(turn()) == ["Red", "Green"]
 
 
 @pytest.mark.parametrize(("name", "notches"), [("Red", -1), ("ThreeD", 1), ("no such view", 1)])

@@ -13,6 +13,8 @@ pytest.importorskip("trame_slicer")
 from medssl.errors import InputError
 from medssl.web.work import Work
 
+from .conftest import run_async
+
 LONG_S = 3600.0
 
 
@@ -48,7 +50,7 @@ def test_a_pause_ends_with_the_answer_to_a_prompt_however_long_it_was_meant_to_b
         await asyncio.wait_for(work._pause(LONG_S), 60.0)
         return int(work.session.prompts.looks)
 
-    assert asyncio.run(pause()) == 3
+    assert run_async(pause()) == 3
     assert said == ["Nothing yet."]
 
 
@@ -62,4 +64,4 @@ def test_a_pause_without_a_prompt_asks_nothing_and_ends_when_something_is_wanted
         assert not work._wake.is_set()
         return prompts.looks
 
-    assert asyncio.run(pause()) == 3
+    assert run_async(pause()) == 3

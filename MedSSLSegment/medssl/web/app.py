@@ -161,7 +161,6 @@ class Workstation(TrameApp):  # type: ignore[misc]
         serve(self.server, port=port, announce=announce, open_browser=open_browser)
 
     def _on_ready(self, **_: Any) -> None:
-        for path in self._options.paths:
-            self.work.attempt(partial(self.files.open, path))
+        create_task(self.files.open(self._options.paths))
         self.work.attempt(self.work.client.hello)
         create_task(self.work.run(self.server.state))

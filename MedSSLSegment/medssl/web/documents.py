@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import slicer
 from trame_slicer.core import SlicerApp
+from trame_slicer.core.volumes_reader import VolumesReader
+from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
 from ..errors import InputError, StorageError
 from ..formats.dicom_seg import write_dicom_seg
@@ -18,7 +20,7 @@ from ..scene import nodes, writing
 from ..segmentation import Segment, Segmentation, read_segmentation, write_segmentation
 from ..volume import Volume
 
-__all__ = ["Documents", "Format", "Opened"]
+__all__ = ["Documents", "Format", "Opened", "Reader"]
 
 _SOURCE = "MedSSLSegment.Source"
 """Attribute of a volume node: where it was read from."""
@@ -43,6 +45,10 @@ class Opened:
     segmentation_node: Any = None
 
 
+Reader = Callable[[], Callable[[], Opened]]
+"""Reads, in any thread; what it returns puts that into the scene."""
+
+
 class Documents:
     """Opens and saves.
 
@@ -62,12 +68,26 @@ class Documents:
         Raises:
             InputError: it cannot be read.
         """
+        return self.reader(path)()()
+
+    def reader(self, path: Path) -> Reader:
+        """What `open` does, in two parts.
+
+        Returns:
+            Reads what takes long, and may do so in another thread; what that returns puts it into the scene, and has
+            to be called in the scene's own. Either raises InputError. Of a scene nothing can be read beforehand.
+        """
         name = path.name.lower()
         if name.endswith((".mrb", ".mrml")):
-            return self._open_scene(path)
+            return lambda: lambda: self._open_scene(path)
         if name.endswith((".seg.nrrd", ".seg.nhdr")):
-            return Opened(segmentation_node=self._open_segmentation(path))
-        return Opened(volume_node=self._open_volume(path))
+            return lambda: lambda: Opened(segmentation_node=self._open_segmentation(path))
+
+        def read() -> Callable[[], Opened]:
+            found = _read_volume(path)
+            return lambda: Opened(volume_node=self._add_volume(found, path))
+
+        return read
 
     def open_labels(self, path: Path, volume_node: Any) -> Opened:
         """Read a label file as a segmentation of a volume.
@@ -75,9 +95,20 @@ class Documents:
         Raises:
             InputError: it holds no labels, or lies on another grid.
         """
+        return self.label_reader(path, volume_node)()()
+
+    def label_reader(self, path: Path, volume_node: Any) -> Reader:
+        """What `open_labels` does, in two parts; see `reader`."""
         volume = nodes.read_volume_node(volume_node)
-        segmentation = read_segmentation(path, like=volume)
-        node = nodes.create_segmentation_node(self._scene, volume_node, _stem(path))
+
+        def read() -> Callable[[], Opened]:
+            segmentation = read_segmentation(path, like=volume)
+            return lambda: self._add_labels(segmentation, volume, volume_node, _stem(path))
+
+        return read
+
+    def _add_labels(self, segmentation: Segmentation, volume: Volume, volume_node: Any, name: str) -> Opened:
+        node = nodes.create_segmentation_node(self._scene, volume_node, name)
         for segment in segmentation.segments:
             segment_id = node.GetSegmentation().AddEmptySegment("", segment.name, segment.color_rgb)
             masks = dict(enumerate(segmentation.mask(segment.name)))
@@ -86,21 +117,16 @@ class Documents:
             )
         return Opened(volume_node, node)
 
-    def _open_volume(self, path: Path) -> Any:
-        files = (
-            sorted(str(file) for file in path.iterdir() if file.is_file() and not file.is_symlink())
-            if path.is_dir()
-            else [str(path)]
-        )
-        volumes = self._app.io_manager.load_volumes(files)
-        if not volumes:
-            raise InputError(
-                f"{path.name} cannot be read as an image; give NIfTI, NRRD, MetaImage or a DICOM folder."
-            )
-        node = max(volumes, key=lambda each: each.GetImageData().GetNumberOfPoints())
+    def _add_volume(self, read: Any, path: Path) -> Any:
+        """Have the image of a node that is in no scene, or in one of its own, in a node of this scene."""
+        name = self._scene.GenerateUniqueName(read.GetName() if path.is_dir() else _stem(path))
+        node = self._scene.AddNewNodeByClass(read.GetClassName(), name)
+        to_ras = vtkMatrix4x4()
+        read.GetIJKToRASMatrix(to_ras)
+        node.SetIJKToRASMatrix(to_ras)
+        node.SetAndObserveImageData(read.GetImageData())
+        node.CreateDefaultDisplayNodes()
         node.SetAttribute(_SOURCE, str(path))
-        if not path.is_dir():
-            node.SetName(_stem(path))
         return node
 
     def _open_segmentation(self, path: Path) -> Any:
@@ -210,6 +236,34 @@ def as_segmentation(segmentation_node: Any, volume: Volume) -> Segmentation:
         labels[nodes.read_segment(segmentation_node, segment.id, volume)] = label
         segments.append(Segment(segment.name, label, segment.color_rgb))
     return Segmentation(labels, volume.ijk_to_ras, tuple(segments), segmentation_node.GetName())
+
+
+def _read_volume(path: Path) -> Any:
+    """A volume node with what is in a file or a DICOM folder, of several series the one with the most voxels."""
+    is_folder = path.is_dir()
+    files = (
+        [file for file in path.iterdir() if file.is_file() and not file.is_symlink()] if is_folder else [path]
+    )
+    names = sorted(map(str, files))
+    if VolumesReader.contains_dcm_volume(names):
+        found = [
+            node for node in VolumesReader.load_dcm_volumes(slicer.vtkMRMLScene(), names) if node is not None
+        ]
+    else:
+        found = [node for name in names[:1] if (node := _read_file(name)) is not None]
+    if not found:
+        raise InputError(
+            f"{path.name} cannot be read as an image; give NIfTI, NRRD, MetaImage or a DICOM folder."
+        )
+    return max(found, key=lambda node: node.GetImageData().GetNumberOfPoints())
+
+
+def _read_file(name: str) -> Any:
+    node, storage = slicer.vtkMRMLScalarVolumeNode(), slicer.vtkMRMLVolumeArchetypeStorageNode()
+    storage.SetFileName(name)
+    storage.SetSingleFile(True)  # others beside it, numbered like it, are no further slices of it
+    storage.SetCenterImage(False)
+    return node if storage.ReadData(node) else None
 
 
 def _stem(path: Path) -> str:

@@ -106,7 +106,7 @@ class Work:
 
     def attempt(self, action: Callable[[], object]) -> None:
         """Do what the person asked for; what cannot be done is said in one sentence."""
-        with self._errors_said():
+        with self.errors_said():
             action()
         self._wake.set()
 
@@ -139,14 +139,14 @@ class Work:
 
     def _is_answered(self) -> bool:
         """Take the answer to a prompt, if it is there."""
-        with self._errors_said():
+        with self.errors_said():
             self.session.prompts.poll()
         return not self.session.prompts.is_waiting
 
     def poll(self) -> None:
         """Take what has arrived, and have it shown."""
         was_running = self.is_running
-        with self._errors_said():
+        with self.errors_said():
             self.session.poll()
             self.predict.poll()
             self.teach.poll()
@@ -186,7 +186,8 @@ class Work:
             self.said(status.text, True)
 
     @contextmanager
-    def _errors_said(self) -> Iterator[None]:
+    def errors_said(self) -> Iterator[None]:
+        """What cannot be done in the block is said in one sentence, and what was not foreseen is logged too."""
         try:
             yield
         except MedSSLError as error:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from zipfile import ZipFile
 
 from trame_server import Server
+from trame_server.utils.asynchronous import create_task
 from trame_server.utils.typed_state import TypedState
 
 from ...errors import InputError, MedSSLError
-from ..documents import Documents, Format, Opened
+from ..documents import Documents, Format, Opened, Reader
 from ..folders import Folders
 from ..references import check_references
 from ..ui.files_ui import FileRow, FilesState, FilesUI
@@ -34,6 +35,7 @@ _DOWNLOAD = Choice("Download with the browser", "")
 _NO_LABELS = (".mrb", ".mrml", ".seg.nrrd")
 _SHOWN_S = 0.15
 """How long a page gets to show that something is being read."""
+_LARGE_MB = 10.0
 
 
 class FilesLogic(SectionLogic[FilesState]):
@@ -68,9 +70,9 @@ class FilesLogic(SectionLogic[FilesState]):
         """Listen to the widgets."""
         ui.open_clicked.connect(self.show_open)
         ui.row_clicked.connect(self._on_row)
-        ui.labels_clicked.connect(lambda path: self._soon(path, self.open_labels))
+        ui.labels_clicked.connect(lambda path: self._soon(path, self._label_reader))
         ui.up_clicked.connect(lambda: self._list(self._folders.parent(self.data.folder)))
-        ui.open_folder_clicked.connect(lambda: self._soon(self.data.folder, self.open))
+        ui.open_folder_clicked.connect(lambda: self._soon(self.data.folder, self._reader))
         ui.save_clicked.connect(self.show_save)
         ui.write_clicked.connect(self.save)
         ui.set_download(self.download)
@@ -82,23 +84,24 @@ class FilesLogic(SectionLogic[FilesState]):
         self._list(self.data.folder or ("" if len(self._folders.roots) > 1 else str(self._folders.roots[0])))
         self.data.is_open_shown = True
 
-    def open(self, path: Path) -> None:
-        """Open a file or a DICOM folder, and work on it."""
-        check_references(path, self._folders)
-        self._choose(self._documents.open(path))
+    async def open(self, paths: Iterable[Path]) -> None:
+        """Open files and DICOM folders one after the other, and work on the last; the page goes on meanwhile."""
+        for path in paths:
+            await self._open(str(path), self._reader)
 
-    def open_labels(self, path: Path) -> None:
-        """Open a label file as a segmentation of the volume, and work on it."""
+    def _reader(self, path: Path) -> Reader:
+        return self._documents.reader(path)
+
+    def _label_reader(self, path: Path) -> Reader:
         if self.session.volume_node is None:
             raise InputError("Open the volume that the labels lie on first.")
-        check_references(path, self._folders)
-        self._choose(self._documents.open_labels(path, self.session.volume_node))
+        return self._documents.label_reader(path, self.session.volume_node)
 
     def _on_row(self, path: str) -> None:
         if any(row.path == path and row.is_folder for row in self.data.rows):
             self._list(path)
         else:
-            self._soon(path, self.open)
+            self._soon(path, self._reader)
 
     def _list(self, folder: str) -> None:
         self.work.attempt(lambda: self._show_folder(folder))
@@ -110,16 +113,27 @@ class FilesLogic(SectionLogic[FilesState]):
         ]
         self.data.folder = folder
 
-    def _soon(self, path: str, read: Callable[[Path], None]) -> None:
-        """Close the dialog and say what is read, before the reading keeps the server busy."""
+    def _soon(self, path: str, reader_of: Callable[[Path], Reader]) -> None:
         self.data.is_open_shown = False
-        self._status.data.loading = f"Reading {Path(path).name} ..."
-        asyncio.get_running_loop().call_later(_SHOWN_S, self._now, path, read)
+        create_task(self._open(path, reader_of))
 
-    def _now(self, path: str, read: Callable[[Path], None]) -> None:
+    async def _open(self, path: str, reader_of: Callable[[Path], Reader]) -> None:
+        """Read in another thread, and then, in this one, which draws the views, put what was read into the scene."""
+        with self.work.errors_said():
+            file = self._folders.resolve(path)
+            check_references(file, self._folders)
+            read = reader_of(file)
+            self._say_loading(f"Reading {file.name}{_size_text(file)} ...")
+            # A scene is read by the part that puts it in place: the page gets the time to say so before.
+            put = (await asyncio.gather(asyncio.to_thread(read), asyncio.sleep(_SHOWN_S)))[0]
+            with self.state:
+                self._choose(put())
+        self._say_loading("")
+        self.work.look_soon()
+
+    def _say_loading(self, text: str) -> None:
         with self.state:
-            self.work.attempt(lambda: read(self._folders.resolve(path)))
-            self._status.data.loading = ""
+            self._status.data.loading = text
 
     # Saving
 
@@ -190,6 +204,12 @@ class FilesLogic(SectionLogic[FilesState]):
             self._documents.write_seg_nrrd(opened.segmentation_node, path)
         else:
             await asyncio.to_thread(self._documents.writer(form, self.session.volume(), opened), path)
+
+
+def _size_text(path: Path) -> str:
+    """How large a file is, where that says something about how long it takes."""
+    size_mb = path.stat().st_size / 1e6
+    return f" ({size_mb:.0f} MB)" if path.is_file() and size_mb >= _LARGE_MB else ""
 
 
 def _packed(folder: Path) -> bytes:

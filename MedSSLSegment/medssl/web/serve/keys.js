@@ -2,7 +2,7 @@
 (() => {
   const isTyping = (element) =>
     element.isContentEditable || ["INPUT", "TEXTAREA", "SELECT"].includes(element.tagName);
-  const isInDialog = () => document.querySelector(".v-dialog.v-overlay--active, .v-menu.v-overlay--active") !== null;
+  const isInDialog = () => document.querySelector(":is(.v-dialog, .v-menu, .medssl-loading).v-overlay--active") !== null;
 
   document.addEventListener(
     "keydown",

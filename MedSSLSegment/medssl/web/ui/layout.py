@@ -160,7 +160,7 @@ class WorkstationUI:
             VOverlay(
                 model_value=(f"!!{name.loading}",),
                 persistent=True,
-                classes="align-center justify-center",
+                classes="medssl-loading align-center justify-center",
                 scrim="black",
             ),
             Div(classes="d-flex flex-column align-center ga-4"),
