@@ -102,6 +102,24 @@ def test_a_neighbour_keeps_every_voxel_where_the_segment_editor_says_so(a_desk: 
     assert "gave way" not in a_desk.session.status.text
 
 
+def test_a_neighbour_that_gives_way_to_an_accepted_preview_is_named(a_desk: Desk) -> None:
+    before = a_desk.state()
+    for mode, message in (
+        (
+            slicer.vtkMRMLSegmentEditorNode.OverwriteAllSegments,
+            "Accepted. spleen gave way; undo brings it back.",
+        ),
+        (slicer.vtkMRMLSegmentEditorNode.OverwriteNone, "Accepted."),
+    ):
+        a_desk.editor.SetOverwriteMode(mode)
+        a_desk.click(4)
+        a_desk.answer()
+        a_desk.session.prompts.accept()
+        assert a_desk.session.prompts.message == message
+        a_desk.session.undo()
+        np.testing.assert_array_equal(a_desk.state(), before)
+
+
 def everything_at_once(desk: Desk) -> list[Callable[[], None]]:
     """Steps of every kind, one after the other."""
 
@@ -214,6 +232,20 @@ def move(desk: Desk) -> None:
     transform = desk.a_scene.add_transform(shift)
     for node in (desk.volume_node, desk.node):
         node.SetAndObserveTransformNodeID(transform.GetID())
+
+
+def test_hardening_a_transform_under_a_run_does_not_disturb_it(a_desk: Desk) -> None:
+    move(a_desk)
+    a_desk.volume = a_desk.session.volume()
+    a_desk.start()
+    a_desk.arrive(2)
+    for node in (a_desk.volume_node, a_desk.node):
+        node.HardenTransform()
+        assert node.GetTransformNodeID() is None
+    a_desk.arrive(4, 5)
+    assert a_desk.session.status.state is State.RUNNING
+    found = nodes.read_segment(a_desk.node, a_desk.liver, a_desk.session.volume())
+    np.testing.assert_array_equal(found[[2, 4, 5]], [a_desk.left] * 3)
 
 
 def give_another_image(desk: Desk) -> None:

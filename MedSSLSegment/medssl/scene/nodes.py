@@ -127,7 +127,9 @@ def image_stamp(volume_node: Any) -> tuple[object, ...]:
     image = volume_node.GetImageData()
     # A node keeps its image object when another image is put into it.
     scalars = None if image is None else image.GetPointData().GetScalars()
-    return volume_node, image, scalars, _ijk_to_world(volume_node).tobytes()
+    # Hardening a transform leaves the image where it is, but for the last digits.
+    place = np.round(_ijk_to_world(volume_node), 6) + 0.0
+    return volume_node, image, scalars, place.tobytes()
 
 
 def _ijk_to_world(volume_node: Any) -> NDArray[np.float64]:

@@ -243,13 +243,15 @@ class PromptDesk:
             raise InputError("The segment was removed; choose another one.")
         mask, confidence = self._masks.pop(place)
         step = tags.Step("prompt", self.model, axis=place.axis, references=(place.index,), slices=1)
-        self._session.write_slice(place.segment, place.axis, place.index, mask, step)
+        losers = self._session.write_slice(place.segment, place.axis, place.index, mask, step)
         node = self._session.segmentation_node
         tags.note_confidences(node, place.segment, {(place.axis, place.index): confidence})
         self._book().note_pending(place, False)
         self._show(place, None)
         waiting = len(self._masks)
-        self.message = f"Accepted. {waiting} more wait on other slices." if waiting else "Accepted."
+        more = f" {waiting} more wait on other slices." if waiting else ""
+        gave_way = f" {', '.join(losers)} gave way; undo brings it back." if losers else ""
+        self.message = f"Accepted.{gave_way}{more}"
         return place
 
     def drop(self) -> None:

@@ -611,18 +611,27 @@ class Session:
 
     def write_slice(
         self, segment_id: str, axis: int, index: int, mask: NDArray[np.bool_], step: tags.Step
-    ) -> None:
-        """Write one slice that the user vouches for: a step that can be undone, and a reference slice from then on."""
+    ) -> tuple[str, ...]:
+        """Write one slice that the user vouches for: a step that can be undone, and a reference slice from then on.
+
+        Returns:
+            Names of the other segments that have lost voxels to it.
+        """
         node, volume = self._segmentation_node, self.volume()
+        losers: list[str] = []
         self.history.save(node)
         nodes.set_reference_geometry(node, self._volume_node)
-        writing.write_slices(node, segment_id, volume, axis, {index: mask}, self.rules())
+        rules = self.rules()
+        writing.write_slices(
+            node, segment_id, volume, axis, {index: mask}, rules, lambda _, loser, __: losers.append(loser)
+        )
         marks = tags.predicted_slices(node, segment_id)
         if marks.pop((axis, index), None) is not None:
             tags.note_predicted(node, segment_id, marks)
         self._forget_left_out(segment_id, axis, [index])
         self.note_step(segment_id, step)
-        writing.refresh_surfaces(node, [segment_id])
+        writing.refresh_surfaces(node, [segment_id, *losers])
+        return tuple(node.GetSegmentation().GetSegment(loser).GetName() for loser in losers)
 
     def note_step(self, segment_id: str, step: tags.Step) -> tags.Step:
         """Remember in the segment how it came about, with the model's hash, the program's version and the time.
