@@ -15,6 +15,7 @@ vtk = pytest.importorskip("vtk")
 
 from medssl.results import SliceMask  # noqa: E402
 from medssl.scene import nodes, tags, writing  # noqa: E402
+from medssl.scene.marks import PromptMarks  # noqa: E402
 from medssl.scene.predicting import PredictDesk  # noqa: E402
 from medssl.scene.prompting import Place, position_ras_mm  # noqa: E402
 from medssl.scene.session import PropagateRequest, Session, State  # noqa: E402
@@ -275,6 +276,24 @@ def test_a_volume_that_is_changed_under_a_run_ends_it_in_one_sentence_and_the_ne
     np.testing.assert_array_equal(
         nodes.read_segment(a_desk.node, a_desk.liver, a_desk.session.volume())[[4, 5]], [a_desk.left] * 2
     )
+
+
+def test_marks_of_prompts_move_with_their_volume(a_desk: Desk) -> None:
+    marks = PromptMarks(a_desk.session)
+
+    def where() -> np.ndarray:
+        marks.show()
+        (mark,) = (
+            node
+            for node in a_desk.scene.GetNodesByClass("vtkMRMLMarkupsNode")
+            if node.GetName() == "MedSSLSegment prompt mark"
+        )
+        return np.array(mark.GetNthControlPointPositionWorld(0))
+
+    a_desk.click(5)
+    before = where()
+    move(a_desk)
+    np.testing.assert_allclose(where() - before, (5.0, -3.0, 11.0), atol=1e-4)
 
 
 @pytest.mark.parametrize("change", [move, give_another_image])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import vtk
 
 from ..errors import InputError
+from .nodes import image_stamp
 from .prompting import Mark, Place, position_ras_mm
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ _ON_RGB, _OFF_RGB = (0.35, 0.9, 0.4), (1.0, 0.35, 0.35)
 _SIZE_PERCENT = 1.6
 """Of the view."""
 
-_Key = tuple[Place, int, Mark]
-"""A mark, the how manieth of its slice it is, and where."""
+_Key = tuple[Place, int, Mark, object]
+"""A mark, the how manieth of its slice it is, and where; last, what stands for the volume's place in the world."""
 
 
 class PromptMarks:
@@ -56,13 +57,16 @@ class PromptMarks:
             return
         with _placing_kept(self._session.scene):
             for key in wanted - shown:
-                place, _, mark = key
+                place, _, mark, _ = key
                 self._nodes[key] = self._add(volume, place, mark)
 
     def _wanted(self) -> set[_Key]:
-        prompts = self._session.prompts
+        prompts, volume_node = self._session.prompts, self._session.volume_node
+        where = None if volume_node is None else image_stamp(volume_node)
         return {
-            (place, n, mark) for place in prompts.pending() for n, mark in enumerate(prompts.marks(place))
+            (place, n, mark, where)
+            for place in prompts.pending()
+            for n, mark in enumerate(prompts.marks(place))
         }
 
     def _remove(self, node: Any) -> None:

@@ -129,7 +129,20 @@ def image_stamp(volume_node: Any) -> tuple[object, ...]:
     scalars = None if image is None else image.GetPointData().GetScalars()
     # Hardening a transform leaves the image where it is, but for the last digits.
     place = np.round(_ijk_to_world(volume_node), 6) + 0.0
-    return volume_node, image, scalars, place.tobytes()
+    return volume_node, _Held(image), _Held(scalars), place.tobytes()
+
+
+class _Held:
+    """Equal to what holds the same object; VTK's own images compare voxel by voxel, which takes long."""
+
+    def __init__(self, thing: object) -> None:
+        self._thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and self._thing is other._thing
+
+    def __hash__(self) -> int:
+        return id(self._thing)
 
 
 def _ijk_to_world(volume_node: Any) -> NDArray[np.float64]:
