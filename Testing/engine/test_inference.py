@@ -112,6 +112,31 @@ def test_air_is_not_shown_to_the_network() -> None:
     assert (slab.probabilities[0] == 1.0).all()
 
 
+@pytest.mark.parametrize("contract", [FLAT, SOLID])
+@pytest.mark.parametrize("corner", [(0, 0), (30, 41), (60, 90), (77, 105)])
+def test_tiles_cover_the_body_and_not_the_air_around_it(
+    contract: InputContract, corner: tuple[int, int]
+) -> None:
+    j, i = corner
+    scan = np.full((8, 90, 120), -1000, np.int16)
+    body = (slice(None), slice(j, j + 13), slice(i, i + 15))
+    scan[body] = image((8, 13, 15))
+    shown: list[int] = []
+
+    def counting(images: Tensor) -> Tensor:
+        shown.append(images.shape[0] * images.shape[-1] * images.shape[-2])
+        return brighter(images)
+
+    (slab,) = predictor(contract, fixed_size=True, answer=counting).slabs(scan)
+    expected = torch.from_numpy(contract.apply(scan[body])).sigmoid()
+    np.testing.assert_allclose(slab.probabilities[1][body], expected.reshape(8, 13, 15), atol=1e-5)
+    slices = 8 if contract is FLAT else 1
+    assert sum(shown) <= slices * 9 * 16 * 16  # the whole has 70 tiles
+    far = np.ones((90, 120), bool)
+    far[max(j - 20, 0) : j + 33, max(i - 20, 0) : i + 35] = False
+    assert (slab.probabilities[0][:, far] == 1.0).all()
+
+
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "coronal"])
 @pytest.mark.parametrize("k_mm", [None, 3.0, 9.0])
 def test_slices_brought_back_one_by_one_equal_the_whole(orientation: str, k_mm: float | None) -> None:

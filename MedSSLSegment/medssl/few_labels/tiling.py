@@ -36,6 +36,8 @@ _VOXELS_OF_A_BLOCK = 1 << 21
 _VOXELS_AT_ONCE = 1 << 18
 """Of the network's input on the CPU; larger batches are no faster there, and a cancel must not wait."""
 _VOXELS_AT_ONCE_GPU = 1 << 23
+_AIR_MARGIN = 8
+"""Pixels of air that are shown around what is not air."""
 _SLICES_AT_ONCE = 32
 """At most, so that the slice being looked at does not wait for far ones."""
 
@@ -121,7 +123,20 @@ class ScanPredictor:
 
     def _empty(self, image: NDArray[np.int16]) -> bool:
         """Whether a part of a CT holds nothing but air, which needs no network."""
-        return self.contract.scale == "fixed" and bool(image.max() <= min(self.contract.window_hu[0], -500.0))
+        return self.contract.scale == "fixed" and bool(image.max() <= self._air_hu)
+
+    @property
+    def _air_hu(self) -> float:
+        return min(self.contract.window_hu[0], -500.0)
+
+    def _filled(self, image: NDArray[np.int16]) -> tuple[slice, slice]:
+        """Rows and columns that tiles have to cover: of a CT (K, J, I) those with more than air, one tile at least."""
+        j, i = image.shape[1:]
+        if not self.fixed_size or self.contract.scale != "fixed" or self.contract.fit == "resize":
+            return slice(0, j), slice(0, i)
+        filled = image.max(axis=0) > self._air_hu
+        rows, cols = (np.flatnonzero(filled.any(axis=axis)) for axis in (1, 0))
+        return _span(rows, j, self._tile[-2]), _span(cols, i, self._tile[-1])
 
     # -------------------------------------------------------------------------------------------------------------- 2D
 
@@ -136,7 +151,11 @@ class ScanPredictor:
             filled = [n for n, k in enumerate(batch) if not self._empty(image[k])]
             if filled:
                 shown = np.stack([self._slice_input(image, batch[n], stats) for n in filled])
-                found[filled] = self._whole_slices(torch.from_numpy(shown).to(self.device), stats).cpu()
+                rows, cols = self._filled(image[[batch[n] for n in filled]])
+                part = torch.from_numpy(np.ascontiguousarray(shown[..., rows, cols])).to(self.device)
+                answers = found[filled]
+                answers[..., rows, cols] = self._whole_slices(part, stats).cpu()
+                found[filled] = answers
             yield Slab(batch[0], np.ascontiguousarray(found.transpose(0, 1).numpy()))
 
     def _slice_input(
@@ -197,13 +216,14 @@ class ScanPredictor:
         self, image: NDArray[np.int16], tile: tuple[int, ...], stats: IntensityStats | None
     ) -> NDArray[np.float32]:
         """(K, J, I) of a tile's height to (N, K, J, I)."""
-        if self._empty(image):
-            found = np.zeros((self.classes, *image.shape), np.float32)
-            found[0] = 1.0
-            return found
-        shown = torch.from_numpy(self.contract.apply(image, stats))[None].to(self.device)
-        result: NDArray[np.float32] = self._tiled(shown, tile)[0].cpu().numpy()
-        return result
+        found = np.zeros((self.classes, *image.shape), np.float32)
+        found[0] = 1.0
+        if not self._empty(image):
+            rows, cols = self._filled(image)
+            part = self.contract.apply(np.ascontiguousarray(image[:, rows, cols]), stats)
+            shown = torch.from_numpy(part)[None].to(self.device)
+            found[:, :, rows, cols] = self._tiled(shown, tile)[0].cpu().numpy()
+        return found
 
     def _tiled(self, shown: Tensor, tile: tuple[int, ...]) -> Tensor:
         """(B, C, *S) to (B, N, *S) through overlapping tiles, each weighted by a Gaussian."""
@@ -227,6 +247,14 @@ class ScanPredictor:
                 sums[place] += part * weight
                 total[place] += weight
         return sums / total
+
+
+def _span(places: NDArray[np.intp], length: int, least: int) -> slice:
+    """From a margin before the first place to one behind the last, at least so long where the axis is."""
+    start, stop = int(places[0]) - _AIR_MARGIN, int(places[-1]) + 1 + _AIR_MARGIN
+    more = max(0, min(least, length) - (stop - start))
+    start = min(max(start - more // 2, 0), max(length - least, 0))
+    return slice(start, min(max(stop, start + least), length))
 
 
 def _cheapest_block(shape: Sequence[int], trained: Sequence[int], divisor: int) -> tuple[int, ...]:
