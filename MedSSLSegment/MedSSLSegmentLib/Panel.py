@@ -330,9 +330,13 @@ class Panel:
         self.showStatus(self.session.status)
 
     def onUndo(self) -> None:
+        """Take the last step back; a prediction that has not written anything yet is that step itself."""
+        desk = self.predictDesk
+        isStep = not desk.is_running or desk.has_written
         with errorsShown(waitCursor=True):
-            self.predictDesk.cancel()
-            self.session.undo()
+            desk.cancel()
+            if isStep:
+                self.session.undo()
         self._showHistory()
 
     def onRedo(self) -> None:

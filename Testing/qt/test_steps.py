@@ -661,3 +661,17 @@ def test_while_a_preview_waits_the_panel_does_not_ask_to_annotate(a_desk: Any) -
     place(a_desk, "positive", (4.0, 3.0, 4.0))
     a_desk.panel.onTimer()
     assert a_desk.ui.statusLabel.text == ""
+
+
+def test_undo_under_a_prediction_that_has_written_nothing_leaves_the_step_before(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    a_desk.ui.segmentEditor.saveStateForUndo()
+    a_desk.writing.write_slices(a_desk.segmentation_node, a_desk.liver, a_desk.volume, 0, {5: a_desk.painted})
+    painted = a_desk.masks()
+    a_desk.panel.onTimer()
+    a_desk.panel.predictDesk.predict("liver")
+    a_desk.ui.undoButton.click()
+    assert a_desk.client.run.was_cancelled
+    np.testing.assert_array_equal(a_desk.masks(), painted)
+    a_desk.ui.undoButton.click()
+    assert not a_desk.masks()[5].any()

@@ -187,6 +187,22 @@ def test_many_steps_of_every_kind_are_undone_and_redone_one_by_one(a_desk: Desk)
         assert not a_desk.session.can_redo
 
 
+def test_undo_under_a_run_that_has_written_nothing_stops_it_and_leaves_the_step_before(a_desk: Desk) -> None:
+    a_desk.session.history.save(a_desk.node)
+    a_desk.draw(a_desk.liver, 5, a_desk.right)
+    painted = a_desk.state()
+    a_desk.start()
+    a_desk.session.undo()
+    assert a_desk.client.run.was_cancelled
+    np.testing.assert_array_equal(a_desk.state(), painted)
+    a_desk.start()
+    a_desk.arrive(4)
+    a_desk.session.undo()
+    np.testing.assert_array_equal(a_desk.state(), painted)
+    a_desk.session.undo()
+    assert not a_desk.state()[0][5].any()
+
+
 def test_slices_undone_under_a_run_end_it_and_stay_undone(a_desk: Desk) -> None:
     before = a_desk.state()
     a_desk.start()

@@ -199,6 +199,12 @@ class PredictDesk:
             return "its volume was moved or has got another image"
         return "its slices were undone" if self._writer is not None and self._writer.was_undone else None
 
+    @property
+    def has_written(self) -> bool:
+        """Whether the prediction under way has changed the chosen segmentation yet."""
+        writer = self._writer
+        return writer is not None and any(target.node is self._nodes[1] for target in writer.written)
+
     def cancel(self) -> None:
         """Stop; what was written stays and can be undone."""
         if self._run is not None:

@@ -662,9 +662,15 @@ class Session:
     def undo(self) -> None:
         """Put the segmentation back to where it was before the last step; cancels a propagation that runs.
 
-        What was drawn since then goes too; `redo` brings both back.
+        What was drawn since then goes too; `redo` brings both back. A propagation that has not written anything yet is
+        the last step itself: it is cancelled, and the step before it stays.
         """
+        has_nothing_to_take_back = self._asked is not None or (
+            self._propagation is not None and not self._propagation.writer.written
+        )
         self.cancel()
+        if has_nothing_to_take_back:
+            return
         if not self.can_undo:
             raise InputError("There is nothing to undo.")
         self.history.undo(self._segmentation_node)
