@@ -140,11 +140,19 @@ class Documents:
         self._scene.Clear()
         if not self._app.io_manager.load_scene(path):
             raise InputError(f"{path.name} cannot be read as a scene of 3D Slicer.")
+        self._have_views_look_again()
         found = Opened(*(self.parameter_node().GetNodeReference(role) for role in _ROLES))
         return Opened(
             found.volume_node or next(iter(self.volumes()), None),
             found.segmentation_node or next(iter(self.segmentations()), None),
         )
+
+    def _have_views_look_again(self) -> None:
+        """Slice views overlook the segmentations of an imported scene until they come into the layout anew."""
+        views = self._app.view_manager
+        for view in views.filter_visible_views(views.get_views()):
+            view.set_mapped_in_layout(False)
+            view.set_mapped_in_layout(True)
 
     # What there is
 

@@ -47,7 +47,7 @@ _HEADERS = {
 """Inline scripts and `eval` are how trame's page and Vue's templates work; what they may reach is this server alone."""
 _LANDING = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>MedSSLSegment</title>
-<meta http-equiv="refresh" content="0; url={_PAGE}"></head>
+<link rel="icon" href="data:,"><meta http-equiv="refresh" content="0; url={_PAGE}"></head>
 <body style="background: #121212"><a href="{_PAGE}" style="color: #9e9e9e">MedSSLSegment</a></body></html>
 """
 """A page of our own that goes on by itself. A redirect would not do: where another site's page leads here, the browser

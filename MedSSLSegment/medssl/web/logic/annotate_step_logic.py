@@ -99,10 +99,11 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         self.data.is_waiting = self._prompts.is_waiting
         is_open = place in self._prompts.previews or place in self._prompts.pending()
         self.data.can_accept = is_open and not self._prompts.is_waiting
-        count = 0 if place is None else len(self._prompts.marks(place))
+        count = (
+            0 if place is None or place not in self._prompts.pending() else len(self._prompts.marks(place))
+        )
         self.data.can_take_back = count > 0
-        is_decided = count == 0 or place not in self._prompts.pending()
-        self.data.count = "" if is_decided else "1 prompt." if count == 1 else f"{count} prompts."
+        self.data.count = "" if count == 0 else "1 prompt." if count == 1 else f"{count} prompts."
         self._marks.show()
 
     def _take(self, tool: PromptTool) -> None:

@@ -46,7 +46,7 @@ class KeysLogic(SectionLogic[HelpState]):
     def show(self) -> None:
         """Take the keys that decide about prompts only while there are some: they mean other things to a page."""
         prompts = self.session.prompts
-        has_prompts = prompts.place is not None and bool(prompts.marks(prompts.place))
+        has_prompts = prompts.place is not None and prompts.place in prompts.pending()
         self.state.medssl_keys = [key for key in self._actions if has_prompts or key not in _DECIDING]
 
     def press(self, key: str) -> None:

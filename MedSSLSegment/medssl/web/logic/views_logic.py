@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ from .scroll_logic import ScrollLogic
 from .section import SectionLogic
 from .slices import slice_in_view
 
-__all__ = ["ViewsLogic"]
+__all__ = ["ViewsLogic", "side_of"]
 
 _CT_AIR_HU = -500.0
 """A volume with anything darker is taken for a CT."""
@@ -189,10 +189,6 @@ class ViewsLogic(SectionLogic[ViewsState]):
             node.SetVisibility(not node.GetVisibility())
 
     def _prepare(self, view: SliceView) -> None:
-        view.set_orientation_marker(
-            slicer.vtkMRMLAbstractViewNode.OrientationMarkerTypeAxes,
-            slicer.vtkMRMLAbstractViewNode.OrientationMarkerSizeSmall,
-        )
         # A slice is an image, its outlines too: several samples a pixel look the same, and take five times as long.
         view.render_window().SetMultiSamples(0)
         view.set_ruler(slicer.vtkMRMLAbstractViewNode.RulerTypeThin)
@@ -213,6 +209,9 @@ class ViewsLogic(SectionLogic[ViewsState]):
     def _show_label(self, view: SliceView) -> None:
         label = self._labels[get_view_trame_id(self.server, view)]
         label.data.text = self._label(view)
+        to_ras = view.get_view_node().GetSliceToRAS()
+        to_right, to_top = ([to_ras.GetElement(row, column) for row in range(3)] for column in (0, 1))
+        label.data.left, label.data.top = side_of([-each for each in to_right]), side_of(to_top)
 
     def _label(self, view: SliceView) -> str:
         """Slices are numbered as in the strip and on the command line, from 0."""
@@ -226,6 +225,12 @@ class ViewsLogic(SectionLogic[ViewsState]):
         number = round((view.get_slice_value() - low) / step) if place is None else place[1]
         last = max(round((high - low) / step), 0)
         return f"{view.get_orientation()} {number} / {last}\n{view.get_slice_value():.1f} mm"
+
+
+def side_of(direction_ras: Sequence[float]) -> str:
+    """The side of the patient that a direction leads to most nearly: R, L, A, P, S or I."""
+    axis = max(range(3), key=lambda n: abs(direction_ras[n]))
+    return "RAS"[axis] if direction_ras[axis] > 0 else "LPI"[axis]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from trame.widgets import client
 from trame.widgets.html import Div, Span
 from trame.widgets.vuetify3 import (
     VAppBar,
+    VCard,
     VExpansionPanel,
     VExpansionPanels,
     VExpansionPanelText,
@@ -58,9 +59,14 @@ html { overflow: hidden; }
 .medssl-options .v-card-item { padding: 0 8px; }
 .medssl-options .v-card-text { padding: 0 8px 12px; }
 .medssl-segments .v-field__input { padding: 4px 8px; min-height: 32px; }
-.slice-slider-gutter { bottom: 20px !important; }
+.slice-slider-gutter { bottom: 16px !important; opacity: 0.55; }
+.slice-slider-gutter:hover { opacity: 1; }
+.slice-slider .v-slider-thumb__surface { width: 12px; height: 12px; }
+.slice-slider .v-slider-track__background, .slice-slider .v-slider-track__fill { height: 2px !important; }
 .slice-slider .v-slider-thumb, .slice-slider .v-slider-track__fill { transition: none !important; }
 .layout-grid-item { contain: strict; }
+.v-btn--disabled.v-btn--variant-flat { background-color: #2f2f2f !important; }
+.v-btn--disabled .v-btn__overlay { opacity: 0 !important; }
 .view-gutter-content .v-btn { min-width: 28px; opacity: 0.7; }
 """
 
@@ -163,7 +169,7 @@ class WorkstationUI:
                 classes="medssl-loading align-center justify-center",
                 scrim="black",
             ),
-            Div(classes="d-flex flex-column align-center ga-4"),
+            VCard(classes="d-flex flex-column align-center ga-4 pa-6", min_width=280, **named("loading")),
         ):
             VProgressCircular(indeterminate=True, size=48)
             Span(f"{{{{ {name.loading} }}}}")

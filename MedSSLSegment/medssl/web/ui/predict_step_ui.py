@@ -70,7 +70,9 @@ class PredictStepUI(FlexContainer):  # type: ignore[misc]
         show = self.server.controller.trigger_name(self.stage_clicked)
         with Div(v_if=(f"{name.stages}.length",), classes="d-flex flex-column ga-1"):
             Hint("Compare (C shows the next):")
-            with VBtnToggle(model_value=(name.stage,), density="compact", divided=True, mandatory=True):
+            with VBtnToggle(
+                model_value=(name.stage,), density="compact", divided=True, mandatory=True, **named("stages")
+            ):
                 VBtn(
                     v_for=(f"each in {name.stages}",), key="each", value=("each",), text=("each",), size="small",
                     classes="text-none", click=f"trigger('{show}', [each])",

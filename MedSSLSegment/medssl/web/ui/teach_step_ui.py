@@ -131,13 +131,15 @@ class TeachStepUI(FlexContainer):  # type: ignore[misc]
                 disabled=(f"!{name.cases}.length",),
             )  # fmt: skip
             Button(
-                "Stop", "Save and stop after this step.", self.stop_clicked, disabled=(f"!{name.can_stop}",)
-            )
+                "Stop", "Save and stop after this step.", self.stop_clicked, disabled=(f"!{name.can_stop}",),
+                **named("stop-run"),
+            )  # fmt: skip
             Button(
                 "Resume",
                 "Go on where the run stopped.",
                 self.resume_clicked,
                 disabled=(f"!{name.can_resume}",),
+                **named("resume-run"),
             )
             Button(
                 "Keep model", "Keep what the run has made as the next version of the model.", self.adopt_clicked,

@@ -17,6 +17,9 @@ from .parts import Choice, IconButton, named
 __all__ = ["SliceLabelState", "ViewsState", "ViewsUI", "create_slice_view_ui"]
 
 
+_OVER_THE_IMAGE = "position: absolute; color: #d0d7de; pointer-events: none; text-shadow: 0 0 3px black"
+
+
 @dataclass
 class ViewsState:
     """How the views show the volume."""
@@ -35,6 +38,9 @@ class SliceLabelState:
     """The words in the corner of one slice view."""
 
     text: str = ""
+    left: str = ""
+    """The patient's side at the left edge of the view."""
+    top: str = ""
 
 
 class ViewsUI(Div):  # type: ignore[misc]
@@ -109,10 +115,14 @@ def create_slice_view_ui(server: Server, view_id: str, view: SliceView) -> None:
     """trame-slicer's buttons and slider over a slice view, and a label of ours."""
     create_vertical_slice_view_gutter_ui(server, view_id, view)
     label = TypedState(server.state, SliceLabelState, namespace=view_id)
+    for side, place in (
+        (label.name.left, "left: 8px; top: 50%"),
+        (label.name.top, "left: 50%; top: 4px"),
+    ):
+        Div(f"{{{{ {side} }}}}", classes="text-body-2 font-weight-bold", style=f"{_OVER_THE_IMAGE}; {place}")
     Div(
         f"{{{{ {label.name.text} }}}}",
         classes="text-caption",
-        style="position: absolute; top: 6px; right: 10px; color: #d0d7de; pointer-events: none;"
-        " text-shadow: 0 0 3px black; white-space: pre; text-align: right",
+        style=f"{_OVER_THE_IMAGE}; top: 6px; right: 10px; white-space: pre; text-align: right",
         raw_attrs=[f'data-test="label-{view_id}"', f'data-slice-view="{view.get_singleton_tag()}"'],
     )
