@@ -46,6 +46,8 @@ class AnnotateSection:
         self.views = SliceViews(scene, self.onPlaced, self.onStopped, self.onMoved)
         self.marks = PromptMarks(session)
         self._way: list[list[float]] = []
+        self._told: tuple[object, ...] = ()
+        """Volume, axis and index that the worker was told of last: panning and zooming are no news."""
         self.tools = {
             "positive": ui.positiveButton,
             "negative": ui.negativeButton,
@@ -69,6 +71,7 @@ class AnnotateSection:
 
     def onTool(self, name: str, on: bool) -> None:
         self._way.clear()
+        self._told = ()
         if on:
             for other, button in self.tools.items():
                 if other != name:
@@ -92,7 +95,9 @@ class AnnotateSection:
             return
         axis = axis_of_normal(volume, normalRas)
         index = slice_at(volume, positionRas, axis)
-        if 0 <= index < volume.shape_kji[axis]:
+        seen = volume, axis, index
+        if 0 <= index < volume.shape_kji[axis] and seen != self._told:
+            self._told = seen
             self.session.prompts.look_at(axis, index)
             self.onTold()
 

@@ -370,6 +370,9 @@ def test_scrolling_with_a_tool_in_hand_tells_the_worker_which_slice_is_in_view(a
     view.SetSliceToRASByNTP(1, 0, 0, 0, 1, 0, 7, 4, 3, 0)  # sagittal
     assert a_desk.client.expected[-1] == (2, 7)
     seen = len(a_desk.client.expected)
+    view.SetFieldOfView(120.0, 90.0, 1.0)
+    view.SetXYZOrigin(4.0, -7.0, 0.0)
+    assert len(a_desk.client.expected) == seen
     view.SetSliceOffset(1e4)
     a_desk.ui.positiveButton.click()
     view.SetSliceOffset(5.0)
