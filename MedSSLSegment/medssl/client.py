@@ -275,11 +275,11 @@ class WorkerClient:
     ) -> Ticket[Finished]:
         """Find a trained model's segments, sharpen them and carry them through, stage by stage.
 
-        The ticket yields `Progress`, `Log`, `UncertaintyMap` and `SliceMask`, whose `stage` is "coarse", "refined",
-        "propagated" or "final"; slices where nothing was found are not sent. The outcome holds "segments" (name,
-        label, color_rgb), "prompt", "axis", "references" (per segment, slice indices), and per segment one number a
-        slice: "confidence" (the tracker's, NaN where it did not come) and "agreement" (lowest Dice between the
-        stages); and "suggestions" as for `propagate`.
+        The ticket yields `Progress`, `Log`, `UncertaintyMap` and `SliceMask`, whose `stage` is "coarse", "sharpened",
+        "refined", "propagated" or "final"; slices where nothing was found are not sent. The outcome holds "segments"
+        (name, label, color_rgb), "prompt", "axis", "references" (per segment, slice indices), and per segment one
+        number a slice: "confidence" (the tracker's, NaN where it did not come) and "agreement" (lowest Dice between
+        the stages); and "suggestions" as for `propagate`.
 
         Args:
             volume: sent if the worker does not hold it.

@@ -205,7 +205,8 @@ class PredictVolume:
 class SegmentVolume:
     """Find a trained model's segments, sharpen them and carry them through: `medssl.segmenting`.
 
-    Answered by `SliceMask`s that say their stage ("coarse", "refined", "propagated", "final"), `UncertaintyMap`s,
+    Answered by `SliceMask`s that say their stage ("coarse", "sharpened", "refined", "propagated", "final"),
+    `UncertaintyMap`s,
     `Progress` and `Log`, then `Finished`.
     """
 

@@ -1,4 +1,4 @@
-"""The full pipeline: a model's coarse mask becomes boxes, a refined mask, reference slices and a propagated mask.
+"""The full pipeline: a model's coarse mask is sharpened, becomes boxes, a refined, and a propagated mask.
 
     model = read_model("liver.safetensors")
     result = segment_volume(volume, model, predictor=load_image_predictor("sam-vit-b"), tracker=load_tracker("..."))
@@ -34,6 +34,7 @@ from .propagate import PropagateOptions, propagate
 from .refine import RefinedSlice, RefineOptions, largest_component, refine_slice
 from .results import SliceMask, UncertaintyMap
 from .segmentation import Segmentation, write_segmentation
+from .sharpening import sharpen
 from .storage import make_folder
 from .volume import Volume, Window, as_stack, take_slice, write_volume
 
@@ -53,12 +54,16 @@ __all__ = [
     "segment_volume",
 ]
 
-Stage = Literal["coarse", "largest", "refined", "propagated", "final"]
-STAGES: tuple[Stage, ...] = ("coarse", "largest", "refined", "propagated", "final")
-"""In the order they are made; "largest" is the largest connected part of each coarse segment, for comparison."""
+Stage = Literal["coarse", "largest", "sharpened", "refined", "propagated", "final"]
+STAGES: tuple[Stage, ...] = ("coarse", "largest", "sharpened", "refined", "propagated", "final")
+"""In the order they are made; "largest" is the largest connected part of each coarse segment, for comparison.
+"sharpened" is what is refined: the large parts of the coarse mask, weighed against the intensities of a CT."""
 SegmentEvent: TypeAlias = "SliceMask | UncertaintyMap | Progress | Log"
 """What `segment` yields; a `SliceMask` says in `stage` which it belongs to, a `Progress` in `text`."""
 
+_BEYOND_MM = 6.0
+"""Propagation from chosen slices goes so far past where the refined mask ends: a tracker goes on too far rather than
+stop early, and three reference slices of a few labels' model say less about the ends than the model does."""
 _LEAST_QUALITY = 0.5
 """A reference slice is at least this share as sure as the surest one."""
 
@@ -81,12 +86,15 @@ class SegmentOptions:
     """prompt="prediction": how many reference slices to choose for each segment, at most."""
     least_part: float = 0.5
     """Connected parts of a coarse segment smaller than this share of its largest are dropped; 0 keeps all."""
+    sharpen: bool = True
+    """Weigh a model's answer on a CT against the volume's own intensities before it is refined; see
+    `medssl.sharpening`. Thin objects whose surroundings look alike, such as the spinal cord, do better without."""
     margin_mm: float = 5.0
-    """How much wider than the coarse mask each box is, on every side."""
+    """How much wider than the sharpened mask each box is, on every side."""
     per_component: bool = False
     """One box for each connected part of a slice instead of one around all of them."""
     guard_dice: float = 0.5
-    """A slice keeps its coarse mask if its refined one has a lower Dice with it."""
+    """A slice keeps its sharpened mask if its refined one has a lower Dice with it."""
     crop: Literal["auto", "off"] = "off"
     """auto propagates on a crop around the reference slices, for small structures."""
     window: Window | None = None
@@ -138,7 +146,7 @@ class SegmentResult:
     confidence: Mapping[str, NDArray[np.float32]]
     """(N,) per segment: the tracker's, 0 .. 1; NaN where propagation did not come."""
     agreement: Mapping[str, NDArray[np.float32]]
-    """(N,) per segment: lowest Dice of a slice between coarse, refined and propagated; NaN where all are empty."""
+    """(N,) per segment: lowest Dice of a slice between sharpened, refined and propagated; NaN where all are empty."""
     refined_slices: Mapping[str, tuple[RefinedSlice, ...]]
     """Per segment: what happened on each slice that was refined."""
     uncertainty_kji: NDArray[np.float32] | None
@@ -228,9 +236,9 @@ def segment(
         cancelled: asked before every slice or batch.
 
     Yields:
-        Slices of the stages coarse, refined, propagated and final as soon as they are known, uncertainty maps where
-        asked for, progress, and a word on each segment that was not found. Slices of final are those that are not
-        empty.
+        Slices of the stages coarse, sharpened (of a model on a CT), refined, propagated and final as soon as they are
+        known, uncertainty maps where asked for, progress, and a word on each segment that was not found. Slices of
+        sharpened and final are those that are not empty.
 
     Raises:
         InputError: an annotation without prompt="annotation" or the other way round, a segment that the model or the
@@ -246,8 +254,10 @@ def segment(
     drawn = _drawn(volume, annotation, axis, names, options)
 
     coarse = yield from _coarse(volume, model, names, options, device, cancelled)
-    start = yield from _large(coarse.found, options.least_part, "coarse")
-    refined, slices = yield from _refine(volume, start, predictor, options.refine_options(axis), cancelled)
+    sharpened = yield from _sharpened(volume, model, coarse, axis, options, cancelled)
+    refined, slices = yield from _refine(
+        volume, sharpened, predictor, options.refine_options(axis), cancelled
+    )
     references = drawn
     if references is None:
         references = _chosen(coarse, refined, slices, axis, options.references)
@@ -256,11 +266,14 @@ def segment(
             yield Log(f"Nothing was found of {name}.")
     canvas = Canvas(volume, axis, coarse.found.segments)
     if references:
-        yield from _propagate(volume, references, tracker, options.propagate_options(axis), canvas, cancelled)
+        reach = _reach(refined, axis, volume.spacing_kji_mm[axis]) if drawn is None else {}
+        propagation = options.propagate_options(axis)
+        yield from _propagate(volume, references, tracker, propagation, canvas, reach, cancelled)
     largest = yield from _large(coarse.found, 1.0, "final")
     stages: dict[Stage, Segmentation] = {
         "coarse": coarse.found,
         "largest": largest,
+        "sharpened": sharpened,
         "refined": refined,
         "propagated": canvas.segmentation(),
     }
@@ -471,6 +484,29 @@ def _only(found: Segmentation, names: Sequence[str]) -> Segmentation:
     return replace(found, labels_kji=np.where(kept, found.labels_kji, 0), segments=segments)
 
 
+# Sharpened
+
+
+def _sharpened(
+    volume: Volume,
+    model: SegmentationModel | Segmentation,
+    coarse: _Coarse,
+    axis: int,
+    options: SegmentOptions,
+    cancelled: Callable[[], bool],
+) -> Generator[SegmentEvent, None, Segmentation]:
+    """The large parts of the coarse mask, sharpened where there are probabilities, of a CT."""
+    start = yield from _large(coarse.found, options.least_part, "coarse")
+    if isinstance(model, Segmentation) or coarse.probability_kji is None or not options.sharpen:
+        return start
+    if model.info.contract.modality != "CT":
+        return start
+    found = yield from sharpen(volume, start, coarse.probability_kji, cancelled)
+    found = yield from _large(found, options.least_part, "sharpened")
+    yield from _slices_of(found, axis, "sharpened")
+    return found
+
+
 # Refined
 
 
@@ -565,23 +601,39 @@ def _propagate(
     tracker: SliceTracker,
     options: PropagateOptions,
     canvas: Canvas,
+    reach: Mapping[str, range],
     cancelled: Callable[[], bool],
 ) -> Generator[SegmentEvent, None, None]:
+    """Propagate every segment, those with a reach within it."""
+    if reach and all(reference.segment in reach for reference in references):
+        first, last = (choose(r[end] for r in reach.values()) for choose, end in ((min, 0), (max, -1)))
+        options = replace(options, first=first, last=last)
     for event in propagate(volume, references, tracker, options, cancelled):
-        if isinstance(event, SliceMask):
+        if not isinstance(event, SliceMask):
+            yield replace(event, text="propagated")
+        elif event.index in reach.get(event.segment, (event.index,)):
             canvas.write(event)
             yield replace(event, stage="propagated")
-        else:
-            yield replace(event, text="propagated")
+
+
+def _reach(refined: Segmentation, axis: int, step_mm: float) -> dict[str, range]:
+    """Per segment, the slices that propagation may fill: nobody has said where the object ends, but the model has."""
+    beyond = round(_BEYOND_MM / step_mm)
+    reach = {}
+    for name in refined.names:
+        stack = as_stack(refined.mask(name), axis)
+        if found := annotated_slices(stack):
+            reach[name] = range(max(found[0] - beyond, 0), min(found[-1] + beyond + 1, len(stack)))
+    return reach
 
 
 # Final
 
 
 def _vote(stages: Mapping[Stage, Segmentation]) -> Segmentation:
-    """Where coarse and refined agree, what they say; elsewhere propagation decides, as the third voice."""
-    coarse, refined, propagated = (stages[stage] for stage in ("coarse", "refined", "propagated"))
-    labels = np.where(coarse.labels_kji == refined.labels_kji, coarse.labels_kji, propagated.labels_kji)
+    """Where sharpened and refined agree, what they say; elsewhere propagation decides, as the third voice."""
+    first, second, third = (stages[stage].labels_kji for stage in ("sharpened", "refined", "propagated"))
+    propagated, labels = stages["propagated"], np.where(first == second, first, third)
     return replace(propagated, labels_kji=labels)
 
 
@@ -603,12 +655,12 @@ def _slices_of(found: Segmentation, axis: int, stage: Stage) -> Generator[SliceM
 
 
 def _agreement(stages: Mapping[Stage, Segmentation], name: str, axis: int) -> NDArray[np.float32]:
-    """(N,) lowest Dice between coarse, refined and propagated; NaN where all three are empty."""
-    stacks = [as_stack(stages[stage].mask(name), axis) for stage in ("coarse", "refined", "propagated")]
+    """(N,) lowest Dice between sharpened, refined and propagated; NaN where all three are empty."""
+    stacks = [as_stack(stages[stage].mask(name), axis) for stage in ("sharpened", "refined", "propagated")]
     lowest = np.full(len(stacks[0]), np.nan, np.float32)
     for index in annotated_slices(stacks[0] | stacks[1] | stacks[2]):
-        coarse, refined, propagated = (stack[index] for stack in stacks)
-        lowest[index] = min(dice(coarse, refined), dice(refined, propagated), dice(coarse, propagated))
+        first, second, third = (stack[index] for stack in stacks)
+        lowest[index] = min(dice(first, second), dice(second, third), dice(first, third))
     return lowest
 
 

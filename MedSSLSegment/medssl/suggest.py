@@ -77,7 +77,7 @@ class Evidence:
     uncertainty: _Curve | None = None
     """(N,) the model's mean uncertainty over the segment's surroundings, 0 (sure) .. 1 (no idea)."""
     agreement: _Curve | None = None
-    """(N,) lowest Dice between the coarse, the refined and the propagated mask, 0 .. 1; NaN where all are empty."""
+    """(N,) lowest Dice between the sharpened, the refined and the propagated mask, 0 .. 1; NaN where all are empty."""
     embeddings: NDArray[np.float32] | None = None
     """(N, D) what each slice looks like; see `embed_slices`."""
 
@@ -352,7 +352,7 @@ def _reason(evidence: Evidence, index: int, reach_mm: float) -> str:
             "the tracker lost the object here" if lost else f"the tracker is unsure here ({1 - strength:.0%})"
         )
     if name == "agreement":
-        return f"the coarse, refined and propagated masks disagree here (Dice {1 - strength:.2f})"
+        return f"the sharpened, refined and propagated masks disagree here (Dice {1 - strength:.2f})"
     if name == "uncertainty":
         return f"the model is unsure here ({strength:.0%})"
     return "looks unlike every annotated slice"

@@ -36,7 +36,7 @@ from medssl.datasets.labelled import LabelledCase, LabelledScans
 from medssl.few_labels.annotated_samples import AnnotatedCase
 from medssl.few_labels.carried_labels import carried_labels
 from medssl.few_labels.finetuning import FinetuneSettings, automatic, fit, step_seconds
-from medssl.few_labels.segmenter import ModelInfo, SegmentationModel
+from medssl.few_labels.segmenter import ModelInfo, SegmentationModel, read_model, write_model
 from medssl.foundation.protocols import ImagePredictor, SliceTracker
 from medssl.learning.transfer import load_encoder, read_encoder
 from medssl.registry import DEFAULT_MODEL
@@ -51,7 +51,7 @@ WORSE = 0.02
 _SCRATCH = InputContract(
     size=(96, 96), spacing_kji_mm=(None, 2.0, 2.0), window_hu=(-200.0, 400.0), mean_hu=100.0, std_hu=200.0
 )
-_SCRATCH_BACKBONE = "unet2d_16"
+SCRATCH_BACKBONE = "unet2d_16"
 
 Slices = Literal["one", "carried", "all"]
 
@@ -85,6 +85,7 @@ class Work:
     test: tuple[str, ...]
     steps: int | None
     model: str
+    segments: tuple[str, ...] = SEGMENTS
 
 
 @dataclass(frozen=True)
@@ -116,19 +117,23 @@ def carry_out(run: Run, work: Work) -> list[Score]:
 
 
 def fine_tuned(run: Run, work: Work) -> SegmentationModel:
-    """A model of the run's encoder, taught with the run's labels."""
-    model = _untaught(run)
+    """A model of the run's encoder, taught with the run's labels; kept in a file beside its scores."""
+    path = (Path(work.out) / run.file).with_suffix(".safetensors")
+    if path.exists():
+        return read_model(path)
+    model = _untaught(run, work.segments)
     learn_from = _teachers(run, work, model.info.contract)
     wanted = FinetuneSettings(steps=work.steps, seed=run.seed)
     settings = automatic(wanted, model.network, run.cases, bool(run.encoder))
-    for _ in fit(model.network, learn_from, (), model.info.contract, SEGMENTS, settings):
+    for _ in fit(model.network, learn_from, (), model.info.contract, work.segments, settings):
         pass
+    write_model(path, model)
     return model
 
 
 def tested(model: SegmentationModel, name: str, work: Work) -> list[Score]:
     """Every stage of the pipeline on a hidden patient."""
-    volume, truth = _case(Path(work.root), name).read()
+    volume, truth = labelled_case(Path(work.root), name).read()
     result = segment_volume(
         volume, model, predictor=_predictor(work.model), tracker=_tracker(work.model),
         options=SegmentOptions(), device="cpu",
@@ -153,7 +158,9 @@ def vouched_slice(case: AnnotatedCase) -> int:
 def _teachers(run: Run, work: Work, contract: InputContract) -> list[AnnotatedCase]:
     order = np.random.default_rng([0xFE3, run.seed]).permutation(len(work.train))
     names = [work.train[n] for n in order[: run.cases]]  # fewer cases lie within more
-    scans = LabelledScans.from_cases([_case(Path(work.root), name) for name in names], contract, SEGMENTS)
+    scans = LabelledScans.from_cases(
+        [labelled_case(Path(work.root), name) for name in names], contract, work.segments
+    )
     cases = [AnnotatedCase.of(scan) for scan in scans]
     if run.slices == "all":
         return cases
@@ -163,9 +170,9 @@ def _teachers(run: Run, work: Work, contract: InputContract) -> list[AnnotatedCa
     return [*sparse, *(part for case in sparse if (part := carried_labels([case], _tracker(work.model))))]
 
 
-def _untaught(run: Run) -> SegmentationModel:
+def _untaught(run: Run, names: Sequence[str]) -> SegmentationModel:
     encoder = read_encoder(run.encoder) if run.encoder else None
-    segments = tuple(Segment(name, n, default_color(n)) for n, name in enumerate(SEGMENTS, 1))
+    segments = tuple(Segment(name, n, default_color(n)) for n, name in enumerate(names, 1))
     contract = _SCRATCH if encoder is None else encoder.contract
     info = ModelInfo(backbone=run.backbone, contract=contract, segments=segments)
     torch.manual_seed(run.seed)
@@ -175,7 +182,7 @@ def _untaught(run: Run) -> SegmentationModel:
     return model
 
 
-def _case(root: Path, name: str) -> LabelledCase:
+def labelled_case(root: Path, name: str) -> LabelledCase:
     return LabelledCase(name, name, root / name / "ct.nii.gz", root / name / "label.nii.gz")
 
 
@@ -197,9 +204,9 @@ def _tracker(model: str) -> SliceTracker:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = _arguments(argv)
+    options = arguments(argv)
     options.out.mkdir(parents=True, exist_ok=True)
-    work = _work(options)
+    work = work_of(options)
     _refuse_encoders_that_saw(work.test, options)
     runs = planned(options.encoders, options.cases, options.slices, options.seeds, len(work.train))
     left = [run for run in runs if not (options.out / run.file).exists()]
@@ -228,7 +235,7 @@ def planned(
 ) -> list[Run]:
     """Every run: each encoder, and random weights for each backbone among them, on every number of cases."""
     arms = [(path.stem, read_encoder(path).backbone, str(path)) for path in _files(encoders)]
-    scratch = dict.fromkeys([backbone for _, backbone, _ in arms] or [_SCRATCH_BACKBONE])
+    scratch = dict.fromkeys([backbone for _, backbone, _ in arms] or [SCRATCH_BACKBONE])
     arms = [*((f"scratch {backbone}", backbone, "") for backbone in scratch), *arms]
     return [
         Run(arm, backbone, encoder, count, kind, seed)
@@ -248,7 +255,7 @@ def estimated_seconds(runs: Sequence[Run], work: Work) -> list[float]:
     teach: dict[str, float] = {}
     seconds = []
     for run in runs:
-        model = _untaught(run)
+        model = _untaught(run, work.segments)
         settings = automatic(FinetuneSettings(steps=work.steps), model.network, run.cases, bool(run.encoder))
         if run.slices not in teach:
             started = time.perf_counter()
@@ -258,7 +265,7 @@ def estimated_seconds(runs: Sequence[Run], work: Work) -> list[float]:
             one = replace(run, cases=1, slices="one")
             learn_from = _teachers(one, work, model.info.contract)
             step[run.backbone] = step_seconds(
-                model.network, learn_from, model.info.contract, SEGMENTS, settings
+                model.network, learn_from, model.info.contract, work.segments, settings
             )
             started = time.perf_counter()
             tested(model, work.test[0], work)
@@ -281,23 +288,31 @@ def _refuse_encoders_that_saw(test: Sequence[str], options: argparse.Namespace) 
     files = _files(options.encoders)
     seen = {scan: path.name for path in files for scan in read_encoder(path).data}
     for name in test if files else ():
-        volume, _ = _case(data_root(options.data) or Path(), name).read()
+        volume, _ = labelled_case(data_root(options.data) or Path(), name).read()
         if scan_id(volume) in seen:
             raise SystemExit(
                 f"{seen[scan_id(volume)]} was pre-trained on {name}, which is to be hidden from it."
             )
 
 
-def _work(options: argparse.Namespace) -> Work:
+def work_of(options: argparse.Namespace) -> Work:
     root = data_root(options.data)
     if root is None:
         raise SystemExit("Give the folder of labelled CTs with --data, or in MEDSSL_DATA.")
     never = {name for group in held_out_cases().values() for name in group}
     hidden = [name for name in held_out_cases()["head_neck"] if (root / name).is_dir()]
     known = sorted(folder.name for folder in root.glob("ct_hn*") if folder.name not in never)
-    complete = [name for name in known if set(SEGMENTS) <= _labels(root / name)]
-    tests = [name for name in hidden if _labels(root / name) & set(SEGMENTS)][: options.test]
-    return Work(str(root), str(options.out), tuple(complete), tuple(tests), options.steps, options.model)
+    complete = [name for name in known if set(options.segments) <= _labels(root / name)]
+    tests = [name for name in hidden if _labels(root / name) & set(options.segments)][: options.test]
+    return Work(
+        str(root),
+        str(options.out),
+        tuple(complete),
+        tuple(tests),
+        options.steps,
+        options.model,
+        tuple(options.segments),
+    )
 
 
 def _labels(folder: Path) -> set[str]:
@@ -314,10 +329,10 @@ def report(found: Sequence[tuple[Run, list[Score]]], work: Work) -> str:
         "# What a few labels are worth",
         "",
         "Written by `python Testing/benchmarks/bench_few_labels.py`; do not edit. Networks fine-tuned on a few training"
-        f" patients ({', '.join(SEGMENTS)}), tested on {len(work.test)} hidden patients. Stages of the pipeline side by"
-        " side: the network's coarse mask, its largest connected part, refined by the promptable model, propagated from"
-        " reference slices chosen among the refined ones, and final. Hausdorff distances are medians, because a mask"
-        " that is not there has none.",
+        f" patients ({', '.join(work.segments)}), tested on {len(work.test)} hidden patients. Stages of the pipeline"
+        " side by side: the network's coarse mask, its largest connected part, sharpened by the volume's own"
+        " intensities, then refined by the promptable model, propagated from reference slices chosen among the refined"
+        " ones, and final. Hausdorff distances are medians, because a mask that is not there has none.",
         "",
         f"{datetime.date.today().isoformat()}.",
         "",
@@ -388,7 +403,7 @@ def _groups(found: Sequence[tuple[Run, list[Score]]]) -> list[list[tuple[Run, li
     ]
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -403,6 +418,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--slices", nargs="+", choices=get_args(Slices), default=list(get_args(Slices)), help="annotated"
     )
+    parser.add_argument("--segments", nargs="+", default=SEGMENTS, help="names (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each kind, with other patients")
     parser.add_argument("--test", type=int, default=12, help="hidden patients (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="of fine-tuning; automatic: from the number of cases")

@@ -170,7 +170,7 @@ def test_segment_writes_and_scores_every_stage(medssl, small_case, trained, tmp_
     facts = json.loads(outcome.out)
     assert facts["prompt"] == "prediction"
     for segment in facts["segments"]:
-        assert list(segment["dice"]) == ["coarse", "largest", "refined", "propagated", "final"]
+        assert list(segment["dice"]) == ["coarse", "largest", "sharpened", "refined", "propagated", "final"]
         assert 0 < segment["dice"]["final"] <= 1
         assert 1 <= len(segment["reference_slices"]) <= 3
     files = {path.name for path in (tmp_path / "stages").iterdir()}

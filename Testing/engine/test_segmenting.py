@@ -167,6 +167,24 @@ def test_an_annotation_is_where_the_references_come_from_and_nothing_else(
         run(volume, coarse, prompt="annotation")
 
 
+def test_propagation_from_chosen_slices_ends_near_where_the_refined_mask_does(
+    volume: Volume, coarse: Segmentation
+) -> None:
+    """Though what is tracked goes on to both ends of the volume."""
+    rod = ball((8, 18, 14), (99, 10, 9))
+    through = Volume((rod * 150 + SPLEEN * 220 - 60).astype(np.int16), GRID)
+    labels = coarse.labels_kji.copy()
+    labels[[*range(5), *range(12, 16)]] = 0
+    result = run(through, replace(coarse, labels_kji=labels))
+    shown = np.flatnonzero(result.stages["propagated"].mask("liver").any(axis=(1, 2)))
+    assert (shown[0], shown[-1]) == (5 - 2, 11 + 2)  # 6 mm of 3 mm slices
+    drawn = Segmentation(
+        np.where(rod & (np.arange(16) == 8)[:, None, None], 3, 0).astype(np.uint8), GRID, SEGMENTS[:1]
+    )
+    asked = run(through, replace(coarse, labels_kji=labels), prompt="annotation", annotation=drawn)
+    assert asked.segmentation.mask("liver")[[0, 15]].any(axis=(1, 2)).all()
+
+
 def settled(volume: Volume, tmp_path: Path) -> KnownSlices:
     """A case that says the liver is a square on slice 6 and not on slice 8, whatever the truth."""
     labels = np.zeros_like(TRUTH.labels_kji)
@@ -261,6 +279,29 @@ def test_a_trained_model_gives_probabilities_and_uncertainty_maps(volume: Volume
     assert sorted(m.index for m in maps) == list(range(16))
     assert result.uncertainty_kji is not None
     assert 0 <= result.uncertainty_kji.min() <= result.uncertainty_kji.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("modality", "asked", "sharpens"), [("CT", True, True), ("CT", False, False), ("MR", True, False)]
+)
+def test_a_models_answer_on_a_ct_is_sharpened_unless_that_is_not_wanted(
+    volume: Volume, modality: str, asked: bool, sharpens: bool
+) -> None:
+    import torch
+    from medssl.datasets.input_contract import InputContract
+    from medssl.few_labels.segmenter import ModelInfo, SegmentationModel
+
+    torch.manual_seed(0)
+    contract = InputContract(size=(16, 32), spacing_kji_mm=(None, 4.0, 4.0), modality=modality)
+    model = SegmentationModel.build(ModelInfo(backbone="unet2d_4", contract=contract, segments=SEGMENTS))
+    events: list[object] = []
+    result = segment_volume(
+        volume, model, predictor=Bright(), tracker=IntensityTracker(), on_event=events.append, device="cpu",
+        options=SegmentOptions(sharpen=asked, least_part=0.0, anyway=True),
+    )  # fmt: skip
+    assert any(isinstance(e, SliceMask) and e.stage == "sharpened" for e in events) is sharpens
+    coarse, sharpened = (result.stages[stage].labels_kji for stage in ("coarse", "sharpened"))
+    assert sharpens or np.array_equal(coarse, sharpened)
 
 
 def test_results_become_evidence_for_the_next_slice(volume: Volume, coarse: Segmentation) -> None:

@@ -53,7 +53,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="where reference slices come from: chosen among the refined ones, or drawn by you [%(default)s]",
     )  # fmt: skip
     parser.add_argument(
-        "--stages", metavar="FOLDER", help="also write coarse, largest, refined, propagated and final masks"
+        "--stages",
+        metavar="FOLDER",
+        help="also write coarse, largest, sharpened, refined, propagated and final masks",
     )
     parser.add_argument(
         "--truth", metavar="FILE", help="label map of the truth: score every stage against it"
@@ -94,6 +96,11 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
         "--least-part", metavar="SHARE", type=float, default=0.5,
         help="drop parts of the coarse mask smaller than this share of its largest; 1 keeps that alone [%(default)s]",
     )  # fmt: skip
+    parser.add_argument(
+        "--no-sharpen", action="store_true",
+        help="do not weigh the coarse mask of a CT against its intensities; better for thin objects like the spinal"
+        " cord",
+    )  # fmt: skip
     add_refinement(parser)
     parser.add_argument(
         "--crop",
@@ -122,6 +129,7 @@ def pipeline_options(
         axis=chosen_axis(volume, options.axis),
         references=options.references,
         least_part=options.least_part,
+        sharpen=not options.no_sharpen,
         margin_mm=options.margin_mm,
         per_component=options.per_component,
         guard_dice=options.guard_dice,

@@ -34,8 +34,8 @@ _SHOWN_AT_ONCE = {2: 1 << 18, 3: 1 << 21}
 _SHOWN_AT_ONCE_GPU = 1 << 23
 _SLICES_AT_ONCE = 16
 _COPIES_OF_SLICES = 2
-_STAGES_BYTES = 24
-"""Per voxel of the volume: the coarse answer with its probabilities, five label maps, what compares them."""
+_STAGES_BYTES = 30
+"""Per voxel of the volume: the coarse answer with its probabilities, six label maps, what makes and compares them."""
 _LOADING_FACTOR = 2
 
 
