@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from .errors import Cancelled
 from .events import Eta, Progress
+from .metrics import dice
 from .segmentation import Segmentation
 from .volume import Volume
 
@@ -46,8 +47,9 @@ _LARGEST_EVIDENCE = 3.0
 _FLOOR = 0.1 / _BINS
 _ALMOST_NOTHING = 1e-6
 _LEAST_CHANCE = 1e-3
-_LEAST_SHARE = 0.1
-"""An object of which less than this share would be left stays as it was: nothing is known of what it looks like."""
+_LEAST_AGREEMENT = 0.6
+"""An object whose sharpened mask would have a lower Dice with the coarse one stays as it was: the surest voxels are
+probably wrong ones, and say nothing of what it looks like."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +160,7 @@ def _score(around: Surroundings) -> _Values:
     """(k, j, i) above 0 where a voxel belongs to the object."""
     score = np.full(around.mask.shape, -1.0, np.float32)
     score[around.near] = np.asarray(WEIGHTS, np.float32) @ features(around)
-    if np.count_nonzero(score > 0) < _LEAST_SHARE * np.count_nonzero(around.mask):
+    if dice(score > 0, around.mask) < _LEAST_AGREEMENT:
         return np.where(around.mask, np.float32(1.0), np.float32(-1.0))
     return score
 

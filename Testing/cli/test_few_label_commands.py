@@ -171,8 +171,9 @@ def test_segment_writes_and_scores_every_stage(medssl, small_case, trained, tmp_
     assert facts["prompt"] == "prediction"
     for segment in facts["segments"]:
         assert list(segment["dice"]) == ["coarse", "largest", "sharpened", "refined", "propagated", "final"]
-        assert 0 < segment["dice"]["final"] <= 1
+        assert 0 <= segment["dice"]["final"] <= 1
         assert 1 <= len(segment["reference_slices"]) <= 3
+    assert facts["segments"][0]["dice"]["final"] > 0.4
     files = {path.name for path in (tmp_path / "stages").iterdir()}
     assert {"coarse.seg.nrrd", "propagated.seg.nrrd", "uncertainty.nii.gz"} < files
     assert read_segmentation(tmp_path / "organs.seg.nrrd").names == ("liver", "spleen")

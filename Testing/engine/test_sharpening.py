@@ -86,6 +86,16 @@ def test_an_object_that_looks_like_nothing_in_particular_keeps_its_mask() -> Non
     np.testing.assert_array_equal(found.labels_kji, coarse.labels_kji)
 
 
+def test_an_object_of_which_the_surest_part_is_a_wrong_one_keeps_its_mask() -> None:
+    """Else the right part would go, because it does not look like the wrong one."""
+    labels = np.where(LIVER, 3, 0).astype(np.uint8)
+    labels[SPLEEN] = 3
+    sure = np.where(SPLEEN, 0.999, 0.6).astype(np.float32)
+    unlike = Volume((LIVER * 90 - SPLEEN * 250).astype(np.int16), GRID)
+    coarse = Segmentation(labels, GRID, SEGMENTS)
+    np.testing.assert_array_equal(sharpened(unlike, coarse, sure).labels_kji, labels)
+
+
 def test_features_are_what_they_are_said_to_be() -> None:
     coarse, sure = too_fat()
     around = Surroundings.of(scan(), coarse.mask("liver"), sure)
