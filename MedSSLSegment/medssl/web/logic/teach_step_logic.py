@@ -135,8 +135,11 @@ def _progress_text(run: dict[str, Any] | None) -> str:
     if run["state"] != "running":
         return _ENDED.get(run["state"], "") if not run["message"] else ""
     progress = run["progress"] or {}
+    if not progress:
+        return "Running."
+    what = f"{progress['text']}," if progress.get("text") else "step"
     left = time_left_text(progress.get("seconds_left"))
-    return f"Running: step {progress['done']} of {progress['total']}. {left}" if progress else "Running."
+    return f"Running: {what} {progress['done']} of {progress['total']}. {left}"
 
 
 def _points(curve: Curve) -> list[list[float]]:
