@@ -38,6 +38,19 @@ def wait_for_slices(ticket: Ticket[Finished], count: int) -> list[SliceMask]:
     return seen
 
 
+def stop(pid: int) -> None:
+    """Have a process hang, and wait until each of its threads does; a busy machine takes its time."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + PATIENCE_S
+    while any(is_going(each) for each in Path(f"/proc/{pid}/task").glob("*/stat")):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def is_going(stat: Path) -> bool:
+    return stat.read_text().rpartition(")")[2].split()[0] not in ("T", "t")
+
+
 def process_is_gone(pid: int) -> bool:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
@@ -367,7 +380,7 @@ def test_a_worker_that_does_not_react_is_ended_by_force(
     fresh_client.predict(volume, click).result(PATIENCE_S)
     pid = fresh_client.status.pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     fresh_client.close()
     assert process_is_gone(pid)
 
@@ -380,7 +393,7 @@ def test_a_worker_that_hangs_is_ended_after_a_cancel_and_the_next_request_works(
         wait_for_slices(ticket, 2)
         pid = client.status.pid
         assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         ticket.cancel()
         with pytest.raises(
             WorkerDied, match=r"said nothing for 0\.2 s after it was asked to stop, and was ended"
@@ -395,7 +408,7 @@ def test_a_worker_that_hangs_while_a_volume_is_sent_is_ended_after_a_cancel(
 ) -> None:
     with WorkerClient(fake_command, silence_seconds=0.2) as client:
         pid = client.hello().result(PATIENCE_S).pid
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         ticket = client.predict(make_volume(slices=80, shape_hw=(256, 256)), click)
         time.sleep(0.1)  # more than a pipe holds: the first part waits to be taken
         ticket.cancel()

@@ -79,7 +79,8 @@ class Connection:
     def __init__(self, command: WorkerCommand, silence_seconds: float = SILENCE_SECONDS) -> None:
         self._command = command
         self._silence_seconds = silence_seconds
-        self._heard = self._heard_at_cancel = 0  # frames
+        self._heard = 0  # frames
+        self._unanswered = 0  # cancels, each of which the worker answers at once with a sign of life
         self._is_watched = False
         self._is_silent = False
         self._changed = threading.Condition()  # guards everything down to _ended
@@ -139,7 +140,7 @@ class Connection:
                 ticket.add(Failed.from_error(Cancelled("Stopped, as you asked.")))
             self._notes.append(Cancel(ticket.request_id))  # a sign of life is the answer, whatever it meets
             self._changed.notify_all()
-            self._heard_at_cancel = self._heard
+            self._unanswered += 1
             if not self._is_watched:
                 self._watch()
 
@@ -269,6 +270,9 @@ class Connection:
     def _receive(self, request_id: int, reply: Message) -> None:
         self._heard += 1
         if isinstance(reply, Welcome):
+            if request_id == _NO_REQUEST and self._welcome is not None:
+                with self._changed:
+                    self._unanswered = max(self._unanswered - 1, 0)
             self._welcome = reply
         if isinstance(reply, WorkerInfo):
             self._info = reply
@@ -285,23 +289,27 @@ class Connection:
             self._finish(ticket, reply)
 
     def _watch(self) -> None:
-        """See after a while whether the worker has said anything since it was asked to stop; with `_changed` held."""
+        """See after a while whether the worker has said anything since now; with `_changed` held."""
         self._is_watched = True
-        timer = threading.Timer(self._silence_seconds, self._end_if_silent, [self._heard_at_cancel])
+        timer = threading.Timer(self._silence_seconds, self._end_if_silent, [self._heard])
         timer.daemon = True
         timer.start()
 
     def _end_if_silent(self, heard: int) -> None:
-        """End a worker that has said nothing since it had sent so many frames: the next request gets a new one."""
+        """End a worker that owes an answer and has said nothing since it had sent so many frames.
+
+        The next request gets a new one. What it had said before it fell silent may come in after it was asked to stop,
+        so as long as it owes an answer it is watched on.
+        """
         if not self.alive:
             return
-        if self._heard == heard:
+        if self._unanswered and self._heard == heard:
             self._is_silent = True
             self._end_by_force()
             return
         with self._changed:
             self._is_watched = False
-            if self._heard == self._heard_at_cancel:  # asked again meanwhile, and not answered yet
+            if self._unanswered:
                 self._watch()
 
     def _queue_again(self, ticket: Ticket[Any]) -> bool:
