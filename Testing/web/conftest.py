@@ -7,6 +7,7 @@ with running_workstation(ct, home=folder) as workstation:
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from medssl.cases import CaseStore, Vouched
 from medssl.phantom import Phantom, phantom_ct
 from medssl.segmentation import Segmentation
 from medssl.volume import write_volume
+from PIL import Image
 
 T = TypeVar("T")
 
@@ -332,6 +334,18 @@ class Page:
     def picture(self) -> bytes:
         """The first view as it is shown now."""
         return bytes(self.page.locator(".layout-grid-item").first.screenshot())
+
+    def coloured(self) -> int:
+        """How many pixels of the first view have a colour: those of segments, the image being grey."""
+        rgb = np.asarray(Image.open(io.BytesIO(self.picture())).convert("RGB"), int)
+        return int((rgb.max(axis=2) - rgb.min(axis=2) > 30).sum())
+
+    def open_file(self, path: Path) -> None:
+        """Open a file of the folder the phantom was opened from, and wait until it is read."""
+        self.page.keyboard.press("o")
+        self.page.locator("[data-test=files] .v-list-item", has_text=path.name).click()
+        self.page.wait_for_selector("[data-test=loading]", state="visible")
+        self.page.wait_for_selector("[data-test=loading]", state="hidden", timeout=1000 * PATIENCE_S)
 
 
 @pytest.fixture

@@ -192,6 +192,35 @@ def test_the_keys_are_listed_and_do_what_the_list_says(page: Page) -> None:
     page.wait_for("window", "Soft tissue")
 
 
+def test_a_scene_that_is_opened_again_shows_in_the_slices_what_it_showed(
+    page: Page, phantom: Phantom, ct_file: Path
+) -> None:
+    page.begin()
+    page.go_to_slice(INDEX)
+    plain = page.coloured()
+    page.annotate(phantom, INDEX)
+    wait_until(lambda: page.coloured() > plain + 500, "the segment")
+    page.open_file(page.saved(ct_file.parent, ".mrb"))
+    page.go_to_slice(INDEX)
+    wait_until(lambda: page.coloured() > plain + 500, "the segment of the opened scene")
+
+
+def test_a_run_can_be_stopped_resumed_and_stopped_again(page: Page) -> None:
+    page.open_step(5)
+    page.wait_for("cases", "liver")
+    page.page.locator("[data-test=minutes] input").fill("2")
+    page.click("finetune")
+    for button in (
+        "stop-run",
+        "resume-run",
+        "stop-run",
+    ):  # each can be clicked once the run is where it has to be
+        page.click(button)
+    wait_until(
+        lambda: page.page.locator("[data-test=resume-run]").is_enabled(), "the run that has stopped again"
+    )
+
+
 def test_two_cases_teach_a_model_that_finds_the_organ_in_a_third(
     page: Page, phantom: Phantom, ct_file: Path
 ) -> None:
