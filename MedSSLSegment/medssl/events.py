@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Eta", "Log", "Progress", "drain", "duration"]
+__all__ = ["Eta", "Log", "Progress", "drain", "duration", "never"]
 
 _Event = TypeVar("_Event")
 _Result = TypeVar("_Result")
@@ -58,6 +58,11 @@ def drain(work: Generator[_Event, None, _Result], on_event: Callable[[_Event], N
             result: _Result = end.value
             return result
         on_event(event)
+
+
+def never() -> bool:
+    """The answer to "cancelled?" where nobody can ask to stop."""
+    return False
 
 
 def duration(seconds: float) -> str:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from .datasets.data import intensity_stats
 from .datasets.grid import prepare_image
 from .errors import InputError
-from .events import Eta, Log, Progress
+from .events import Eta, Log, Progress, never
 from .few_labels.finetuning import predictor_of
 from .few_labels.segmenter import SegmentationModel
 from .few_labels.suitability import check_volume
-from .few_labels.tiling import ScanPredictor, never
+from .few_labels.tiling import ScanPredictor
 from .foundation.runtime import pick_device
 from .segmentation import Segmentation
 from .volume import Volume

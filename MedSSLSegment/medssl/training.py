@@ -29,8 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .datasets.data import UnlabelledVolumes
 from .datasets.sources import exclusions
 from .errors import Cancelled, InputError, ModelError, NotEnoughMemory
-from .events import Eta, Log, Progress, drain, duration
-from .few_labels.tiling import never
+from .events import Eta, Log, Progress, drain, duration, never
 from .foundation.runtime import pick_device
 from .home import cache_folder
 from .learning.distributed import rank, world_size

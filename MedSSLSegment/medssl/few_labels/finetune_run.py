@@ -21,7 +21,7 @@ from ..cases import CaseStore
 from ..datasets.input_contract import InputContract
 from ..datasets.labelled import LabelledCase, LabelledScans, find_cases
 from ..errors import InputError, ModelError
-from ..events import Log, Progress, duration
+from ..events import Log, Progress, duration, never
 from ..foundation.protocols import SliceTracker
 from ..foundation.runtime import pick_device
 from ..home import cases_folder, models_folder
@@ -38,7 +38,6 @@ from .segmenter import ModelInfo, SegmentationModel, write_model
 from .starting import Start, lineage
 from .suitability import spacing_range
 from .teaching import labelled_cases, taught_segments, teaching_cases, unchanged_cases
-from .tiling import never
 from .time_budget import CARRYING_SHARE, Pace, measured_pace
 
 __all__ = ["FinetuneConfig", "finetune"]

@@ -25,13 +25,13 @@ from ..backbones.cpu import LeakyInstanceNorm
 from ..datasets.data import IGNORE
 from ..datasets.input_contract import InputContract
 from ..errors import Cancelled, InputError, ModelError
-from ..events import Eta, Progress
+from ..events import Eta, Progress, never
 from ..learning.recipe import Recipe
 from .annotated_samples import AnnotatedCase, AnnotatedSamples, by_scan, is_lateral
 from .augmentation import Augmentation
 from .segmentation_loss import segmentation_loss
 from .segmenter import Segmenter
-from .tiling import ScanPredictor, never
+from .tiling import ScanPredictor
 
 __all__ = [
     "FinetuneMetric",

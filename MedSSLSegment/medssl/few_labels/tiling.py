@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from ..datasets.data import AIR_HU
 from ..datasets.input_contract import InputContract, IntensityStats
 from ..errors import Cancelled, InputError
+from ..events import never
 
-__all__ = ["ScanPredictor", "Slab", "never"]
+__all__ = ["ScanPredictor", "Slab"]
 
 _OVERLAP = 0.25
 """Of the side of training: what a tile has in common with the next."""
@@ -40,11 +41,6 @@ _AIR_MARGIN = 8
 """Pixels of air that are shown around what is not air."""
 _SLICES_AT_ONCE = 32
 """At most, so that the slice being looked at does not wait for far ones."""
-
-
-def never() -> bool:
-    """Nobody asked to stop."""
-    return False
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,9 +25,8 @@ from ..datasets.input_contract import InputContract
 from ..datasets.labelled import LabelledCase, find_cases
 from ..datasets.sources import is_excluded
 from ..errors import Cancelled, InputError, StorageError, WorkerError
-from ..events import Eta, Log, Progress, duration
+from ..events import Eta, Log, Progress, duration, never
 from ..few_labels.finetuning import FinetuneSettings
-from ..few_labels.tiling import never
 from ..learning.pretrain_config import PretrainConfig, choose_preset
 from ..learning.transfer import read_encoder
 from ..methods import METHODS, Preset, find_method

@@ -26,10 +26,10 @@ from ..datasets.data import IGNORE, UnlabelledVolumes
 from ..datasets.input_contract import InputContract
 from ..datasets.labelled import LabelledCase, LabelledScan, LabelledScans
 from ..errors import ModelError
+from ..events import never
 from ..few_labels.annotated_samples import AnnotatedCase
 from ..few_labels.finetuning import FinetuneSettings, Fitted, automatic, fit, predictor_of, step_seconds
 from ..few_labels.segmenter import Segmenter
-from ..few_labels.tiling import never
 from ..learning.pretrain_config import PretrainConfig
 from ..learning.transfer import load_encoder, read_encoder
 from ..methods import Preset, find_method
