@@ -132,7 +132,8 @@ def _train(
 ) -> Iterator[_Event]:
     # What is trained on what, and for how long.
     if volumes is None:
-        volumes = yield from _read_volumes(config, settings, cancelled)
+        with run.stopped_while("preparing the scans"):
+            volumes = yield from _read_volumes(config, settings, cancelled)
     job = _set_up(config, settings, volumes, device)
     facts = _facts(config.method, settings, volumes)
     saved = run.load_resume()

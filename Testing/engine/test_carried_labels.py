@@ -12,7 +12,7 @@ import pytest
 from medssl.datasets.data import IGNORE, Scan, intensity_stats
 from medssl.datasets.labelled import LabelledCase
 from medssl.errors import Cancelled
-from medssl.events import Log
+from medssl.events import Log, Progress
 from medssl.few_labels.annotated_samples import AnnotatedCase
 from medssl.few_labels.carried_labels import carried_labels, with_carried_labels
 from medssl.few_labels.finetune_run import FinetuneConfig, finetune
@@ -20,6 +20,7 @@ from medssl.foundation.intensity import IntensityTracker
 from medssl.foundation.protocols import SliceTracker, TrackedSlice, TrackJob
 from medssl.metrics import dice
 from medssl.prompts import SlicePrompt
+from medssl.runs.run_folder import RunFolder
 from medssl.segmentation import Segment, Segmentation
 from medssl.volume import Volume
 
@@ -275,3 +276,19 @@ def test_a_budget_too_small_to_carry_is_spent_on_steps_also_when_the_run_goes_on
     again = [event.text for event in finetune(config, cases=cases) if isinstance(event, Log)]
     assert any(text.startswith("Going on after step") for text in again)
     assert not any("carr" in text for text in again)
+
+
+@pytest.mark.parametrize("doing", ["preparing the cases", "carrying annotated slices"])
+def test_a_run_that_is_stopped_before_its_first_step_says_what_it_did_and_how_to_go_on(
+    tmp_path: Path, doing: str
+) -> None:
+    config, cases = a_run(tmp_path, ["one", "two"], steps=2)
+    begun: list[bool] = [doing.startswith("preparing")]
+
+    def listen() -> None:
+        for event in finetune(config, lambda: any(begun), cases):
+            begun.append(isinstance(event, Progress))
+
+    with pytest.raises(Cancelled, match=f"Stopped while {doing}; go on with: medssl runs resume .*run"):
+        listen()
+    assert RunFolder.open(config.out).status.state == "stopped"

@@ -216,10 +216,11 @@ def _train(
     start = Start() if saved else _start(config)  # a run that goes on has its own weights
     info = _saved_info(run, saved) if saved else _model_info(config, start, cases)
     said: list[Log] = []
-    scans = LabelledScans.from_cases(
-        cases, info.contract, config.segments, slices=config.slices, cancelled=cancelled,
-        on_event=lambda event: said.append(event) if isinstance(event, Log) else None,
-    )  # fmt: skip
+    with run.stopped_while("preparing the cases"):
+        scans = LabelledScans.from_cases(
+            cases, info.contract, config.segments, slices=config.slices, cancelled=cancelled,
+            on_event=lambda event: said.append(event) if isinstance(event, Log) else None,
+        )  # fmt: skip
     yield from said
     annotated = [AnnotatedCase.of(scan) for scan in scans]
     content = _content(annotated)
@@ -245,13 +246,14 @@ def _train(
         )
     wanted = automatic(config.settings, model.network, len(learnt), start.is_trained)
     carried = saved.get("carried") if saved else None
-    for told in _with_carried(config, learn_from, measure_on, carried, begun, cancelled):
-        if isinstance(told, list):
-            learn_from, carried = told, [case.scan.id for case in told[len(learn_from) :]]
-            continue
-        yield told
-        if saved is None and isinstance(told, Progress) and told.done == 1 < told.total:
-            yield Log(_forecast(config, told.seconds_left or 0.0, pace.seconds(wanted)))
+    with run.stopped_while("carrying annotated slices"):
+        for told in _with_carried(config, learn_from, measure_on, carried, begun, cancelled):
+            if isinstance(told, list):
+                learn_from, carried = told, [case.scan.id for case in told[len(learn_from) :]]
+                continue
+            yield told
+            if saved is None and isinstance(told, Progress) and told.done == 1 < told.total:
+                yield Log(_forecast(config, told.seconds_left or 0.0, pace.seconds(wanted)))
 
     if saved is None:
         settings, state = wanted, Fitted()

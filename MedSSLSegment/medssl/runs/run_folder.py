@@ -381,6 +381,18 @@ class RunFolder:
             raise
         self._leave("done", "")
 
+    @contextlib.contextmanager
+    def stopped_while(self, doing: str) -> Iterator[None]:
+        """Say of work that is cancelled within the block what it was, and how the run goes on.
+
+        Raises:
+            Cancelled: the work in the block was.
+        """
+        try:
+            yield
+        except Cancelled as end:
+            raise Cancelled(f"Stopped while {doing}; go on with: medssl runs resume {self.path}") from end
+
     def _remove_leftovers(self) -> None:
         """Take away what a killed process was writing; a training state can be large."""
         for path in self.path.iterdir():
