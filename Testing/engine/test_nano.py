@@ -344,6 +344,53 @@ def test_clicks_and_boxes_find_what_the_network_sees(bright_model: NanoModel) ->
     assert predictor.predict_boxes(np.zeros((0, 4), np.float32)) == []
 
 
+class IsSure(NanoModel):
+    """A network that finds a square in each crop, and is as sure of it as the test says, row by row."""
+
+    chances: tuple[float, ...] = ()
+
+    def decode(
+        self,
+        features: Tensor,
+        encoded: Encoded,
+        points: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+    ) -> Decoded:
+        answer = super().decode(features, encoded, points, mask)
+        logits = torch.full_like(answer.logits, -20.0)
+        for row in range(len(logits)):
+            chance = self.chances[row] if len(logits) == len(self.chances) else self.chances[0]
+            logits[row, :, 16:48, 16:48] = torch.tensor(chance).logit()
+        return Decoded(logits, answer.coarse_logits, answer.presence_logit, answer.quality, answer.pointer)
+
+
+def test_the_score_of_an_answer_is_the_mean_probability_of_what_was_found() -> None:
+    model = IsSure(TINY).eval()
+    model.chances = (0.8,)
+    predictor = NanoImagePredictor(model)
+    predictor.set_image(np.zeros((100, 100), np.int16), SOFT_TISSUE, (1.0, 1.0))
+    box = np.array([34, 34, 65, 65], np.float32)  # its crop has as many pixels as the network sees
+
+    answer = predictor.predict_boxes(box[None], hint=np.ones((100, 100), bool))[0]
+
+    assert answer.mask.sum() == 32 * 32
+    assert answer.score == pytest.approx(0.8, abs=1e-5)
+
+
+@pytest.mark.parametrize("surest", range(4))
+def test_of_the_crops_around_a_click_the_one_counts_that_the_network_is_surest_of(surest: int) -> None:
+    model = IsSure(TINY).eval()
+    model.chances = tuple(0.95 if row == surest else 0.6 for row in range(4))
+    predictor = NanoImagePredictor(model)
+    predictor.set_image(np.zeros((900, 900), np.int16), SOFT_TISSUE, (1.0, 1.0))
+    centre = SlicePrompt(0, 0, np.array([[450.0, 450.0]], np.float32), np.array([1], np.int32))
+
+    answer = predictor.predict(centre)
+
+    side = np.sqrt(answer.mask.sum())
+    assert side == pytest.approx((50.0, 100.0, 200.0, 400.0)[surest] / 2, rel=0.1)
+
+
 def test_a_prompt_on_which_nothing_is_found_is_an_empty_answer_and_no_reference(
     bright_model: NanoModel,
 ) -> None:

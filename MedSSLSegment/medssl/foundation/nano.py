@@ -44,7 +44,9 @@ _CROP_FACTOR = 2.0  # side of the crop over the larger side of the object's box
 _MIN_CROP_PX = 24.0
 _EDGE_SHARE = 0.04  # an object nearer to the crop's edge than this has drifted away
 _SMALL_SHARE = 0.22  # an object smaller than this share of the crop's side wants a closer crop
-_FIRST_CROPS_MM = (50.0, 100.0, 200.0, 400.0)  # tried around a click, which does not tell the object's size
+_FIRST_CROPS_MM = {50.0: 0.0, 100.0: 0.05, 200.0: 0.03, 400.0: -0.1}
+"""Sides of the crops tried around a click, which does not tell the object's size, and what the score of an answer in
+one gains because few things that are clicked on are very small or very large."""
 
 
 def load_nano(path: Path, device: torch.device) -> tuple[NanoModel, Fusion]:
@@ -498,8 +500,11 @@ class NanoImagePredictor:
         """Answer one prompt.
 
         A box says how large the object is. A click does not: crops from small to large are tried, and of the answers
-        that lie wholly within their crop the one that the model rates best is taken. The first answer's own box then
+        that lie wholly within their crop the one that the model is surest of is taken. The first answer's own box then
         gives the crop for the second, final one.
+
+        How sure it is, its score, is the mean probability of the pixels found. What the network itself estimates of its
+        mask's quality says next to nothing (`bench_prompts.py` prints how both go with the Dice).
         """
         if prompt.mask is not None and prompt.box_xyxy_px is None and len(prompt.points_xy_px) == 0:
             box = box_of_mask(prompt.mask)
@@ -510,15 +515,16 @@ class NanoImagePredictor:
             first = self._ask([_Crop.around(prompt.box_xyxy_px, self._spacing)], prompt, prompt.mask)[0]
             return self._again([prompt], [first])[0]
         crops = [self._crop_at(prompt, side_mm) for side_mm in _FIRST_CROPS_MM]
+        answers = self._ask(crops, prompt, prompt.mask)
         tries = [
-            (crop, answer)
-            for crop, answer in zip(crops, self._ask(crops, prompt, prompt.mask), strict=True)
+            (crop, answer, answer.score + more)
+            for crop, answer, more in zip(crops, answers, _FIRST_CROPS_MM.values(), strict=True)
             if answer.mask.any()
         ]
         if not tries:
             return self._nothing()
-        whole = [answer for crop, answer in tries if not crop.cuts_off(answer.mask)]
-        best = max(whole, key=lambda answer: answer.score) if whole else tries[-1][1]
+        whole = [(answer, score) for crop, answer, score in tries if not crop.cuts_off(answer.mask)]
+        best = max(whole, key=lambda each: each[1])[0] if whole else tries[-1][1]
         return self._again([prompt], [best])[0]
 
     def predict_boxes(
@@ -566,15 +572,16 @@ class NanoImagePredictor:
         encoded = self._model.encode(make_channels(appearance, image, image, guess))
         decoded = self._model.decode(self._model.alone(encoded), encoded, points=points)
         logits = decoded.logits.float().cpu()
-        quality = decoded.quality.float()[:, 0].tolist()
-        return [self._prediction(logits[row : row + 1], crop, quality[row]) for row, crop in enumerate(crops)]
+        return [self._prediction(logits[row : row + 1], crop) for row, crop in enumerate(crops)]
 
-    def _prediction(self, logits: Tensor, crop: _Crop, quality: float) -> Prediction:
+    def _prediction(self, logits: Tensor, crop: _Crop) -> Prediction:
         cut = F.interpolate(
             logits.sigmoid(), size=(crop.height, crop.width), mode="bilinear", align_corners=False
         )
-        mask = crop.put_back(cut[0, 0].numpy(), self._shown().shape) > 0.5
-        return Prediction(mask, float(np.clip(quality, 0.0, 1.0)), logits[0, 0].numpy())
+        probability = crop.put_back(cut[0, 0].numpy(), self._shown().shape)
+        mask = probability > 0.5
+        score = float(probability[mask].mean()) if mask.any() else 0.0
+        return Prediction(mask, score, logits[0, 0].numpy())
 
     def _crop_at(self, prompt: SlicePrompt, side_mm: float) -> _Crop:
         """A crop of a given size around the positive points."""

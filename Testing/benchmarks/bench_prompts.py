@@ -1,0 +1,147 @@
+"""What one click, and one box, find on a slice.
+
+    bench_prompts.py --data FOLDER       the held-out patients of holdout.json, or every case of another folder
+    bench_prompts.py --phantoms 2        without data
+
+Of every labelled object two axial slices are drawn from a seed. A click lies somewhere in the inner half of the object,
+a box is drawn tightly around it; each is the only thing that the model is told. Scored are the Dice with the truth, and
+how well the model's score goes with it (Pearson's correlation): the score chooses between answers, and tells which
+refined slices to trust. Writes RESULTS_PROMPTS.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from machine import processor
+from medssl.foundation import load_image_predictor
+from medssl.foundation.protocols import ImagePredictor
+from medssl.metrics import dice
+from medssl.phantom import phantom_ct
+from medssl.prompts import SlicePrompt, box_of_mask
+from medssl.registry import DEFAULT_MODEL
+from medssl.volume import WINDOWS
+from numpy.typing import NDArray
+from protocol import Case, bootstrap_mean, data_root, held_out_cases, patient_of, read_case
+from scipy import ndimage
+
+_HERE = Path(__file__).resolve().parent
+_LEAST_PX = 12
+_SLICES = 2
+_FIRST_PHANTOM = 9001
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prompt, answered."""
+
+    patient: str
+    organ: str
+    kind: str
+    """click or box"""
+    dice: float
+    score: float
+    """The model's."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", help="folder of labelled CTs (or the environment variable MEDSSL_DATA)")
+    parser.add_argument("--phantoms", type=int, default=0, help="phantoms in place of data")
+    parser.add_argument("--limit", type=int, help="cases at most")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--results", type=Path, default=_HERE / "RESULTS_PROMPTS.md")
+    options = parser.parse_args(argv)
+    predictor = load_image_predictor(options.model, "cpu")
+    rng = np.random.default_rng(0)
+    answers: list[Answer] = []
+    for case in _cases(options):
+        answers += ask(predictor, case, rng)
+        print(f"  {case.name}", file=sys.stderr, flush=True)
+    words = " ".join(argv if argv is not None else sys.argv[1:]).replace(str(options.data), "FOLDER")
+    options.results.write_text(render(answers, options.model, words), encoding="utf-8")
+    print(options.results.read_text("utf-8"))
+
+
+def ask(predictor: ImagePredictor, case: Case, rng: np.random.Generator) -> Iterator[Answer]:
+    """A click and a box on some slices of every object."""
+    for label, organ in case.organs.items():
+        truth = case.labels_kji == label
+        large_enough = np.flatnonzero(truth.sum(axis=(1, 2)) >= _LEAST_PX)
+        for index in rng.choice(large_enough, min(_SLICES, len(large_enough)), replace=False):
+            predictor.set_image(
+                case.volume.voxels_kji[index], WINDOWS["soft-tissue"], case.volume.slice_spacing_mm(0)
+            )
+            for kind, prompt in _prompts(truth[index], int(index), rng):
+                found = predictor.predict(prompt)
+                yield Answer(patient_of(case.name), organ, kind, dice(found.mask, truth[index]), found.score)
+
+
+def _prompts(
+    truth: NDArray[np.bool_], index: int, rng: np.random.Generator
+) -> Iterator[tuple[str, SlicePrompt]]:
+    depth = ndimage.distance_transform_edt(truth)
+    row, column = rng.choice(np.argwhere(depth >= 0.5 * depth.max()))
+    xy, on = np.array([[column, row]], np.float32), np.ones(1, np.int32)
+    yield "click", SlicePrompt(0, index, points_xy_px=xy, point_labels=on)
+    yield "box", SlicePrompt(0, index, box_xyxy_px=box_of_mask(truth))
+
+
+def render(answers: Sequence[Answer], model: str, words: str) -> str:
+    """The results as markdown."""
+    lines = [
+        "# One click, one box",
+        "",
+        f"Written by `python Testing/benchmarks/bench_prompts.py {words}`; do not edit. {model},"
+        f" {len({answer.patient for answer in answers})} patients that it has not seen, {_SLICES} axial slices of every"
+        " labelled object, on each one click in the inner half of the object, and one tight box. Brackets: 95 %"
+        " bootstrap interval, patients resampled. *Score*: correlation of the model's own score with the Dice.",
+        "",
+        f"{processor()}; {datetime.date.today()}.",
+        "",
+        "| prompt | prompts | Dice | below 0.3 | score |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in ("click", "box"):
+        of_kind = [answer for answer in answers if answer.kind == kind]
+        values = np.array([[answer.dice, answer.score] for answer in of_kind])
+        mean = bootstrap_mean(values[:, 0], [answer.patient for answer in of_kind])
+        lines.append(
+            f"| {kind} | {len(values)} | {mean} | {np.mean(values[:, 0] < 0.3):.0%} |"
+            f" {np.corrcoef(values.T)[0, 1]:.2f} |"
+        )
+    lines += ["", "| organ | slices | click | box |", "|---|---|---|---|"]
+    for organ in sorted({answer.organ for answer in answers}):
+        click, box = (
+            [answer.dice for answer in answers if (answer.organ, answer.kind) == (organ, kind)]
+            for kind in ("click", "box")
+        )
+        lines.append(f"| {organ} | {len(click)} | {np.mean(click):.2f} | {np.mean(box):.2f} |")
+    return "\n".join([*lines, ""])
+
+
+def _cases(options: argparse.Namespace) -> Iterator[Case]:
+    root = data_root(options.data)
+    if options.phantoms or root is None:
+        for number in range(options.phantoms or 2):
+            phantom = phantom_ct(_FIRST_PHANTOM + number)
+            organs = {segment.label: segment.name for segment in phantom.segmentation.segments}
+            yield Case(f"phantom {number}", phantom.volume, phantom.segmentation.labels_kji, organs)
+        return
+    held_out = held_out_cases()
+    names = [name for group in ("head_neck", "abdomen") for name in held_out[group] if (root / name).is_dir()]
+    names = names or sorted(path.name for path in root.iterdir() if (path / "ct.nii.gz").is_file())
+    for name in names[: options.limit]:
+        yield read_case(root / name)
+
+
+if __name__ == "__main__":
+    main()
