@@ -79,7 +79,9 @@ QT_CLASSES = {
         signals="currentRowChanged itemChanged itemClicked",
         bases=("QWidget",),
     ),
-    "QListWidgetItem": Known("qlistwidget.h", methods="checkState data setCheckState setData setFlags setToolTip text"),
+    "QListWidgetItem": Known(
+        "qlistwidget.h", methods="checkState data setCheckState setData setFlags setToolTip text"
+    ),
     "QProgressDialog": Known(
         "qprogressdialog.h", properties="value wasCanceled", methods="close", bases=("QWidget",)
     ),
