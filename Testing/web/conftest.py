@@ -351,8 +351,25 @@ class Page:
 @pytest.fixture
 def page(browser: Any, workstation: Running) -> Iterator[Page]:
     """The page in a fresh browser; fails if the browser has complained of anything."""
+    with opened_page(browser, workstation) as shown:
+        yield shown
+
+
+@pytest.fixture
+def fresh_page(browser: Any, ct_file: Path, tmp_path: Path) -> Iterator[Page]:
+    """As `page`, of a workstation that nobody has worked in yet."""
+    with (
+        running_workstation(ct_file, "--threads", 1, home=tmp_path / "home") as running,
+        opened_page(browser, running) as shown,
+    ):
+        yield shown
+
+
+@contextmanager
+def opened_page(browser: Any, running: Running) -> Iterator[Page]:
+    """A workstation's page in a fresh browser, which must not complain of anything until the block ends."""
     context = browser.new_context(viewport={"width": SIZE_PX[0], "height": SIZE_PX[1]})
-    shown = Page(context.new_page(), workstation)
+    shown = Page(context.new_page(), running)
     shown.open()
     yield shown
     context.close()
