@@ -115,10 +115,7 @@ def pretrain(
         for event in _train(config, settings, run, device, volumes, lambda: cancelled() or run.stop_asked):
             if rank() > 0:
                 continue
-            if isinstance(event, Progress):
-                run.report(event)
-            else:
-                run.append_event(event)
+            run.record(event)
             yield event
 
 

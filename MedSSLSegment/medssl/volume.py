@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ __all__ = [
     "looks_like_ct",
     "put_slice",
     "read_volume",
+    "rows_of_neighbours",
     "spacing_of",
     "take_slice",
     "write_volume",
@@ -231,6 +233,21 @@ def put_slice(array_kji: NDArray[_T], axis: int, index: int, slice_hw: NDArray[_
     if target.shape != slice_hw.shape:
         raise InputError(f"A slice across axis {axis} has shape {target.shape}, not {slice_hw.shape}.")
     target[...] = slice_hw
+
+
+def rows_of_neighbours(indices: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last of each row of neighbouring slices.
+
+    Args:
+        indices: of slices, rising.
+    """
+    rows: list[tuple[int, int]] = []
+    for index in indices:
+        if rows and rows[-1][1] == index - 1:
+            rows[-1] = (rows[-1][0], index)
+        else:
+            rows.append((index, index))
+    return rows
 
 
 def as_stack(array_kji: NDArray[_T], axis: int) -> NDArray[_T]:

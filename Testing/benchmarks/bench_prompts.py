@@ -23,12 +23,11 @@ from machine import processor
 from medssl.foundation import load_image_predictor
 from medssl.foundation.protocols import ImagePredictor
 from medssl.metrics import dice
-from medssl.phantom import phantom_ct
 from medssl.prompts import SlicePrompt, box_of_mask
 from medssl.registry import DEFAULT_MODEL
 from medssl.volume import WINDOWS
 from numpy.typing import NDArray
-from protocol import Case, bootstrap_mean, data_root, held_out_cases, patient_of, read_case
+from protocol import Case, bootstrap_mean, data_root, held_out_cases, patient_of, phantom_case, read_case
 from scipy import ndimage
 
 _HERE = Path(__file__).resolve().parent
@@ -132,9 +131,7 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
     root = data_root(options.data)
     if options.phantoms or root is None:
         for number in range(options.phantoms or 2):
-            phantom = phantom_ct(_FIRST_PHANTOM + number)
-            organs = {segment.label: segment.name for segment in phantom.segmentation.segments}
-            yield Case(f"phantom {number}", phantom.volume, phantom.segmentation.labels_kji, organs)
+            yield phantom_case(_FIRST_PHANTOM + number)
         return
     held_out = held_out_cases()
     names = [name for group in ("head_neck", "abdomen") for name in held_out[group] if (root / name).is_dir()]

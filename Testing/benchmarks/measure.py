@@ -24,14 +24,14 @@ import torch
 from medssl.demo import PHANTOM_ORGANS
 from medssl.foundation.protocols import SliceTracker
 from medssl.memory import used_bytes
-from medssl.phantom import demo_case, phantom_ct
+from medssl.phantom import demo_case
 from medssl.prompts import Reference, SlicePrompt
 from medssl.propagate import PropagateOptions, propagate
 from medssl.results import SliceMask
 from medssl.volume import Volume, Window
 from methods import methods_of, score_case
 from numpy.typing import NDArray
-from protocol import Case, object_tasks, read_case
+from protocol import Case, object_tasks, phantom_case, read_case
 from usual_way import propagate_usual_way
 
 NANO = "medssl-nano"
@@ -120,9 +120,7 @@ def _cases(spec: dict[str, Any]) -> Iterator[Case]:
     for name in spec.get("cases", ()):
         yield read_case(Path(spec["data"]) / name)
     for seed in spec.get("phantoms", ()):
-        phantom = phantom_ct(seed)
-        organs = {segment.label: segment.name for segment in phantom.segmentation.segments}
-        yield Case(f"phantom {seed}", phantom.volume, phantom.segmentation.labels_kji, organs)
+        yield phantom_case(seed)
 
 
 def _tiled(spec: dict[str, Any]) -> tuple[Volume, _Masks]:

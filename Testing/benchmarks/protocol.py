@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from medssl.errors import InputError
+from medssl.phantom import phantom_ct
 from medssl.segmentation import read_segmentation
 from medssl.volume import Volume, read_volume
 from numpy.typing import NDArray
@@ -40,6 +41,7 @@ __all__ = [
     "object_tasks",
     "paired_gain",
     "patient_of",
+    "phantom_case",
     "read_case",
     "score_object",
 ]
@@ -131,6 +133,13 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def phantom_case(seed: int) -> Case:
+    """A phantom with all its organs."""
+    phantom = phantom_ct(seed)
+    organs = {segment.label: segment.name for segment in phantom.segmentation.segments}
+    return Case(f"phantom {seed}", phantom.volume, phantom.segmentation.labels_kji, organs)
 
 
 def read_case(folder: Path) -> Case:

@@ -27,11 +27,6 @@ class FindsTheBright:
         self.prompts.append(prompt)
         return Prediction(self._slice > 0, 0.9, np.zeros((1, 1), np.float32))
 
-    def predict_boxes(
-        self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
-    ) -> list[Prediction]:
-        raise NotImplementedError
-
 
 def a_case() -> Case:
     labels = np.zeros((6, 30, 30), np.uint8)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,20 +23,25 @@ TINY = NanoConfig(image_size=64, embed_dim=8, model_dim=64, memory_dim=32, memor
 CPU = torch.device("cpu")
 
 
-class SeesBrightness(NanoModel):
+class Planted(NanoModel):
+    """A network whose mask is what the test says."""
+
+    def decode(self, *given: Any, **named: Any) -> Decoded:
+        answer = super().decode(*given, **named)
+        encoded: Encoded = given[1]
+        there = torch.full_like(answer.presence_logit, 6.0)
+        return replace(answer, logits=self.seen(encoded), presence_logit=there)
+
+    def seen(self, encoded: Encoded) -> Tensor:
+        """(B, 1, S, S) logits."""
+        raise AssertionError("the test says nothing")
+
+
+class SeesBrightness(Planted):
     """A network that finds what is brighter than 90 HU, and says that it is there."""
 
-    def decode(
-        self,
-        features: Tensor,
-        encoded: Encoded,
-        points: tuple[Tensor, Tensor] | None = None,
-        mask: Tensor | None = None,
-    ) -> Decoded:
-        answer = super().decode(features, encoded, points, mask)
-        logits = 40.0 * (encoded.channels[:, 1:2] - 0.2)
-        there = torch.full_like(answer.presence_logit, 6.0)
-        return Decoded(logits, answer.coarse_logits, there, answer.quality, answer.pointer)
+    def seen(self, encoded: Encoded) -> Tensor:
+        return 40.0 * (encoded.channels[:, 1:2] - 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -344,24 +350,16 @@ def test_clicks_and_boxes_find_what_the_network_sees(bright_model: NanoModel) ->
     assert predictor.predict_boxes(np.zeros((0, 4), np.float32)) == []
 
 
-class IsSure(NanoModel):
+class IsSure(Planted):
     """A network that finds a square in each crop, and is as sure of it as the test says, row by row."""
 
     chances: tuple[float, ...] = ()
 
-    def decode(
-        self,
-        features: Tensor,
-        encoded: Encoded,
-        points: tuple[Tensor, Tensor] | None = None,
-        mask: Tensor | None = None,
-    ) -> Decoded:
-        answer = super().decode(features, encoded, points, mask)
-        logits = torch.full_like(answer.logits, -20.0)
-        for row in range(len(logits)):
-            chance = self.chances[row] if len(logits) == len(self.chances) else self.chances[0]
-            logits[row, :, 16:48, 16:48] = torch.tensor(chance).logit()
-        return Decoded(logits, answer.coarse_logits, answer.presence_logit, answer.quality, answer.pointer)
+    def seen(self, encoded: Encoded) -> Tensor:
+        logits = torch.full_like(encoded.channels[:, :1], -20.0)
+        chances = self.chances if len(logits) == len(self.chances) else self.chances[:1] * len(logits)
+        logits[..., 16:48, 16:48] = torch.tensor(chances).logit().view(-1, 1, 1, 1)
+        return logits
 
 
 def test_the_score_of_an_answer_is_the_mean_probability_of_what_was_found() -> None:

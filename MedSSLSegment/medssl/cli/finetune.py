@@ -6,8 +6,9 @@ import argparse
 import sys
 
 from .command import Command
+from .options import add_detach
 from .terminal import ProgressBar
-from .watching import show, stopped_by_signals
+from .watching import run_detached, show, stopped_by_signals
 
 __all__ = ["COMMAND"]
 
@@ -17,25 +18,17 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     from .arguments import add_fields
 
     add_fields(parser, FinetuneConfig)
-    parser.add_argument(
-        "--detach",
-        action="store_true",
-        help="train in the background, also after you log out; see `medssl runs`",
-    )
+    add_detach(parser)
 
 
 def _run(options: argparse.Namespace) -> None:
     from ..few_labels.finetune_run import FinetuneConfig, finetune
     from ..few_labels.finetuning import Preview
-    from ..runs.run_folder import plain
     from .arguments import build
 
     config = build(FinetuneConfig, options)
     if options.detach:
-        from ..runs.detached import start_detached
-
-        run = start_detached("finetune", plain(config))
-        print(f"{run.path} is running as process {run.status.pid}; watch it: medssl runs follow {run.path}")
+        run_detached("finetune", config)
         return
     with ProgressBar(sys.stderr, "Fine-tuning") as bar, stopped_by_signals() as asked:
         show((event for event in finetune(config, asked) if not isinstance(event, Preview)), bar)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "add_anyway",
     "add_axis",
+    "add_detach",
     "add_json",
     "add_model",
     "add_models",
@@ -128,6 +129,15 @@ def add_series(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """JSON in place of text."""
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+
+
+def add_detach(parser: argparse.ArgumentParser) -> None:
+    """Training that outlives the terminal; see `watching.run_detached`."""
+    parser.add_argument(
+        "--detach",
+        action="store_true",
+        help="train in the background, also after you log out; see `medssl runs`",
+    )
 
 
 def chosen_axis(volume: Volume, text: str) -> int | None:

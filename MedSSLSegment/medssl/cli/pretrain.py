@@ -8,8 +8,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from .command import Command
+from .options import add_detach
 from .terminal import ProgressBar
-from .watching import show, stopped_by_signals
+from .watching import run_detached, show, stopped_by_signals
 
 if TYPE_CHECKING:
     from ..methods import Method
@@ -25,11 +26,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     from .arguments import add_fields
 
     add_fields(parser, PretrainConfig)
-    parser.add_argument(
-        "--detach",
-        action="store_true",
-        help="train in the background, also after you log out; see `medssl runs`",
-    )
+    add_detach(parser)
     parser.add_argument("--estimate", action="store_true", help="only say how long it would take")
     methods = "\n".join(f"  {name:<12}{_advice(method)}" for name, method in METHODS.items())
     parser.epilog = (
@@ -50,14 +47,8 @@ def _run(options: argparse.Namespace) -> None:
 
     config = build(PretrainConfig, options)
     if options.detach:
-        from ..runs.detached import start_detached
-        from ..runs.run_folder import plain
-
         choose_preset(config, config.device)  # what is wrong with the settings is said here, not in a log
-        run = start_detached("pretrain", plain(config))
-        print(
-            f"{run.path} is running as process {run.status.pid}; watch it with: medssl runs follow {run.path}"
-        )
+        run_detached("pretrain", config)
         return
     from ..training import estimate, pretrain
 

@@ -30,13 +30,10 @@ def score_table(scores: Sequence[SegmentScore], slices: Mapping[str, int] | None
 
 def ranges(numbers: Sequence[int]) -> str:
     """Write slice numbers for a person: `3, 10-24`; `none` when there are none."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "none"
+    from ..volume import rows_of_neighbours  # brings the readers of images: not for every command
+
+    rows = rows_of_neighbours(numbers)
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in rows) or "none"
 
 
 def print_json(value: object) -> None:

@@ -6,8 +6,9 @@ import argparse
 import sys
 
 from .command import Command
+from .options import add_detach
 from .terminal import ProgressBar
-from .watching import show, stopped_by_signals
+from .watching import run_detached, show, stopped_by_signals
 
 __all__ = ["COMMAND"]
 
@@ -19,11 +20,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     tracker = what.add_parser("tracker", help="the small model that carries masks from slice to slice")
     add_fields(tracker, TrackerTrainConfig)
-    tracker.add_argument(
-        "--detach",
-        action="store_true",
-        help="train in the background, also after you log out; see `medssl runs`",
-    )
+    add_detach(tracker)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -32,13 +29,7 @@ def _run(options: argparse.Namespace) -> None:
 
     config = build(TrackerTrainConfig, options)
     if options.detach:
-        from ..runs.detached import start_detached
-        from ..runs.run_folder import plain
-
-        run = start_detached(TRACKER_RUN, plain(config))
-        print(
-            f"{run.path} is running as process {run.status.pid}; watch it with: medssl runs follow {run.path}"
-        )
+        run_detached(TRACKER_RUN, config)
         return
     with ProgressBar(sys.stderr, "Training") as bar, stopped_by_signals() as asked:
         show(train_tracker(config, asked), bar)

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from ..events import Log, Progress
-from ..runs.run_folder import RunFolder, RunStatus, TrainingMetric
+from ..runs.run_folder import RunFolder, RunStatus, TrainingMetric, plain
 from .terminal import ProgressBar
 
-__all__ = ["follow", "show", "state_in_words", "stopped_by_signals"]
+__all__ = ["follow", "run_detached", "show", "state_in_words", "stopped_by_signals"]
 
 _LOOK_EVERY_S = 0.5
 
@@ -45,6 +46,22 @@ def show(events: Iterable[Progress | Log | TrainingMetric], bar: ProgressBar) ->
             bar(event)
         else:
             bar.say(_line(event))
+
+
+def run_detached(kind: str, config: Any) -> None:
+    """Start a run in the background and say how it can be watched.
+
+    Args:
+        kind: the words of the command that does it.
+        config: its settings, a dataclass.
+
+    Raises:
+        MedSSLError: as `start_detached`.
+    """
+    from ..runs.detached import start_detached
+
+    run = start_detached(kind, plain(config))
+    print(f"{run.path} is running as process {run.status.pid}; watch it with: medssl runs follow {run.path}")
 
 
 def follow(run: RunFolder, cancelled: Callable[[], bool] = lambda: False) -> RunStatus:

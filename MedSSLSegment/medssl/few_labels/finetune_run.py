@@ -150,10 +150,8 @@ def finetune(
         run = RunFolder.create_or_open(config.out, "finetune", plain(config), _MAY_CHANGE)
         until_the_end.enter_context(run.occupied())
         for event in _train(config, run, lambda: cancelled() or run.stop_asked, cases):
-            if isinstance(event, Progress):
-                run.report(event)
-            elif not isinstance(event, Preview):
-                run.append_event(event)
+            if not isinstance(event, Preview):
+                run.record(event)
             yield event
         if config.name:
             kept = Log(_keep_model(config, run))

@@ -22,6 +22,7 @@ from ..datasets.data import AIR_HU
 from ..datasets.input_contract import InputContract, IntensityStats
 from ..errors import Cancelled, InputError
 from ..events import never
+from ..volume import rows_of_neighbours
 
 __all__ = ["ScanPredictor", "Slab"]
 
@@ -203,7 +204,7 @@ class ScanPredictor:
             ready = [n for n, rows in waiting.items() if not rows]
             for n in ready:
                 del waiting[n]
-            for first, last in _runs([n for n in ready if n < length]):
+            for first, last in rows_of_neighbours([n for n in ready if n < length]):
                 part = slice(first + below, last + 1 + below)
                 mean = sums[(slice(None), part, *inside)] / total[part, None, None]
                 yield Slab(first, mean.astype(np.float32, copy=False))
@@ -289,21 +290,10 @@ def _batches(wanted: Sequence[int], start: int, at_once: int) -> list[list[int]]
     """Runs of neighbouring slices of at most `at_once`, the nearest to `start` first."""
     batches = [
         list(range(a, min(a + at_once, last + 1)))
-        for first, last in _runs(wanted)
+        for first, last in rows_of_neighbours(wanted)
         for a in range(first, last + 1, at_once)
     ]
     return sorted(batches, key=lambda run: max(run[0] - start, start - run[-1], 0))
-
-
-def _runs(indices: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of each run of rising neighbours."""
-    runs: list[tuple[int, int]] = []
-    for n in indices:
-        if runs and runs[-1][1] == n - 1:
-            runs[-1] = (runs[-1][0], n)
-        else:
-            runs.append((n, n))
-    return runs
 
 
 def _multiples(sides: Sequence[int], divisor: int) -> tuple[int, ...]:

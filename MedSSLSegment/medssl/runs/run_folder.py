@@ -330,6 +330,17 @@ class RunFolder:
         progress = record["progress"] and Progress(**record["progress"])
         return RunStatus(state, progress, record["message"], record["pid"], record["host"], record["beat"])
 
+    def record(self, event: Progress | Log | TrainingMetric) -> None:
+        """Keep what training tells: how far it is in the status, everything else in events.jsonl.
+
+        Raises:
+            StorageError: no space or no permission.
+        """
+        if isinstance(event, Progress):
+            self.report(event)
+        else:
+            self.append_event(event)
+
     def report(self, progress: Progress) -> None:
         """Tell others how far the run is; writes every few seconds at most."""
         record = self._record()

@@ -6,6 +6,7 @@ from bisect import bisect
 from collections.abc import Collection, Iterable, Mapping
 from itertools import chain
 
+from ..volume import rows_of_neighbours
 from .tags import Step
 
 __all__ = ["last_propagation", "missed_slices", "slices_to_redo"]
@@ -48,10 +49,8 @@ def missed_slices(
     Returns:
         (first, last) of each row of slices, rising.
     """
-    waiting = sorted({*chain.from_iterable(covered), *_indices(before.missed)}.difference(decided))
-    first = [n for at, n in enumerate(waiting) if at == 0 or waiting[at - 1] < n - 1]
-    last = [n for at, n in enumerate(waiting, start=1) if at == len(waiting) or waiting[at] > n + 1]
-    return tuple(zip(first, last, strict=True))
+    waiting = {*chain.from_iterable(covered), *_indices(before.missed)}.difference(decided)
+    return tuple(rows_of_neighbours(sorted(waiting)))
 
 
 def _indices(rows: Iterable[tuple[int, int]]) -> Iterable[int]:

@@ -119,10 +119,7 @@ def train_tracker(
     with run.occupied():
         learner = _Learner.new(model_config or NanoConfig(), config, device)
         for event in _train(config, run, learner, data, lambda: cancelled() or run.stop_asked):
-            if isinstance(event, Progress):
-                run.report(event)
-            else:
-                run.append_event(event)
+            run.record(event)
             yield event
 
 
