@@ -7,7 +7,8 @@ Uses patients of the data folder that `holdout.json` does not hold out, and phan
 object is tracked once from its middle slice, past its end, without ever stopping; features and the overlap with the
 truth are noted on every slice. A small net then learns on which slices the object is there, from these ways and from
 the same ways as they would look had another slice been annotated: a user does not always take the middle one. How much
-of the score is remembered from slice to slice is chosen by five-fold cross-validation over patients.
+of the score is remembered from slice to slice is chosen by five-fold cross-validation over patients. A second net
+learns how well the mask fits where the object is, which becomes the confidence that a user sees for every slice.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ import torch
 from medssl.checkpoints import read_checkpoint, write_checkpoint
 from medssl.foundation.nano import NanoTracker, load_nano
 from medssl.foundation.nano_fusion import (
-    PRESENCE_FEATURES,
+    SLICE_FEATURES,
     Fusion,
     FusionState,
-    PresenceNet,
+    LogitNet,
+    Settled,
     distance_features,
-    presence_features,
+    slice_features,
 )
 from medssl.foundation.nano_model import NanoModel
 from medssl.foundation.protocols import TrackedSlice, TrackJob
@@ -54,7 +56,7 @@ _MEMORIES = (0.3, 0.6, 0.8)
 _FOLDS = 5
 _START_LOGIT = 3.0
 _PATIENCE = PropagateOptions().patience
-_SLICE_FEATURES = 6  # the first of PRESENCE_FEATURES; the rest follows from sizes and distances
+_OF_THE_MASKS = 6  # the first of SLICE_FEATURES; the rest follows from sizes and distances
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +79,18 @@ class _Way:
     pixel_mm2: float
     step_mm: float
 
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """(n,) of mask and truth; 0 where both are empty."""
+        return self.overlap / np.maximum(self.found + self.true - self.overlap, 1.0)
+
     def seen_from(self, target: tuple[object, ...], area: int, first: int, ahead: int) -> _Way:
         """The slices from `first` on, had `area` pixels been annotated `ahead` slices before this way begins."""
         part = slice(first, None)
         features = self.features[part].copy()
         for row, found in enumerate(self.found[part]):
             distance_mm = (first + row + 1 + ahead) * self.step_mm
-            features[row, _SLICE_FEATURES:] = distance_features(int(found), distance_mm, area, self.pixel_mm2)
+            features[row, _OF_THE_MASKS:] = distance_features(int(found), distance_mm, area, self.pixel_mm2)
         return replace(
             self,
             target=target,
@@ -102,12 +109,11 @@ class _Recording(Fusion):
 
     def settle(
         self, probability: NDArray[np.float32], presence: float, other: TrackedSlice, state: FusionState
-    ) -> tuple[NDArray[np.float32], float]:
+    ) -> Settled:
         now = replace(state, steps=state.steps + 1)
-        features = presence_features(probability, presence, other, self._mixed(probability, other), now)
+        features = slice_features(probability, presence, other, self._mixed(probability, other), now)
         self.notes[other.object_id, other.index] = features
-        mixed, _ = super().settle(probability, presence, other, state)
-        return mixed, 1.0
+        return replace(super().settle(probability, presence, other, state), score=1.0)
 
 
 def main() -> None:
@@ -143,7 +149,7 @@ def fit(ways: list[_Way]) -> Fusion:
     groups: dict[str, list[_Way]] = {"middle slice": [], "another slice": []}
     for fold in range(_FOLDS):
         out = set(patients[fold::_FOLDS])
-        net = _train([way for way in ways + moved if way.patient not in out])
+        net = _train_presence([way for way in ways + moved if way.patient not in out])
         for name, all_ways in (("middle slice", ways), ("another slice", judged)):
             left = [way for way in all_ways if way.patient in out]
             groups[name] += left
@@ -153,8 +159,12 @@ def fit(ways: list[_Way]) -> Fusion:
         each = {name: _value(groups[name], logits[name], memory) for name in groups}
         print(f"memory {memory}: {each}", flush=True)
         values[memory] = sum(sum(value) for kinds in each.values() for value in kinds.values())
+    _print_quality(ways, patients)
     return Fusion(
-        network=_NETWORK_WEIGHT, presence=_train(ways + moved), memory=max(_MEMORIES, key=values.__getitem__)
+        network=_NETWORK_WEIGHT,
+        presence=_train_presence(ways + moved),
+        memory=max(_MEMORIES, key=values.__getitem__),
+        quality=_train_quality(ways),
     )
 
 
@@ -237,19 +247,37 @@ def _moved(ways: Iterable[_Way], seed: int) -> list[_Way]:
     return [way for way in moved if len(way.true)]
 
 
-def _train(ways: list[_Way]) -> PresenceNet:
-    """Cross-entropy on every slice, by its share of the object, with seeded AdamW."""
-    x = np.concatenate([way.features for way in ways])
+def _train_presence(ways: list[_Way]) -> LogitNet:
+    """On every slice, by its share of the object."""
     there = np.concatenate([way.true > 0 for way in ways])
     size = np.concatenate([np.maximum(way.found, way.true) / way.reference_area for way in ways])
+    return _train(_features(ways), there.astype(float), np.clip(size, 0.1, 2.0) * _patient_weights(ways))
+
+
+def _train_quality(ways: list[_Way]) -> LogitNet:
+    """On the slices where the object is."""
+    there = np.concatenate([way.true > 0 for way in ways])
+    iou = np.concatenate([way.iou for way in ways])
+    return _train(_features(ways)[there], iou[there], _patient_weights(ways)[there])
+
+
+def _features(ways: list[_Way]) -> NDArray[np.float64]:
+    return np.concatenate([way.features for way in ways])
+
+
+def _patient_weights(ways: list[_Way]) -> NDArray[np.float64]:
     other = np.concatenate([np.full(len(way.true), not way.patient.startswith("ct_hn")) for way in ways])
-    weight = torch.from_numpy(np.clip(size, 0.1, 2.0) * np.where(other, _OTHER_WEIGHT, 1.0))
+    return np.where(other, _OTHER_WEIGHT, 1.0)
+
+
+def _train(x: NDArray[np.float64], target: NDArray[np.float64], weights: NDArray[np.float64]) -> LogitNet:
+    """Weighted cross-entropy of (n, features) with n targets 0 .. 1, by seeded AdamW."""
     middle, spread = x.mean(axis=0), x.std(axis=0) + 1e-6
     middle[0], spread[0] = 0.0, 1.0
-    scaled, present = torch.from_numpy((x - middle) / spread), torch.from_numpy(there.astype(float))
+    scaled, wanted, weight = map(torch.from_numpy, ((x - middle) / spread, target, weights))
 
     random = torch.Generator().manual_seed(0)
-    count = len(PRESENCE_FEATURES)
+    count = len(SLICE_FEATURES)
     linear = torch.zeros(count, dtype=torch.float64, requires_grad=True)
     units = (torch.randn(_UNITS, count, generator=random, dtype=torch.float64) / count**0.5).requires_grad_()
     out = (torch.randn(_UNITS, generator=random, dtype=torch.float64) / _UNITS**0.5).requires_grad_()
@@ -258,7 +286,7 @@ def _train(ways: list[_Way]) -> PresenceNet:
     for _ in range(_STEPS):
         rows = torch.randint(0, len(scaled), (_BATCH,), generator=random)
         logit = scaled[rows] @ linear + torch.tanh(scaled[rows] @ units.T) @ out
-        loss = F.binary_cross_entropy_with_logits(logit, present[rows], weight[rows])
+        loss = F.binary_cross_entropy_with_logits(logit, wanted[rows], weight[rows])
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()
@@ -269,10 +297,28 @@ def _train(ways: list[_Way]) -> PresenceNet:
         plain[..., 0] -= (weights * (middle / spread)).sum(axis=-1)
         return np.round(plain, 4)
 
-    return PresenceNet(
+    return LogitNet(
         linear=tuple(unscaled(linear.detach().numpy()).tolist()),
         units=tuple(map(tuple, unscaled(units.detach().numpy()).tolist())),
         out=tuple(np.round(out.detach().numpy(), 4).tolist()),
+    )
+
+
+def _print_quality(ways: list[_Way], patients: Sequence[str]) -> None:
+    """How the expected IoU goes with the measured one, on patients it was not fitted to."""
+    expected, measured = [], []
+    for fold in range(_FOLDS):
+        out = set(patients[fold::_FOLDS])
+        net = _train_quality([way for way in ways if way.patient not in out])
+        left = [way for way in ways if way.patient in out]
+        there = np.concatenate([way.true > 0 for way in left])
+        expected.append(1.0 / (1.0 + np.exp(-net.logit(_features(left)[there]))))
+        measured.append(np.concatenate([way.iou for way in left])[there])
+    told, true = np.concatenate(expected), np.concatenate(measured)
+    print(
+        f"IoU of {len(true)} slices: correlation {np.corrcoef(told, true)[0, 1]:.2f}, mean error"
+        f" {np.abs(told - true).mean():.3f}, by the mean alone {np.abs(true - true.mean()).mean():.3f}",
+        flush=True,
     )
 
 

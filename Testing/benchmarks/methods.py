@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from medssl.foundation.intensity import IntensityTracker
@@ -22,24 +23,37 @@ INTENSITY = "intensity"
 PARENTS = (COPY, INTENSITY)
 """What a learned default has to beat: copying (which is told the extent) and the classical tracker."""
 
-Carry = Callable[[Volume, ObjectTask], tuple[NDArray[np.bool_], int]]
-"""Carries the annotated slice of a task through the volume: (K, J, I) mask and number of slices computed."""
+
+@dataclass
+class Carried:
+    """What a method made of the annotated slice of a task."""
+
+    answer_kji: NDArray[np.bool_]
+    """(K, J, I) mask."""
+    computed: int = 0
+    """Slices it worked on."""
+    confidence: dict[int, float] = field(default_factory=dict)
+    """Of the slices it filled, where it says so."""
+
+
+Carry = Callable[[Volume, ObjectTask], Carried]
+"""Carries the annotated slice of a task through the volume."""
 
 
 def carry_with_propagate(tracker: SliceTracker) -> Carry:
     """The product's own way: `propagate` with its stop rule."""
 
-    def carry(volume: Volume, task: ObjectTask) -> tuple[NDArray[np.bool_], int]:
+    def carry(volume: Volume, task: ObjectTask) -> Carried:
         reference = Reference(task.organ, SlicePrompt(0, task.index, mask=task.annotation))
-        options = PropagateOptions()
-        answer = np.zeros_like(task.truth_kji)
-        computed = 0
-        for event in propagate(volume, [reference], tracker, options):
+        carried = Carried(np.zeros_like(task.truth_kji))
+        for event in propagate(volume, [reference], tracker, PropagateOptions()):
             if isinstance(event, SliceMask):
-                answer[event.index] = event.mask
+                carried.answer_kji[event.index] = event.mask
+                if not event.is_reference:
+                    carried.confidence[event.index] = event.confidence
             else:
-                computed = event.done
-        return answer, computed
+                carried.computed = event.done
+        return carried
 
     return carry
 
@@ -47,21 +61,20 @@ def carry_with_propagate(tracker: SliceTracker) -> Carry:
 def carry_alone(tracker: SliceTracker) -> Carry:
     """A tracker without the product's stop rule: each direction ends where its own score falls below one half."""
 
-    def carry(volume: Volume, task: ObjectTask) -> tuple[NDArray[np.bool_], int]:
+    def carry(volume: Volume, task: ObjectTask) -> Carried:
         session = tracker.open(volume, 0, Window.auto(volume))
         session.add_reference(0, SlicePrompt(0, task.index, mask=task.annotation))
-        answer = np.zeros_like(task.truth_kji)
-        answer[task.index] = task.annotation
-        ends = [end for end in (0, len(answer) - 1) if end != task.index]
-        computed = 0
+        carried = Carried(np.zeros_like(task.truth_kji))
+        carried.answer_kji[task.index] = task.annotation
+        ends = [end for end in (0, len(task.truth_kji) - 1) if end != task.index]
         for items in session.run([TrackJob(0, task.index, end) for end in ends]):
-            computed += len(items)
+            carried.computed += len(items)
             for job, tracked in items:
                 if tracked.score < 0.5:
                     session.drop(job)
                 else:
-                    answer[tracked.index] = tracked.mask
-        return answer, computed
+                    carried.answer_kji[tracked.index] = tracked.mask
+        return carried
 
     return carry
 
@@ -73,8 +86,11 @@ def score_case(case: Case, tasks: Iterator[ObjectTask], methods: dict[str, Carry
         scores.append(score_object(COPY, task, copy_mask(task)))
         for name, carry in methods.items():
             start = time.perf_counter()
-            answer, computed = carry(case.volume, task)
-            scores.append(score_object(name, task, answer, time.perf_counter() - start, computed))
+            carried = carry(case.volume, task)
+            seconds = time.perf_counter() - start
+            scores.append(
+                score_object(name, task, carried.answer_kji, seconds, carried.computed, carried.confidence)
+            )
     return scores
 
 

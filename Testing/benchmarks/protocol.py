@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,8 @@ class ObjectScore:
     slices: int
     """Slices the method computed; 0 for a method that computes none."""
     seconds: float
+    told: Sequence[tuple[float, float]] = ()
+    """Of each slice that was filled, the confidence the method gave it and its true Dice; none without confidence."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,12 @@ def mean_dice(answer: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
 
 
 def score_object(
-    method: str, task: ObjectTask, answer_kji: NDArray[np.bool_], seconds: float = 0.0, slices: int = 0
+    method: str,
+    task: ObjectTask,
+    answer_kji: NDArray[np.bool_],
+    seconds: float = 0.0,
+    slices: int = 0,
+    confidence: Mapping[int, float] | None = None,
 ) -> ObjectScore:
     """Score a method's mask for one object.
 
@@ -193,6 +200,7 @@ def score_object(
         answer_kji: (K, J, I) bool, the method's mask.
         seconds: wall time it took.
         slices: slices it computed in that time.
+        confidence: what it says of the slices it filled, by slice.
     """
     counted = np.ones(len(answer_kji), bool)
     counted[task.index] = False
@@ -209,6 +217,10 @@ def score_object(
         overrun=int(beyond.sum()),
         slices=slices,
         seconds=seconds,
+        told=[
+            (said, mean_dice(answer_kji[index], task.truth_kji[index]))
+            for index, said in sorted((confidence or {}).items())
+        ],
     )
 
 

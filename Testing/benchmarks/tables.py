@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from protocol import EARLY_ENDING, Interval, ObjectScore, bootstrap_mean, paired
 
 __all__ = ["accuracy_tables", "memory_tables", "render", "speed_tables"]
 
+_CONFIDENCE_BANDS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.001)
 _INTRODUCTION = """# Benchmark results
 
 Written by `make bench DATA=folder` (`Testing/benchmarks/bench_propagation.py`); do not edit. Protocol: every labelled
@@ -44,7 +46,9 @@ def accuracy_tables(section: dict[str, Any]) -> str:
         methods = list(dict.fromkeys(score.method for score in scores))
         parts.append(f"### {group['title']}\n\n{_count(scores)}\n")
         parts.append(_means(scores, methods))
-        parts += [_gains(scores, method) for method in methods if method not in PARENTS]
+        for method in methods:
+            if method not in PARENTS:
+                parts += [_gains(scores, method), _confidence(scores, method)]
         parts.append(_organs(scores, methods))
     parts.append(f"Peak memory of the accuracy runs: {section['peak_bytes'] / 1e9:.2f} GB.\n")
     return "\n".join(parts)
@@ -144,6 +148,23 @@ def _gains(scores: Sequence[ObjectScore], method: str) -> str:
             gain = paired_gain(scores, method, parent, figure)
             rows.append([title, parent, f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"])
     return f"Gain of {method}, paired by object:\n\n" + _table(["Dice", "over", "gain"], rows)
+
+
+def _confidence(scores: Sequence[ObjectScore], method: str) -> str:
+    """How the confidence that a user sees goes with the Dice of the slice, beyond the object's end too."""
+    told = np.array([pair for score in scores if score.method == method for pair in score.told])
+    if len(told) < 2:
+        return ""
+    said, true = told.T
+    rows = []
+    for low, high in pairwise(_CONFIDENCE_BANDS):
+        band = (said >= low) & (said < high)
+        dice = f"{true[band].mean():.2f}" if band.any() else "-"
+        rows.append([f"{low:g} to {min(high, 1.0):g}", f"{band.mean():.0%}", dice])
+    return (
+        f"Confidence of {method} against the Dice of the slice it fills, beyond the object's end too; correlation"
+        f" {np.corrcoef(said, true)[0, 1]:.2f}:\n\n" + _table(["confidence", "of the slices", "Dice"], rows)
+    )
 
 
 def _organs(scores: Sequence[ObjectScore], methods: Sequence[str]) -> str:

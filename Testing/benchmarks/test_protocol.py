@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from medssl.volume import Volume
@@ -69,6 +71,14 @@ def test_running_past_the_end_costs_whole_volume_dice_only() -> None:
     assert score.overrun == 7
 
 
+def test_the_confidence_of_a_slice_is_held_against_the_dice_of_that_slice() -> None:
+    task = a_task([3, 4, 5, 6, 7])
+    answer = np.repeat(task.annotation[None], 12, axis=0)
+    answer[6, 1, 1:3] = False
+    score = score_object("method", task, answer, confidence={8: 0.3, 6: 0.7, 4: 0.9})
+    assert score.told == [(0.9, 1.0), (0.7, 2 * 2 / (2 + 4)), (0.3, 0.0)]
+
+
 def test_copying_fills_exactly_the_true_extent() -> None:
     task = a_task([3, 4, 5, 6, 7])
     np.testing.assert_array_equal(copy_mask(task), task.truth_kji)
@@ -104,3 +114,13 @@ def test_the_tables_hold_every_method_and_organ() -> None:
     assert "4 objects of 2 patients" in text
     assert "| spinal_cord | 2 | 0.50 | 0.50 | 0.50 | 0.50 | 0.50 |" in text
     assert "| own extent | intensity | +0.000 [+0.000, +0.000] |" in text
+
+
+def test_the_tables_say_what_a_confidence_is_worth() -> None:
+    told = [(0.1, 0.0), (0.1, 0.2), (0.9, 0.8), (1.0, 1.0)]
+    scores = [vars(replace(a_score(m, "a", 0.5), told=told)) for m in ("copy", "intensity", "ours")]
+    text = accuracy_tables({"groups": [{"title": "Some", "scores": scores}], "peak_bytes": 1e9})
+    assert f"correlation {np.corrcoef(np.transpose(told))[0, 1]:.2f}" in text
+    assert "| 0 to 0.2 | 50% | 0.10 |" in text
+    assert "| 0.4 to 0.6 | 0% | - |" in text
+    assert "| 0.8 to 1 | 50% | 0.90 |" in text

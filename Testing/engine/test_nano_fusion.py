@@ -5,16 +5,16 @@ import json
 import numpy as np
 import pytest
 from medssl.foundation.nano_fusion import (
-    PRESENCE_FEATURES,
+    SLICE_FEATURES,
     Fusion,
     FusionState,
-    PresenceNet,
+    LogitNet,
     distance_features,
-    presence_features,
+    slice_features,
 )
 from medssl.foundation.protocols import TrackedSlice
 
-COUNT = len(PRESENCE_FEATURES)
+COUNT = len(SLICE_FEATURES)
 
 
 def a_square(start: int, stop: int, probability: float = 0.9) -> np.ndarray:
@@ -33,14 +33,14 @@ def a_state(previous: np.ndarray | None = None) -> FusionState:
 
 def test_probabilities_are_mixed_by_the_networks_weight() -> None:
     network, other = a_square(5, 15, 0.8), a_square(8, 18, 0.6)
-    mixed, _ = Fusion(network=0.25).settle(network, 0.9, an_answer(other), a_state())
-    np.testing.assert_allclose(mixed, 0.25 * network + 0.75 * other, rtol=1e-6)
+    settled = Fusion(network=0.25).settle(network, 0.9, an_answer(other), a_state())
+    np.testing.assert_allclose(settled.probability, 0.25 * network + 0.75 * other, rtol=1e-6)
 
 
 def test_an_intensity_tracker_that_found_nothing_has_no_say_in_the_mask() -> None:
     network = a_square(5, 15)
-    mixed, _ = Fusion(network=0.25).settle(network, 0.9, an_answer(np.zeros_like(network)), a_state())
-    np.testing.assert_array_equal(mixed, network)
+    settled = Fusion(network=0.25).settle(network, 0.9, an_answer(np.zeros_like(network)), a_state())
+    np.testing.assert_array_equal(settled.probability, network)
 
 
 def test_features_say_what_their_names_say() -> None:
@@ -51,8 +51,8 @@ def test_features_say_what_their_names_say() -> None:
 
     named = dict(
         zip(
-            PRESENCE_FEATURES,
-            presence_features(network, 0.75, an_answer(other, 0.25), mixed, state),
+            SLICE_FEATURES,
+            slice_features(network, 0.75, an_answer(other, 0.25), mixed, state),
             strict=True,
         )
     )
@@ -77,14 +77,14 @@ def test_features_say_what_their_names_say() -> None:
 
 def test_an_empty_slice_has_finite_features() -> None:
     nothing = np.zeros((20, 20), np.float32)
-    values = presence_features(nothing, 0.0, an_answer(nothing, 1.0), nothing, a_state(nothing > 0))
+    values = slice_features(nothing, 0.0, an_answer(nothing, 1.0), nothing, a_state(nothing > 0))
     assert np.isfinite(values).all()
 
 
 def test_the_presence_net_equals_its_sum_written_out() -> None:
     rng = np.random.default_rng(0)
     linear, units, out = rng.normal(size=COUNT), rng.normal(size=(3, COUNT)), rng.normal(size=3)
-    net = PresenceNet(linear=tuple(linear), units=tuple(map(tuple, units)), out=tuple(out))
+    net = LogitNet(linear=tuple(linear), units=tuple(map(tuple, units)), out=tuple(out))
     features = rng.normal(size=(5, COUNT))
 
     expected = [
@@ -92,15 +92,17 @@ def test_the_presence_net_equals_its_sum_written_out() -> None:
         for row in features
     ]
     np.testing.assert_allclose(net.logit(features), expected)
-    np.testing.assert_allclose(PresenceNet(linear=tuple(linear)).logit(features), features @ linear)
+    np.testing.assert_allclose(LogitNet(linear=tuple(linear)).logit(features), features @ linear)
 
 
 def test_the_score_follows_the_slices_slowly_by_its_memory() -> None:
-    always = PresenceNet(linear=(-2.0, *(0.0,) * (COUNT - 1)))
+    always = LogitNet(linear=(-2.0, *(0.0,) * (COUNT - 1)))
     state = a_state()
     state.logit = 4.0
     scores = [
-        Fusion(presence=always, memory=0.5).settle(a_square(6, 14), 0.9, an_answer(a_square(6, 14)), state)[1]
+        Fusion(presence=always, memory=0.5)
+        .settle(a_square(6, 14), 0.9, an_answer(a_square(6, 14)), state)
+        .score
         for _ in range(3)
     ]
     expected_logits = np.array([1.0, -0.5, -1.25])
@@ -108,9 +110,25 @@ def test_the_score_follows_the_slices_slowly_by_its_memory() -> None:
     assert state.steps == 3
 
 
+def test_a_mask_of_surer_pixels_is_expected_to_fit_better() -> None:
+    def quality(probability: float) -> float:
+        square = a_square(6, 14, probability)
+        return Fusion().settle(square, 0.9, an_answer(square), a_state()).quality
+
+    assert 0.0 < quality(0.55) < quality(0.75) < quality(0.95) < 1.0
+
+
+def test_the_expected_fit_is_that_of_its_net_on_this_slice_alone() -> None:
+    net = LogitNet(linear=(0.5, *(0.0,) * (COUNT - 1)))
+    state = a_state()
+    state.logit = -4.0
+    settled = Fusion(quality=net).settle(a_square(6, 14), 0.1, an_answer(a_square(6, 14)), state)
+    assert settled.quality == pytest.approx(1 / (1 + np.exp(-0.5)))
+
+
 def test_weights_survive_the_metadata_of_a_checkpoint() -> None:
-    net = PresenceNet(linear=tuple(range(COUNT)), units=((0.5,) * COUNT, (0.25,) * COUNT), out=(1.0, -1.0))
-    fusion = Fusion(network=0.4, presence=net, memory=0.7)
+    net = LogitNet(linear=tuple(range(COUNT)), units=((0.5,) * COUNT, (0.25,) * COUNT), out=(1.0, -1.0))
+    fusion = Fusion(network=0.4, presence=net, memory=0.7, quality=LogitNet(linear=(1.0,) * COUNT))
     meta = json.loads(json.dumps({"fusion": fusion.to_meta()}))
     assert Fusion.from_meta(meta) == fusion
     assert Fusion.from_meta({}) == Fusion()

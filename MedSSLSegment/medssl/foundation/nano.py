@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..prompts import SlicePrompt, box_of_mask
 from ..volume import WINDOWS, Volume, Window, as_stack
 from .intensity import IntensityOptions, IntensityTrack
-from .nano_fusion import Fusion, FusionState
+from .nano_fusion import Fusion, FusionState, Settled
 from .nano_inputs import Appearance, learn_appearance, make_channels, update_appearance
 from .nano_model import Decoded, Encoded, NanoConfig, NanoModel
 from .nano_prompts import prior_mask
@@ -294,20 +294,24 @@ class NanoSession:
         """Bring the network's answers back to the slice, and settle them with the intensity tracker's."""
         foreground = decoded.logits.float().sigmoid()
         presence = decoded.presence_logit.float().sigmoid()[:, 0].tolist()
-        quality = decoded.quality.float()[:, 0].tolist()
         answers = []
         for row, track in enumerate(batch.tracks):
             size = (track.crop.height, track.crop.width)
             cut = F.interpolate(foreground[row : row + 1], size=size, mode="bilinear", align_corners=False)
-            score = self._settle(track, cut[0, 0].cpu().numpy(), presence[row])
+            settled = self._settle(track, cut[0, 0].cpu().numpy(), presence[row])
             answer = TrackedSlice(
-                track.job.object_id, track.index, track.found.copy(), track.probability, score, quality[row]
+                track.job.object_id,
+                track.index,
+                track.found.copy(),
+                track.probability,
+                settled.score,
+                settled.quality,
             )
             answers.append((track.job, answer))
         return answers
 
-    def _settle(self, track: _Track, cut: NDArray[np.float32], presence: float) -> float:
-        """One answer from two kinds of evidence; both trackers go on from it. Returns the object score.
+    def _settle(self, track: _Track, cut: NDArray[np.float32], presence: float) -> Settled:
+        """One answer from two kinds of evidence; both trackers go on from it.
 
         Neither tracker says anything beyond its own part of the slice, so only the rectangle round both is looked at.
         """
@@ -320,13 +324,13 @@ class NanoSession:
         classical[_within(window, (other.rows, other.cols))] = other.probability
         seen = TrackedSlice(track.job.object_id, track.index, classical > 0.5, classical, other.score)
         track.fusion.previous = track.found[window]
-        settled, score = self._fusion.settle(probability, presence, seen, track.fusion)
+        settled = self._fusion.settle(probability, presence, seen, track.fusion)
 
         track.found, track.probability = np.zeros_like(track.found), np.zeros_like(track.probability)
-        track.found[window], track.probability[window] = settled > 0.5, settled
-        track.score = score
+        track.found[window], track.probability[window] = settled.probability > 0.5, settled.probability
+        track.score = settled.score
         track.classical.correct(track.found)
-        return score
+        return settled
 
     @one_thread()
     def _regroup(self, batch: _Batch) -> list[_Batch]:

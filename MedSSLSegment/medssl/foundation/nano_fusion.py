@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from .protocols import TrackedSlice
 
 __all__ = [
-    "PRESENCE_FEATURES",
+    "SLICE_FEATURES",
     "Fusion",
     "FusionState",
-    "PresenceNet",
+    "LogitNet",
+    "Settled",
     "distance_features",
-    "presence_features",
+    "slice_features",
 ]
 
-PRESENCE_FEATURES = (
+SLICE_FEATURES = (
     "constant",
     "logit of the network's object score",
     "logit of the intensity tracker's object score",
@@ -60,16 +61,35 @@ class FusionState:
     steps: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class PresenceNet:
-    """Logit of the object score: a weighted sum of `PRESENCE_FEATURES` and of a few tanh units over them."""
+@dataclass(frozen=True)
+class Settled:
+    """What two trackers come to on one slice."""
 
-    linear: tuple[float, ...] = (0.0, 0.5, 0.5, *(0.0,) * (len(PRESENCE_FEATURES) - 3))
+    probability: NDArray[np.float32]
+    """(H, W) of the object, whether or not it is there."""
+    score: float
+    """Probability that the object is there, 0 .. 1."""
+    quality: float
+    """Expected IoU of the mask if it is, 0 .. 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitNet:
+    """A weighted sum of `SLICE_FEATURES` and of a few tanh units over them."""
+
+    linear: tuple[float, ...]
     """(n,) weights of the features."""
     units: tuple[tuple[float, ...], ...] = ()
     """(m, n) weights of the features in each unit."""
     out: tuple[float, ...] = ()
     """(m,) weights of the units."""
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> LogitNet:
+        """The weights kept as plain JSON values."""
+        return cls(
+            linear=tuple(meta["linear"]), units=tuple(map(tuple, meta["units"])), out=tuple(meta["out"])
+        )
 
     def logit(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """(...,) of features (..., n)."""
@@ -79,16 +99,22 @@ class PresenceNet:
         )
 
 
+def _weights(of: Mapping[int, float]) -> tuple[float, ...]:
+    return tuple(of.get(place, 0.0) for place in range(len(SLICE_FEATURES)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fusion:
     """Weights of the settlement."""
 
     network: float = 0.5
     """Weight of the network's probability against the intensity tracker's, 0 .. 1."""
-    presence: PresenceNet = PresenceNet()
-    """The object score."""
+    presence: LogitNet = LogitNet(linear=_weights({1: 0.5, 2: 0.5}))
+    """The object score: the mean of both trackers', unless it was fitted."""
     memory: float = 0.5
     """Share of the slices before in the object score's logit, 0 .. 1."""
+    quality: LogitNet = LogitNet(linear=_weights({0: -4.0, 4: 8.0}))
+    """The mask's IoU where the object is: steeper than the mean probability inside it, unless it was fitted."""
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> Fusion:
@@ -96,11 +122,12 @@ class Fusion:
         kept = meta.get("fusion")
         if kept is None:
             return cls()
-        net = kept["presence"]
-        presence = PresenceNet(
-            linear=tuple(net["linear"]), units=tuple(map(tuple, net["units"])), out=tuple(net["out"])
+        return cls(
+            network=kept["network"],
+            presence=LogitNet.from_meta(kept["presence"]),
+            memory=kept["memory"],
+            quality=LogitNet.from_meta(kept["quality"]),
         )
-        return cls(network=kept["network"], presence=presence, memory=kept["memory"])
 
     def to_meta(self) -> dict[str, Any]:
         """The inverse of `from_meta`: what to keep under ``fusion``, as plain JSON values."""
@@ -108,7 +135,7 @@ class Fusion:
 
     def settle(
         self, probability: NDArray[np.float32], presence: float, other: TrackedSlice, state: FusionState
-    ) -> tuple[NDArray[np.float32], float]:
+    ) -> Settled:
         """One answer from two.
 
         Args:
@@ -116,16 +143,14 @@ class Fusion:
             presence: the network's object score, 0 .. 1.
             other: the intensity tracker's answer on the same part.
             state: what is known from the slices before; brought up to this slice.
-
-        Returns:
-            (H, W) probability and the object score, 0 .. 1.
         """
         mixed = self._mixed(probability, other)
         state.steps += 1
-        logit = float(self.presence.logit(presence_features(probability, presence, other, mixed, state)))
+        features = slice_features(probability, presence, other, mixed, state)
+        logit = float(self.presence.logit(features))
         state.logit = self.memory * state.logit + (1.0 - self.memory) * logit
         state.previous = mixed > 0.5
-        return mixed, float(1.0 / (1.0 + np.exp(-state.logit)))
+        return Settled(mixed, _share(state.logit), _share(float(self.quality.logit(features))))
 
     def _mixed(self, probability: NDArray[np.float32], other: TrackedSlice) -> NDArray[np.float32]:
         if other.probability is None or not other.mask.any():
@@ -133,14 +158,14 @@ class Fusion:
         return np.float32(self.network) * probability + np.float32(1.0 - self.network) * other.probability
 
 
-def presence_features(
+def slice_features(
     probability: NDArray[np.float32],
     presence: float,
     other: TrackedSlice,
     mixed: NDArray[np.float32],
     state: FusionState,
 ) -> NDArray[np.float64]:
-    """The values of `PRESENCE_FEATURES` on one slice; the mask is the mixture's."""
+    """The values of `SLICE_FEATURES` on one slice; the mask is the mixture's."""
     mask = mixed > 0.5
     area = int(np.count_nonzero(mask))
     of_the_slice = (
@@ -162,7 +187,7 @@ def presence_features(
 def distance_features(
     area: int, distance_mm: float, reference_area: int, pixel_mm2: float
 ) -> NDArray[np.float64]:
-    """The last of `PRESENCE_FEATURES`: what follows from sizes and distances alone.
+    """The last of `SLICE_FEATURES`: what follows from sizes and distances alone.
 
     Args:
         area: pixels of the mask.
@@ -185,6 +210,10 @@ def distance_features(
 def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     size = int(np.count_nonzero(first)) + int(np.count_nonzero(second))
     return 2.0 * int(np.count_nonzero(first & second)) / size if size else 0.0
+
+
+def _share(logit: float) -> float:
+    return float(1.0 / (1.0 + np.exp(-logit)))
 
 
 def _logit(score: float) -> float:
