@@ -205,6 +205,8 @@ class Page:
         )
         self.page.wait_for_selector(".medssl-loading.v-overlay--active", state="hidden")
         self.wait_for("label-Red", "/")
+        # What was said last lies over the first view for a while.
+        self.page.wait_for_selector("[data-test=notice]", state="hidden")
 
     def text(self, name: str) -> str:
         """What a named part of the page says."""
@@ -352,16 +354,6 @@ class Page:
 def page(browser: Any, workstation: Running) -> Iterator[Page]:
     """The page in a fresh browser; fails if the browser has complained of anything."""
     with opened_page(browser, workstation) as shown:
-        yield shown
-
-
-@pytest.fixture
-def fresh_page(browser: Any, ct_file: Path, tmp_path: Path) -> Iterator[Page]:
-    """As `page`, of a workstation that nobody has worked in yet."""
-    with (
-        running_workstation(ct_file, "--threads", 1, home=tmp_path / "home") as running,
-        opened_page(browser, running) as shown,
-    ):
         yield shown
 
 

@@ -193,9 +193,8 @@ def test_the_keys_are_listed_and_do_what_the_list_says(page: Page) -> None:
 
 
 def test_a_scene_that_is_opened_again_shows_in_the_slices_what_it_showed(
-    fresh_page: Page, phantom: Phantom, ct_file: Path
+    page: Page, phantom: Phantom, ct_file: Path
 ) -> None:
-    page = fresh_page
     page.begin()
     page.go_to_slice(INDEX)
     plain = page.coloured()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from trame_server import Server
 
 from ..ui.status_ui import StatusState, StatusUI
@@ -11,6 +13,8 @@ from .section import SectionLogic
 __all__ = ["StatusLogic", "time_left_text"]
 
 _COLORS = {"stopped": "grey", "starting": "amber", "ready": "green", "busy": "blue"}
+_NOTICE_S, _BAD_NOTICE_S = 5.0, 10.0
+"""How long a sentence is shown, whether or not a page is open."""
 
 
 def time_left_text(seconds: float | None) -> str:
@@ -30,11 +34,13 @@ class StatusLogic(SectionLogic[StatusState]):
         self._pids: set[int] = set()
         self._sentences: tuple[str, ...] = ("", "")
         self._latest = ""
+        self._notice_end: asyncio.TimerHandle | None = None
         work.said.connect(self.say)
 
     def set_ui(self, ui: StatusUI) -> None:
         """Listen to the widgets."""
         ui.cancel_clicked.connect(self.cancel)
+        ui.notice_clicked.connect(self.hush)
 
     def cancel(self) -> None:
         """Stop what runs."""
@@ -59,8 +65,17 @@ class StatusLogic(SectionLogic[StatusState]):
         self.work.look_soon()
 
     def say(self, sentence: str, is_bad: bool) -> None:
-        """Say something once."""
+        """Say something once: a page that is opened when its time is up does not say it again."""
         self.data.notice, self.data.is_notice_bad, self.data.is_notice_shown = sentence, is_bad, True
+        if self._notice_end is not None:
+            self._notice_end.cancel()
+        seconds = _BAD_NOTICE_S if is_bad else _NOTICE_S
+        self._notice_end = asyncio.get_running_loop().call_later(seconds, self.hush)
+
+    def hush(self) -> None:
+        """Take away what was said."""
+        with self.state:
+            self.data.is_notice_shown = False
 
     def show(self) -> None:
         """Show where the work stands."""

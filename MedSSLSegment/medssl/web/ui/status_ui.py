@@ -39,6 +39,7 @@ class StatusUI(VFooter):  # type: ignore[misc]
     """The status line, and sentences that are said once."""
 
     cancel_clicked = Signal()
+    notice_clicked = Signal()
 
     def __init__(self) -> None:
         super().__init__(app=True, border=True, height=40, classes="py-0 px-3 ga-3")
@@ -60,8 +61,11 @@ class StatusUI(VFooter):  # type: ignore[misc]
             with VSnackbar(
                 v_model=(name.is_notice_shown,),
                 color=(f"{name.is_notice_bad} ? 'error' : undefined",),
-                timeout=(f"{name.is_notice_bad} ? 10000 : 5000",),
+                timeout=-1,  # the logic takes it away: a page that was closed meanwhile cannot
                 location="top",
                 **named("notice"),
             ):
-                Span(f"{{{{ {name.notice} }}}}")
+                Span(
+                    f"{{{{ {name.notice} }}}}", title="Click to close.", style="cursor: pointer",
+                    click=self.notice_clicked,
+                )  # fmt: skip
