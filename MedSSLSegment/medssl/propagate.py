@@ -235,11 +235,9 @@ class _Run:
         said[job.step] = _Said.of(answer)
         if len(said) == 2:
             del waiting[answer.index]
-            up, down = (said[step].whole(answer.mask.shape) for step in (1, -1))
             low, high = (job.start for job in stretch.jobs)
             share = (high - answer.index) / (high - low)
-            agreement = _agreement(up > 0.5, down > 0.5)
-            yield self._slice(answer, share * up + (1 - share) * down > 0.5, 0.5 + 0.5 * agreement)
+            yield self._slice(answer, *_blended(said[1], said[-1], share, answer.mask.shape))
 
     def _slice(self, answer: TrackedSlice, mask: NDArray[np.bool_], confidence: float) -> SliceMask:
         return SliceMask(
@@ -259,6 +257,10 @@ class _Said:
     cols: slice
     probability: NDArray[np.float16]
     """Of the foreground, inside `rows` and `cols`; nothing to speak of outside."""
+    score: float
+    """Probability that the object is there, 0 .. 1."""
+    expected_dice: float | None
+    """Of its mask if it is; None where the tracker cannot tell."""
 
     @classmethod
     def of(cls, answer: TrackedSlice) -> _Said:
@@ -268,7 +270,8 @@ class _Said:
         x0, y0, x1, y1 = (0, 0, -1, -1) if box is None else (int(corner) for corner in box)
         rows, cols = slice(y0, y1 + 1), slice(x0, x1 + 1)
         belief = 1.0 if answer.score > 0.5 else 0.5
-        return cls(rows, cols, (belief * probability[rows, cols]).astype(np.float16))
+        kept = (belief * probability[rows, cols]).astype(np.float16)
+        return cls(rows, cols, kept, answer.score, _expected_dice(answer))
 
     def whole(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """(H, W) the probability on the whole slice."""
@@ -277,8 +280,27 @@ class _Said:
         return probability
 
 
+def _blended(up: _Said, down: _Said, share: float, shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], float]:
+    """(H, W) mask and confidence of two directions, of which the upward one has this share.
+
+    Where the directions cannot tell how well their masks fit, their agreement has to do.
+    """
+    first, second = up.whole(shape), down.whole(shape)
+    mask = share * first + (1 - share) * second > 0.5
+    if not mask.any():
+        return mask, 1.0 - (share * up.score + (1 - share) * down.score)
+    if up.expected_dice is None or down.expected_dice is None:
+        return mask, 0.5 + 0.5 * _agreement(first > 0.5, second > 0.5)
+    return mask, share * up.expected_dice + (1 - share) * down.expected_dice
+
+
 def _confidence(answer: TrackedSlice) -> float:
-    return answer.score * answer.quality
+    expected = _expected_dice(answer)
+    return answer.score if expected is None else answer.score * expected
+
+
+def _expected_dice(answer: TrackedSlice) -> float | None:
+    return None if answer.quality is None else 2.0 * answer.quality / (1.0 + answer.quality)
 
 
 def _agreement(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:

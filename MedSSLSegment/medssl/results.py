@@ -23,7 +23,7 @@ class SliceMask:
     mask: NDArray[np.bool_]
     """(H, W) on the grid of `medssl.volume.take_slice`."""
     confidence: float
-    """How sure the program is of this slice, 0 .. 1."""
+    """How sure the program is of this slice, 0 .. 1; the Dice it expects where the tracker can tell."""
     is_reference: bool = False
     """True where the mask is the user's own and was not predicted."""
     stage: str = ""

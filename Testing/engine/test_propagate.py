@@ -5,7 +5,7 @@ import itertools
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -29,7 +29,7 @@ class CopyingTracker:
     score: Callable[[TrackJob, int], float] = lambda job, index: 1.0
     probability: Callable[[TrackJob, int, np.ndarray], np.ndarray] | None = None
     mask: Callable[[TrackJob, int, np.ndarray], np.ndarray] = lambda job, index, reference: reference.copy()
-    quality: float = 1.0
+    quality: float | None = None
     one_job_at_a_time: bool = False
     volume: Volume | None = None
     window: Window | None = None
@@ -234,15 +234,37 @@ def test_reference_slices_come_first_exactly_as_drawn() -> None:
 def test_a_box_becomes_a_reference_with_the_models_mask_and_confidence() -> None:
     box = np.array([3, 2, 8, 6], np.float32)
     reference, *others = masks(run([Reference("liver", SlicePrompt(0, 5, box_xyxy_px=box))]))
-    assert (reference.is_reference, reference.confidence) == (True, pytest.approx(0.8 * 0.5))
+    assert (reference.is_reference, reference.confidence) == (True, pytest.approx(0.8 * 2 * 0.5 / 1.5))
     assert reference.mask.sum() == 6 * 5
     assert all((one.mask == reference.mask).all() for one in others)
 
 
-def test_confidence_outside_the_references_is_the_score_times_the_quality() -> None:
-    tracker = CopyingTracker(score=lambda job, index: 1 - index / 100, quality=0.5)
+@pytest.mark.parametrize(("quality", "dice"), [(None, 1.0), (0.5, 2 / 3), (1.0, 1.0)])
+def test_confidence_outside_the_references_is_the_score_times_the_dice_of_the_expected_iou(
+    quality: float | None, dice: float
+) -> None:
+    tracker = CopyingTracker(score=lambda job, index: 1 - index / 100, quality=quality)
     for one in masks(run([on(0)], tracker))[1:]:
-        assert one.confidence == pytest.approx((1 - one.index / 100) / 2)
+        assert one.confidence == pytest.approx((1 - one.index / 100) * dice)
+
+
+def test_confidence_between_references_is_the_expected_dice_of_both_directions_by_distance() -> None:
+    low, high, iou = 2, 9, {1: 0.9, -1: 0.3}
+
+    class Judging(CopyingSession):
+        def answer(self, job: TrackJob, index: int) -> tuple[TrackJob, TrackedSlice]:
+            job, answer = super().answer(job, index)
+            return job, replace(answer, quality=iou[job.step])
+
+    class JudgingTracker(CopyingTracker):
+        def open(self, volume: Volume, axis: int, window: Window) -> CopyingSession:
+            return Judging(self, volume, axis)
+
+    expected = {step: 2 * value / (1 + value) for step, value in iou.items()}
+    events = run([on(low), on(high)], JudgingTracker(), first=low, last=high)
+    for one in (one for one in masks(events) if not one.is_reference):
+        share = (high - one.index) / (high - low)
+        assert one.confidence == pytest.approx(share * expected[1] + (1 - share) * expected[-1])
 
 
 @pytest.mark.parametrize("one_job_at_a_time", [False, True])

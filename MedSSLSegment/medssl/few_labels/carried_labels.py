@@ -27,8 +27,8 @@ from .annotated_samples import AnnotatedCase, by_scan
 
 __all__ = ["carried_labels", "with_carried_labels"]
 
-_SURE = 0.5
-"""Confidence from which a slice teaches."""
+_SURE = 0.65
+"""Confidence, the Dice that is expected of it, from which a slice teaches."""
 _UNSURE_BEYOND_MM = 12.0
 """So far past the slice where an object was last seen, its surroundings teach nothing."""
 _AROUND_MM = 10.0

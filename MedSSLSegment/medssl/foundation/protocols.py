@@ -102,8 +102,8 @@ class TrackedSlice:
     """(H, W) foreground probability, for blending between references; None where the tracker has only a mask."""
     score: float
     """Probability that the object is on this slice, 0 .. 1."""
-    quality: float = 1.0
-    """The tracker's own estimate of the mask's IoU, 0 .. 1; 1 where it has none."""
+    quality: float | None = None
+    """The tracker's own estimate of the mask's IoU if the object is there, 0 .. 1; None where it has none."""
 
 
 @dataclass(frozen=True)

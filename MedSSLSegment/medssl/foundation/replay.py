@@ -109,7 +109,7 @@ class _Compact:
     cols: slice
     probability: NDArray[np.uint8]
     score: float
-    quality: float
+    quality: float | None
 
     @property
     def nbytes(self) -> int:
