@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,6 +86,30 @@ def test_a_volume_is_read_in_another_thread_and_the_scene_knows_nothing_of_it_un
     np.testing.assert_array_equal(nodes.read_volume_node(node).voxels_kji, phantom.volume.voxels_kji)
 
 
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mrb"])
+def test_while_a_large_file_is_read_everything_else_goes_on(
+    documents: Documents, phantom: Phantom, tmp_path: Path, suffix: str
+) -> None:
+    ct = phantom.volume
+    large = Volume(np.tile(ct.voxels_kji, (4, 2, 2)), ct.ijk_to_ras)
+    path = tmp_path / f"large{suffix}"
+    write_volume(large, tmp_path / "large.nrrd")
+    if suffix == ".mrb":
+        documents.open(tmp_path / "large.nrrd")
+        documents.write_scene(path)
+    elif suffix != ".nrrd":
+        write_volume(large, path)
+    steps = 0
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(documents.reader(path))
+        while not reading.done():
+            time.sleep(0.001)
+            steps += 1
+    assert steps > 30  # a reader that lets nobody else run leaves time for a dozen at most
+    volume = nodes.read_volume_node(reading.result()().volume_node)
+    np.testing.assert_array_equal(volume.voxels_kji, large.voxels_kji)
+
+
 def test_files_that_are_numbered_alike_are_not_taken_for_slices_of_one_volume(
     documents: Documents, phantom: Phantom, tmp_path: Path
 ) -> None:
@@ -96,7 +121,7 @@ def test_files_that_are_numbered_alike_are_not_taken_for_slices_of_one_volume(
 
 def test_what_is_no_image_is_refused_in_one_sentence(documents: Documents, tmp_path: Path) -> None:
     (tmp_path / "ct.nii.gz").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"^ct\.nii\.gz cannot be read as an image"):
+    with pytest.raises(InputError, match=r"^ct\.nii\.gz is not a NIfTI file"):
         documents.open(tmp_path / "ct.nii.gz")
 
 

@@ -1,4 +1,4 @@
-"""Files in and out of the scene: trame-slicer reads and writes them, this file knows what is what."""
+"""Files in and out of the scene: trame-slicer reads and writes what is Slicer's own; this file knows what is what."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
 from ..errors import InputError, StorageError
 from ..formats.dicom_seg import write_dicom_seg
-from ..scene import nodes, writing
+from ..scene import nodes
 from ..segmentation import Segment, Segmentation, read_segmentation, write_segmentation
-from ..volume import Volume
+from ..volume import Volume, read_volume
+from .unpacking import unpack_nrrd, unpack_scene
 
 __all__ = ["Documents", "Format", "Opened", "Reader"]
 
@@ -75,17 +77,38 @@ class Documents:
 
         Returns:
             Reads what takes long, and may do so in another thread; what that returns puts it into the scene, and has
-            to be called in the scene's own. Either raises InputError. Of a scene nothing can be read beforehand.
+            to be called in the scene's own. Either raises InputError.
         """
         name = path.name.lower()
-        if name.endswith((".mrb", ".mrml")):
-            return lambda: lambda: self._open_scene(path)
+        if name.endswith(".mrb"):
+            return lambda: self._unpacked(path, unpack_scene, self._open_scene)
+        if name.endswith(".mrml"):
+            return lambda: lambda: self._open_scene(path, path)
         if name.endswith((".seg.nrrd", ".seg.nhdr")):
-            return lambda: lambda: Opened(segmentation_node=self._open_segmentation(path))
+            return lambda: self._unpacked(path, unpack_nrrd, self._open_segmentation)
+        return lambda: self._volume_put(path)
 
-        def read() -> Callable[[], Opened]:
-            found = _read_volume(path)
-            return lambda: Opened(volume_node=self._add_volume(found, path))
+    def _volume_put(self, path: Path) -> Callable[[], Opened]:
+        if path.is_dir():
+            series = _read_series(path)
+            return lambda: Opened(volume_node=self._add_series(series, path))
+        volume = read_volume(path)
+        return lambda: Opened(volume_node=self._add_volume(volume, path))
+
+    def _unpacked(
+        self, path: Path, unpack: Callable[[Path, Path], Path], put: Callable[[Path, Path], Opened]
+    ) -> Callable[[], Opened]:
+        """Unpack a file; what is returned reads what came of it, and takes that away again."""
+        folder = TemporaryDirectory(prefix="medssl-")
+        try:
+            unpacked = unpack(path, Path(folder.name))
+        except BaseException:
+            folder.cleanup()
+            raise
+
+        def read() -> Opened:
+            with folder:
+                return put(unpacked, path)
 
         return read
 
@@ -99,46 +122,49 @@ class Documents:
 
     def label_reader(self, path: Path, volume_node: Any) -> Reader:
         """What `open_labels` does, in two parts; see `reader`."""
-        volume = nodes.read_volume_node(volume_node)
+        read_volume_of_node = nodes.volume_reader(volume_node)
 
-        def read() -> Callable[[], Opened]:
-            segmentation = read_segmentation(path, like=volume)
-            return lambda: self._add_labels(segmentation, volume, volume_node, _stem(path))
+        def unpack(path: Path, folder: Path) -> Path:
+            copy = folder / f"{_stem(path)}.seg.nrrd"
+            write_segmentation(read_segmentation(path, like=read_volume_of_node()), copy)
+            return unpack_nrrd(copy, folder)
 
-        return read
+        def put(unpacked: Path, path: Path) -> Opened:
+            node = self._open_segmentation(unpacked, path).segmentation_node
+            nodes.place_beside(self._scene, node, volume_node)
+            return Opened(volume_node, node)
 
-    def _add_labels(self, segmentation: Segmentation, volume: Volume, volume_node: Any, name: str) -> Opened:
-        node = nodes.create_segmentation_node(self._scene, volume_node, name)
-        for segment in segmentation.segments:
-            segment_id = node.GetSegmentation().AddEmptySegment("", segment.name, segment.color_rgb)
-            masks = dict(enumerate(segmentation.mask(segment.name)))
-            writing.write_slices(
-                node, segment_id, volume, 0, {k: mask for k, mask in masks.items() if mask.any()}
-            )
-        return Opened(volume_node, node)
+        return lambda: self._unpacked(path, unpack, put)
 
-    def _add_volume(self, read: Any, path: Path) -> Any:
-        """Have the image of a node that is in no scene, or in one of its own, in a node of this scene."""
-        name = self._scene.GenerateUniqueName(read.GetName() if path.is_dir() else _stem(path))
-        node = self._scene.AddNewNodeByClass(read.GetClassName(), name)
+    def _add_volume(self, volume: Volume, path: Path) -> Any:
+        name = self._scene.GenerateUniqueName(_stem(path))
+        node = nodes.add_volume_node(self._scene, volume)
+        node.SetName(name)
+        node.SetAttribute(_SOURCE, str(path))
+        return node
+
+    def _add_series(self, series: Any, path: Path) -> Any:
+        """Have the image of a node of another scene in a node of this one."""
+        name = self._scene.GenerateUniqueName(series.GetName())
+        node = self._scene.AddNewNodeByClass(series.GetClassName(), name)
         to_ras = vtkMatrix4x4()
-        read.GetIJKToRASMatrix(to_ras)
+        series.GetIJKToRASMatrix(to_ras)
         node.SetIJKToRASMatrix(to_ras)
-        node.SetAndObserveImageData(read.GetImageData())
+        node.SetAndObserveImageData(series.GetImageData())
         node.CreateDefaultDisplayNodes()
         node.SetAttribute(_SOURCE, str(path))
         return node
 
-    def _open_segmentation(self, path: Path) -> Any:
-        node = self._app.io_manager.load_segmentation(path)
+    def _open_segmentation(self, unpacked: Path, path: Path) -> Opened:
+        node = self._app.io_manager.load_segmentation(unpacked)
         if node is None:
             raise InputError(f"{path.name} cannot be read as a segmentation of 3D Slicer.")
         node.SetName(_stem(path))
-        return node
+        return Opened(segmentation_node=node)
 
-    def _open_scene(self, path: Path) -> Opened:
+    def _open_scene(self, unpacked: Path, path: Path) -> Opened:
         self._scene.Clear()
-        if not self._app.io_manager.load_scene(path):
+        if not self._app.io_manager.load_scene(unpacked):
             raise InputError(f"{path.name} cannot be read as a scene of 3D Slicer.")
         self._have_views_look_again()
         found = Opened(*(self.parameter_node().GetNodeReference(role) for role in _ROLES))
@@ -246,32 +272,15 @@ def as_segmentation(segmentation_node: Any, volume: Volume) -> Segmentation:
     return Segmentation(labels, volume.ijk_to_ras, tuple(segments), segmentation_node.GetName())
 
 
-def _read_volume(path: Path) -> Any:
-    """A volume node with what is in a file or a DICOM folder, of several series the one with the most voxels."""
-    is_folder = path.is_dir()
-    files = (
-        [file for file in path.iterdir() if file.is_file() and not file.is_symlink()] if is_folder else [path]
-    )
-    names = sorted(map(str, files))
+def _read_series(folder: Path) -> Any:
+    """A volume node with what is in a DICOM folder, of several series the one with the most voxels."""
+    names = sorted(str(file) for file in folder.iterdir() if file.is_file() and not file.is_symlink())
+    found = []
     if VolumesReader.contains_dcm_volume(names):
-        found = [
-            node for node in VolumesReader.load_dcm_volumes(slicer.vtkMRMLScene(), names) if node is not None
-        ]
-    else:
-        found = [node for name in names[:1] if (node := _read_file(name)) is not None]
+        found = [node for node in VolumesReader.load_dcm_volumes(slicer.vtkMRMLScene(), names) if node]
     if not found:
-        raise InputError(
-            f"{path.name} cannot be read as an image; give NIfTI, NRRD, MetaImage or a DICOM folder."
-        )
+        raise InputError(f"{folder.name} cannot be read as an image: it holds no DICOM series.")
     return max(found, key=lambda node: node.GetImageData().GetNumberOfPoints())
-
-
-def _read_file(name: str) -> Any:
-    node, storage = slicer.vtkMRMLScalarVolumeNode(), slicer.vtkMRMLVolumeArchetypeStorageNode()
-    storage.SetFileName(name)
-    storage.SetSingleFile(True)  # others beside it, numbered like it, are no further slices of it
-    storage.SetCenterImage(False)
-    return node if storage.ReadData(node) else None
 
 
 def _stem(path: Path) -> str:

@@ -124,7 +124,7 @@ class FilesLogic(SectionLogic[FilesState]):
             check_references(file, self._folders)
             read = reader_of(file)
             self._say_loading(f"Reading {file.name}{_size_text(file)} ...")
-            # A scene is read by the part that puts it in place: the page gets the time to say so before.
+            # While Slicer reads, nothing else goes on: the page gets the time to say what is read before.
             put = (await asyncio.gather(asyncio.to_thread(read), asyncio.sleep(_SHOWN_S)))[0]
             with self.state:
                 self._choose(put())
