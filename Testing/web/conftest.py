@@ -272,6 +272,17 @@ class Page:
             )
         )
 
+    def marked(self) -> int:
+        """Which slice the strip marks as the one that is shown; -1 for none."""
+        return int(
+            self.page.evaluate(
+                """() => {
+                  const mark = document.querySelector('[data-test=strip] rect[fill="#ffffff"]');
+                  return mark ? Math.floor(Number(mark.getAttribute("x"))) : -1;
+                }"""
+            )
+        )
+
     def begin(self) -> None:
         """Begin a new segmentation with one segment."""
         self.open_step(1)

@@ -207,6 +207,7 @@ def test_a_scene_that_is_opened_again_shows_in_the_slices_what_it_showed(
         return page.coloured() > plain + 500
 
     wait_until(shows_segment, "the segment of the opened scene")
+    wait_until(lambda: page.marked() == INDEX, "the mark of the shown slice in the strip")
 
 
 def test_a_run_can_be_stopped_resumed_and_stopped_again(page: Page) -> None:

@@ -133,8 +133,12 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
         data.strip.bars = [] if segment is None else _bars(segment)
         data.strip.references = [] if segment is None else list(segment.drawn)
         data.strip.suggestions = []
+        data.strip.current = -1
         if survey is not None:
             self._fit_span(len(next(iter(survey.segments.values())).area_px))
+            views = self._slicer_app.view_manager
+            for view in views.filter_visible_views(views.get_slice_views()):
+                self._on_view_moved(view)
 
     def _show_arrived(self) -> None:
         """Fill the strip with the slices that were written since; a run that has ended is surveyed anew."""
@@ -204,7 +208,7 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
         self.work.attempt(lambda: self.session.look(self._axis()))
 
     def _on_nodes_chosen(self) -> None:
-        self.data.left_out, self.data.suggestion, self.data.strip.current = [], "", -1
+        self.data.left_out, self.data.suggestion = [], ""
         self._show_survey()
 
     def _on_reference_ticked(self, key: str) -> None:

@@ -59,7 +59,7 @@ class StripUI(Div):  # type: ignore[misc]
   <span>0</span>
   <span><span style="color: #4493f8">&#9632;</span> reference
     <span style="color: #2ea043">&#9632;</span> sure <span style="color: #d73a49">&#9632;</span> unsure
-    <span style="color: #d29922">&#9632;</span> next</span>
+    <span style="color: #d29922">&#9632;</span> next <span style="color: #ffffff">&#9632;</span> shown</span>
   <span>{{{{ {name.bars}.length - 1 }}}}</span>
 </div>"""
             )
