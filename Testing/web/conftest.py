@@ -33,6 +33,9 @@ from PIL import Image
 T = TypeVar("T")
 
 PATIENCE_S = 120.0
+LOOK_S = 0.05
+LOOKS = int(PATIENCE_S / LOOK_S)
+"""So often something is looked for in vain: where other programs keep the machine busy a look takes longer."""
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZE_PX = (1280, 800)
 ORGAN = "liver"
@@ -94,14 +97,23 @@ def _address(running: Running) -> str:
     raise AssertionError("".join(running.lines))
 
 
-def wait_until(is_so: Callable[[], Any], what: str) -> Any:
-    """The first true answer; fails with `what` when there is none."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline_s:
+def wait_until(is_so: Callable[[], Any], what: str, sign_of_life: Callable[[], Any] = lambda: None) -> Any:
+    """The first true answer; fails with `what` when there is none.
+
+    Args:
+        is_so: asked again and again.
+        what: is waited for.
+        sign_of_life: as long as its answer changes, what is waited for is on its way.
+    """
+    looks, sign = 0, sign_of_life()
+    while looks < LOOKS:
         if answer := is_so():
             return answer
-        time.sleep(0.05)
-    raise AssertionError(f"{what} did not happen in {PATIENCE_S:.0f} s")
+        time.sleep(LOOK_S)
+        looks += 1
+        if (latest := sign_of_life()) != sign:
+            looks, sign = 0, latest
+    raise AssertionError(f"{what} did not happen though it was looked for {LOOKS} times")
 
 
 def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -226,7 +238,11 @@ class Page:
         """What a named part of the page says, once that holds these words."""
         try:
             return str(
-                wait_until(lambda: words in (said := self.text(name)) and said, f"'{words}' in {name}")
+                wait_until(
+                    lambda: words in (said := self.text(name)) and said,
+                    f"'{words}' in {name}",
+                    lambda: (self.text(name), self.text("status")),
+                )
             )
         except AssertionError as error:
             raise AssertionError(
@@ -340,7 +356,7 @@ class Page:
         self.page.locator("[data-test=save-name] input").fill(name)
         self.click("write")
         path = folder / f"{name}{suffix}"
-        wait_until(path.is_file, f"{path.name}")
+        wait_until(path.is_file, f"{path.name}", lambda: self.text("status"))
         self.page.wait_for_selector("[data-test=write]", state="hidden")
         return path
 
@@ -370,13 +386,15 @@ def page(browser: Any, workstation: Running) -> Iterator[Page]:
 
 @contextmanager
 def opened_page(browser: Any, running: Running) -> Iterator[Page]:
-    """A workstation's page in a fresh browser, which must not complain of anything until the block ends."""
+    """A workstation's page in a fresh browser, which must not complain of anything until the block ends, nor must the
+    workstation."""
     context = browser.new_context(viewport={"width": SIZE_PX[0], "height": SIZE_PX[1]})
     shown = Page(context.new_page(), running)
     shown.open()
     yield shown
     context.close()
     assert shown.complaints == []
+    assert not [line for line in running.lines if "Traceback" in line], "".join(running.lines)
 
 
 def depth(mask: np.ndarray) -> np.ndarray:

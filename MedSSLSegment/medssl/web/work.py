@@ -122,7 +122,7 @@ class Work:
         """
         while True:
             await self._pause(_BUSY_S if self._is_busy else _IDLE_S)
-            with page:
+            with page, self.errors_said():  # whatever becomes of one look, the next one follows
                 self.poll()
 
     async def _pause(self, seconds: float) -> None:
