@@ -111,7 +111,13 @@ def predict(
     values = np.array([0, *(segment.label for segment in info.segments)], np.uint8)
     eta = Eta(len(done))
     yield eta.step(0, "predicting")
-    for slab in predictor.slabs(image, intensity_stats(image), prepared_start, cancelled=cancelled):
+    for slab in predictor.slabs(
+        image,
+        intensity_stats(image),
+        prepared_start,
+        spacing_kji_mm=grid.spacing_kji_mm,
+        cancelled=cancelled,
+    ):
         prepared[:, slab.first : slab.stop] = slab.probabilities
         done[slab.first : slab.stop] = True
         ready = np.flatnonzero(grid.final_slices(done) & ~sent)

@@ -95,11 +95,14 @@ def test_blocks_of_any_size_are_predicted_as_each_voxel_by_itself(
     np.testing.assert_allclose(found[1], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("contract", [FLAT, SOLID])
-def test_slabs_come_from_the_start_outwards(contract: InputContract) -> None:
-    slabs = list(predictor(contract).slabs(image((200, 16, 16)), start=150))
+@pytest.mark.parametrize(("contract", "k_mm"), [(FLAT, None), (FLAT, 1.0), (FLAT, 5.0), (SOLID, None)])
+def test_slabs_come_from_the_start_outwards(contract: InputContract, k_mm: float | None) -> None:
+    spacing = k_mm and (k_mm, 4.0, 4.0)
+    slabs = list(predictor(contract).slabs(image((200, 16, 16)), start=150, spacing_kji_mm=spacing))
+    assert sorted(k for slab in slabs for k in range(slab.first, slab.stop)) == list(range(200))
     away = [max(slab.first - 150, 150 - (slab.stop - 1), 0) for slab in slabs]
     assert away[0] <= 8  # a slice in two rows of blocks waits for both
+    assert away[0] == 0 or contract is SOLID
     assert len(slabs) > 3
     assert all(b >= a - 40 for a, b in itertools.pairwise(away))
 
@@ -135,6 +138,91 @@ def test_tiles_cover_the_body_and_not_the_air_around_it(
     far = np.ones((90, 120), bool)
     far[max(j - 20, 0) : j + 33, max(i - 20, 0) : i + 35] = False
     assert (slab.probabilities[0][:, far] == 1.0).all()
+
+
+def bright(images: Tensor) -> Tensor:
+    """Two classes: what is nearly at the top of the window, and everything else."""
+    found = (images[:, :1] > 1.2).float()
+    return torch.cat([1.0 - found, found], dim=1)
+
+
+def with_objects(
+    shape: tuple[int, int, int], thickness: int, count: int
+) -> tuple[NDArray[np.int16], NDArray[np.bool_]]:
+    """A body of water in air with bright objects, and where they are."""
+    rng = np.random.default_rng(thickness)
+    scan, there = np.full(shape, -1000, np.int16), np.zeros(shape, bool)
+    scan[:, 4:-4, 6:-6] = 0
+    for _ in range(count):
+        k, j, i = (int(rng.integers(4, side - 4 - thickness)) for side in shape)
+        there[k : k + thickness, j : j + int(rng.integers(1, 6)), i : i + int(rng.integers(1, 6))] = True
+    scan[there] = 390
+    return scan, there
+
+
+@pytest.mark.parametrize("fixed_size", [False, True])
+@pytest.mark.parametrize(("k_mm", "thickness"), [(5.0, 2), (2.5, 2), (2.0, 3), (1.0, 6)])
+def test_what_is_two_slices_and_six_mm_thick_is_found_as_if_every_slice_were_looked_at(
+    k_mm: float, thickness: int, fixed_size: bool
+) -> None:
+    shown = []
+
+    def counting(images: Tensor) -> Tensor:
+        shown.append(images.numel())
+        return bright(images)
+
+    flat = predictor(FLAT, answer=counting, fixed_size=fixed_size)
+    for count in (1, 2, 5):
+        scan, there = with_objects((40, 60, 50), thickness, count)
+        found = np.zeros(scan.shape, bool)
+        for slab in flat.slabs(scan, spacing_kji_mm=(k_mm, 4.0, 4.0)):
+            found[slab.first : slab.stop] = slab.probabilities.argmax(0)
+        np.testing.assert_array_equal(found, there)
+        looked_at = sum(shown)
+        shown.clear()
+        assert len(list(flat.slabs(scan)))
+        assert looked_at < 0.9 * sum(shown)
+        shown.clear()
+
+
+@pytest.mark.parametrize(("objects", "slices"), [((), 11), ((6, 7, 8, 9), 14), ((20,), 12)])
+def test_nothing_is_asked_between_two_slices_that_show_nothing(objects: tuple[int, ...], slices: int) -> None:
+    scan = np.zeros((21, 16, 16), np.int16)
+    scan[list(objects), 4:8, 4:8] = 390
+    shown: list[int] = []
+
+    def counting(images: Tensor) -> Tensor:
+        shown.append(len(images))
+        return bright(images)
+
+    found = list(predictor(FLAT, answer=counting).slabs(scan, spacing_kji_mm=(5.0, 4.0, 4.0)))
+    assert sum(shown) == slices
+    assert sum(int(slab.probabilities[1].sum()) for slab in found) == 16 * len(objects)
+    assert all((slab.probabilities.sum(0) == 1.0).all() for slab in found)
+
+
+@pytest.mark.parametrize("spacing", [None, (1.0, 4.0, 4.0), (5.0, 4.0, 4.0)])
+def test_only_wanted_slices_come_and_each_once(spacing: tuple[float, float, float] | None) -> None:
+    wanted = [0, 3, 4, *range(7, 30), 39]
+    slabs = list(predictor(FLAT).slabs(image((40, 16, 16)), wanted=wanted, spacing_kji_mm=spacing))
+    assert sorted(k for slab in slabs for k in range(slab.first, slab.stop)) == wanted
+
+
+def test_whether_to_stop_is_asked_before_every_batch() -> None:
+    asked: list[str] = []
+
+    def answer(images: Tensor) -> Tensor:
+        asked.append("network")
+        return brighter(images)
+
+    def go_on() -> bool:
+        asked.append("user")
+        return False
+
+    scan = image((60, 100, 100))
+    list(predictor(FLAT, answer=answer).slabs(scan, spacing_kji_mm=(1.0, 4.0, 4.0), cancelled=go_on))
+    assert asked.count("network") > 3
+    assert ("network", "network") not in itertools.pairwise(asked)
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "coronal"])

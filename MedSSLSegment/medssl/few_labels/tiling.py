@@ -7,10 +7,9 @@ spatial axes of the network.
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,25 +22,21 @@ from ..datasets.input_contract import InputContract, IntensityStats
 from ..errors import Cancelled, InputError
 from ..events import never
 from ..volume import rows_of_neighbours
+from .covering import around, cheapest_block, multiples, starts, starts_within, weight
+from .skimming import Box, around_found, box_of, joined, stretches, stride
 
 __all__ = ["ScanPredictor", "Slab"]
 
-_OVERLAP = 0.25
-"""Of the side of training: what a tile has in common with the next."""
-_SIGMA = 1 / 6
-"""Deviation of a tile's weight, in sides of the tile: its rim counts little."""
-_LEAST_WEIGHT = 1e-3
-_LARGEST_GROWTH = 2.5
-"""3D blocks grow to this many times the size of training, per axis: fewer rims are computed twice."""
-_VOXELS_OF_A_BLOCK = 1 << 21
-"""At most, after growing: so that memory stays small and a cancel does not wait for long."""
-_VOXELS_AT_ONCE = 1 << 18
-"""Of the network's input on the CPU; larger batches are no faster there, and a cancel must not wait."""
-_VOXELS_AT_ONCE_GPU = 1 << 23
-_AIR_MARGIN = 8
+_AT_ONCE = {2: 1 << 17, 3: 1 << 19}
+"""Voxels of the network's input on the CPU, by its axes; more do not fit into the caches, and a cancel must not wait.
+Convolutions of a single block are slower than those of two."""
+_AT_ONCE_GPU = 1 << 23
+_AIR_MARGIN = 2
 """Pixels of air that are shown around what is not air."""
 _SLICES_AT_ONCE = 32
 """At most, so that the slice being looked at does not wait for far ones."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +76,7 @@ class ScanPredictor:
         stats: IntensityStats | None = None,
         start: int | None = None,
         wanted: Sequence[int] | None = None,
+        spacing_kji_mm: Sequence[float] | None = None,
         cancelled: Callable[[], bool] = never,
     ) -> Iterator[Slab]:
         """Predict a scan.
@@ -90,6 +86,8 @@ class ScanPredictor:
             stats: of the scan, where the contract normalises by them.
             start: slice to begin with; None for the middle.
             wanted: rising slice numbers; only these are sure to be predicted. None for all.
+            spacing_kji_mm: of the image; 2D networks then look at a slice every 6 mm, or at every other one where
+                slices are thick, and at those between only around what their neighbours show. None looks everywhere.
             cancelled: asked before every batch.
 
         Yields:
@@ -103,8 +101,12 @@ class ScanPredictor:
         if not 0 <= start < len(image):
             raise InputError(f"Slice {start} does not exist; they run from 0 to {len(image) - 1}.")
         wanted = range(len(image)) if wanted is None else wanted
-        predict = self._slices if self.contract.spatial_dims == 2 else self._blocks
-        for slab in predict(image, stats, start, wanted):
+        slabs = (
+            self._slices(image, stats, start, wanted, spacing_kji_mm)
+            if self.contract.spatial_dims == 2
+            else self._blocks(image, stats, start, wanted)
+        )
+        for slab in slabs:
             if cancelled():
                 raise Cancelled("The prediction was stopped.")
             if slab is not None:
@@ -112,48 +114,73 @@ class ScanPredictor:
 
     @property
     def _at_once(self) -> int:
-        return _VOXELS_AT_ONCE if torch.device(self.device).type == "cpu" else _VOXELS_AT_ONCE_GPU
+        on_cpu = torch.device(self.device).type == "cpu"
+        return _AT_ONCE[self.contract.spatial_dims] if on_cpu else _AT_ONCE_GPU
 
     @property
     def _tile(self) -> tuple[int, ...]:
-        return _multiples(self.contract.size, self.divisor)
+        return multiples(self.contract.size, self.divisor)
 
-    def _empty(self, image: NDArray[np.int16]) -> bool:
-        """Whether a part of a CT holds nothing but air, which needs no network."""
-        return self.contract.scale == "fixed" and bool(image.max() <= self._air_hu)
-
-    @property
-    def _air_hu(self) -> float:
-        return min(self.contract.window_hu[0], -500.0)
-
-    def _filled(self, image: NDArray[np.int16]) -> tuple[slice, slice]:
-        """Rows and columns that tiles have to cover: of a CT (K, J, I) those with more than air, one tile at least."""
-        j, i = image.shape[1:]
-        if not self.fixed_size or self.contract.scale != "fixed" or self.contract.fit == "resize":
-            return slice(0, j), slice(0, i)
-        filled = image.max(axis=0) > self._air_hu
-        rows, cols = (np.flatnonzero(filled.any(axis=axis)) for axis in (1, 0))
-        return _span(rows, j, self._tile[-2]), _span(cols, i, self._tile[-1])
+    def _body(self, image: NDArray[np.int16]) -> Box | None:
+        """Rows and columns of (K, J, I) that need the network: of a CT those with more than air, if there are any."""
+        if self.contract.scale != "fixed":
+            return slice(0, image.shape[1]), slice(0, image.shape[2])
+        air_hu = min(self.contract.window_hu[0], -500.0)
+        return box_of(image.max(axis=0) > air_hu, (_AIR_MARGIN, _AIR_MARGIN))
 
     # -------------------------------------------------------------------------------------------------------------- 2D
 
     def _slices(
-        self, image: NDArray[np.int16], stats: IntensityStats | None, start: int, wanted: Sequence[int]
+        self,
+        image: NDArray[np.int16],
+        stats: IntensityStats | None,
+        start: int,
+        wanted: Sequence[int],
+        spacing_kji_mm: Sequence[float] | None,
     ) -> Iterator[Slab | None]:
-        voxels = int(np.prod(_multiples(image.shape[1:], self.divisor))) * self.contract.in_channels
-        yield None
-        for batch in _batches(wanted, start, min(max(1, self._at_once // voxels), _SLICES_AT_ONCE)):
-            found = torch.zeros((len(batch), self.classes, *image.shape[1:]))
-            found[:, 0] = 1.0
-            filled = [n for n, k in enumerate(batch) if not self._empty(image[k])]
-            if filled:
-                shown = np.stack([self._slice_input(image, batch[n], stats) for n in filled])
-                rows, cols = self._filled(image[[batch[n] for n in filled]])
-                part = torch.from_numpy(np.ascontiguousarray(shown[..., rows, cols])).to(self.device)
-                answers = found[filled]
-                answers[..., rows, cols] = self._whole_slices(part, stats).cpu()
-                found[filled] = answers
-            yield Slab(batch[0], np.ascontiguousarray(found.transpose(0, 1).numpy()))
+        """Stretches of slices: first those that are looked at everywhere, then those between."""
+        step = stride(spacing_kji_mm[0]) if spacing_kji_mm else 1
+        at_once = self._slices_at_once(image.shape[1:])
+        found_at: dict[int, Box | None] = {}
+        for stretch in stretches(wanted, start, step, max(1, min(at_once, _SLICES_AT_ONCE // step))):
+            ends = found_at.keys() & stretch
+            answers: dict[int, NDArray[np.float32]] = {}
+            everywhere = {k: self._body(image[k : k + 1]) for k in stretch if k not in ends}
+            yield from self._look(image, stats, everywhere, answers)
+            found_at |= {
+                k: around_found(answers[k], spacing_kji_mm[1:]) if spacing_kji_mm else None
+                for k in everywhere
+            }
+            between = {
+                k: joined(found_at[a], found_at[b]) if self._body(image[k : k + 1]) else None
+                for a, b in itertools.pairwise(stretch)
+                for k in range(a + 1, b)
+            }
+            yield from self._look(image, stats, between, answers)
+            if answers:
+                yield Slab(min(answers), np.stack([answers[k] for k in sorted(answers)], axis=1))
+
+    def _slices_at_once(self, sides: Sequence[int]) -> int:
+        voxels = int(np.prod(multiples(sides, self.divisor))) * self.contract.in_channels
+        return min(max(1, self._at_once // voxels), _SLICES_AT_ONCE)
+
+    def _look(
+        self,
+        image: NDArray[np.int16],
+        stats: IntensityStats | None,
+        boxes: Mapping[int, Box | None],
+        answers: dict[int, NDArray[np.float32]],
+    ) -> Iterator[None]:
+        """Add the (N, J, I) answers for slices, each in its box and certain background elsewhere."""
+        for k in boxes:
+            answers[k] = np.zeros((self.classes, *image.shape[1:]), np.float32)
+            answers[k][0] = 1.0
+        shown = [(k, box) for k, box in boxes.items() if box is not None]
+        for batch in _in_parts(shown, self._slices_at_once(_largest([box for _, box in shown]))):
+            yield None
+            part = np.stack([self._slice_input(image, k, stats) for k, _ in batch])
+            found = self._boxed(torch.from_numpy(part).to(self.device), [box for _, box in batch], stats)
+            answers.update(zip((k for k, _ in batch), found.cpu().numpy(), strict=True))
 
     def _slice_input(
         self, image: NDArray[np.int16], k: int, stats: IntensityStats | None
@@ -161,19 +188,24 @@ class ScanPredictor:
         n = self.contract.neighbours
         return self.contract.apply(image[np.clip(np.arange(k - n, k + n + 1), 0, len(image) - 1)], stats)
 
-    def _whole_slices(self, shown: Tensor, stats: IntensityStats | None) -> Tensor:
-        """(B, C, J, I) to (B, N, J, I), of any size."""
+    def _boxed(self, shown: Tensor, boxes: Sequence[Box], stats: IntensityStats | None) -> Tensor:
+        """(B, C, J, I) of any size to (B, N, J, I), looking at a box of each."""
         sides = shown.shape[2:]
         if self.contract.fit == "resize":
             scaled = F.interpolate(shown, size=self._tile, mode="bilinear", antialias=True)
             return F.interpolate(self.answer(scaled), size=sides, mode="bilinear")
-        if self.fixed_size:  # tiles need not begin at multiples of anything
-            larger = tuple(max(pair) for pair in zip(sides, self._tile, strict=True))
-        else:  # some networks need two pixels at their coarsest level
-            larger = _multiples((sides[0], max(sides[1], 2 * self.divisor)), self.divisor)
-        (top, bottom), (left, right) = (_around(n, m) for n, m in zip(sides, larger, strict=True))
+        tile = self._tile
+        if not self.fixed_size:  # some networks need two pixels at their coarsest level
+            least = _largest(boxes), tile, (1, 2 * self.divisor)
+            tile = multiples([max(lengths) for lengths in zip(*least, strict=True)], self.divisor)
+        (top, bottom), (left, right) = (around(n, max(n, side)) for n, side in zip(sides, tile, strict=True))
         padded = F.pad(shown, (left, right, top, bottom), value=self.contract.background(stats))
-        found = self._tiled(padded, self._tile) if self.fixed_size else self.answer(padded)
+        corners = [
+            (n, *corner)
+            for n, box in enumerate(boxes)
+            for corner in itertools.product(*map(starts_within, box, padded.shape[2:], tile, self._tile))
+        ]
+        found = self._tiled(padded, tile, corners)
         return found[:, :, top : top + sides[0], left : left + sides[1]]
 
     # -------------------------------------------------------------------------------------------------------------- 3D
@@ -182,23 +214,23 @@ class ScanPredictor:
         self, image: NDArray[np.int16], stats: IntensityStats | None, start: int, wanted: Sequence[int]
     ) -> Iterator[Slab | None]:
         """Rows of blocks, from the one around `start` outwards; a slice is final once all its rows are done."""
-        tile = self._tile if self.fixed_size else _cheapest_block(image.shape, self._tile, self.divisor)
-        pads = [_around(n, max(n, side)) for n, side in zip(image.shape, tile, strict=True)]
+        tile = self._tile if self.fixed_size else cheapest_block(image.shape, self._tile, self.divisor)
+        pads = [around(n, max(n, side)) for n, side in zip(image.shape, tile, strict=True)]
         padded = np.pad(image, pads, constant_values=AIR_HU) if any(map(any, pads)) else image
         below, length = pads[0][0], len(image)
-        starts = _starts(len(padded), tile[0], self._tile[0])
-        weight = _weight(tile[0])
+        firsts = starts(len(padded), tile[0], self._tile[0])
+        counts = weight(tile[0])
         total = np.zeros(len(padded), np.float32)
-        for k in starts:
-            total[k : k + tile[0]] += weight.numpy()
+        for k in firsts:
+            total[k : k + tile[0]] += counts.numpy()
         sums = np.zeros((self.classes, *padded.shape), np.float32)
-        waiting = {k: {s for s in starts if s <= k + below < s + tile[0]} for k in wanted}
+        waiting = {k: {s for s in firsts if s <= k + below < s + tile[0]} for k in wanted}
         inside = tuple(slice(low, low + n) for (low, _), n in zip(pads[1:], image.shape[1:], strict=True))
-        for k in sorted(starts, key=lambda s: abs(s + tile[0] / 2 - start - below)):
+        for k in sorted(firsts, key=lambda s: abs(s + tile[0] / 2 - start - below)):
             if any(k in rows for rows in waiting.values()):
                 yield None
                 row = self._row(padded[k : k + tile[0]], tile, stats)
-                sums[:, k : k + tile[0]] += row * weight.numpy()[:, None, None]
+                sums[:, k : k + tile[0]] += row * counts.numpy()[:, None, None]
             for rows in waiting.values():
                 rows.discard(k)
             ready = [n for n, rows in waiting.items() if not rows]
@@ -215,109 +247,48 @@ class ScanPredictor:
         """(K, J, I) of a tile's height to (N, K, J, I)."""
         found = np.zeros((self.classes, *image.shape), np.float32)
         found[0] = 1.0
-        if not self._empty(image):
-            rows, cols = self._filled(image)
-            part = self.contract.apply(np.ascontiguousarray(image[:, rows, cols]), stats)
-            shown = torch.from_numpy(part)[None].to(self.device)
-            found[:, :, rows, cols] = self._tiled(shown, tile)[0].cpu().numpy()
+        body = self._body(image)
+        if body is not None:
+            shown = torch.from_numpy(self.contract.apply(image, stats))[None].to(self.device)
+            spans = map(starts_within, body, image.shape[1:], tile[1:], self._tile[1:])
+            corners = [(0, 0, *corner) for corner in itertools.product(*spans)]
+            found = self._tiled(shown, tile, corners)[0].cpu().numpy()
         return found
 
-    def _tiled(self, shown: Tensor, tile: tuple[int, ...]) -> Tensor:
-        """(B, C, *S) to (B, N, *S) through overlapping tiles, each weighted by a Gaussian."""
-        sides = shown.shape[2:]
-        if tuple(sides) == tile:
-            return self.answer(shown)
-        corners = list(itertools.product(*map(_starts, sides, tile, self._tile)))
-        weight = torch.ones((), device=shown.device)
+    def _tiled(self, shown: Tensor, tile: tuple[int, ...], corners: Sequence[tuple[int, ...]]) -> Tensor:
+        """(B, C, *S) to (B, N, *S) through tiles, each weighted by a Gaussian; what none covers is background.
+
+        Args:
+            shown: at least as large as a tile.
+            tile: its sides.
+            corners: image of the batch and first indices of each tile.
+        """
+        counts = torch.ones((), device=shown.device)
         for side in tile:
-            weight = weight[..., None] * _weight(side).to(shown.device)
-        sums = shown.new_zeros((len(shown), self.classes, *sides))
-        total = shown.new_zeros(tuple(sides))
-        at_once = max(1, self._at_once // (int(np.prod(tile)) * shown.shape[0] * shown.shape[1]))
-        for first in range(0, len(corners), at_once):
+            counts = counts[..., None] * weight(side).to(shown.device)
+        sums = shown.new_zeros((len(shown), self.classes, *shown.shape[2:]))
+        total = shown.new_zeros((len(shown), 1, *shown.shape[2:]))
+        for part in _in_parts(corners, max(1, self._at_once // (int(np.prod(tile)) * shown.shape[1]))):
             places: list[tuple[Any, ...]] = [
-                (..., *(slice(a, a + t) for a, t in zip(corner, tile, strict=True)))
-                for corner in corners[first : first + at_once]
+                (n, slice(None), *(slice(a, a + side) for a, side in zip(corner, tile, strict=True)))
+                for n, *corner in part
             ]
-            found = self.answer(torch.cat([shown[place] for place in places]))
-            for part, place in zip(torch.split(found, len(shown)), places, strict=True):
-                sums[place] += part * weight
-                total[place] += weight
-        return sums / total
+            found = self.answer(torch.stack([shown[place] for place in places]))
+            for answer, place in zip(found, places, strict=True):
+                sums[place] += answer * counts
+                total[place] += counts
+        sums[:, :1].masked_fill_(total == 0.0, 1.0)
+        return sums / total.masked_fill_(total == 0.0, 1.0)
 
 
-def _span(places: NDArray[np.intp], length: int, least: int) -> slice:
-    """From a margin before the first place to one behind the last, at least so long where the axis is."""
-    start, stop = int(places[0]) - _AIR_MARGIN, int(places[-1]) + 1 + _AIR_MARGIN
-    more = max(0, min(least, length) - (stop - start))
-    start = min(max(start - more // 2, 0), max(length - least, 0))
-    return slice(start, min(max(stop, start + least), length))
+def _largest(boxes: Sequence[Box]) -> tuple[int, int]:
+    """Most rows and most columns of any."""
+    rows, columns = ([box[axis].stop - box[axis].start for box in boxes] for axis in (0, 1))
+    return max(rows, default=1), max(columns, default=1)
 
 
-def _cheapest_block(shape: Sequence[int], trained: Sequence[int], divisor: int) -> tuple[int, ...]:
-    """The block with which the fewest voxels are computed to cover a shape.
-
-    Args:
-        shape: of the scan.
-        trained: the block of training; it is the smallest, but for a scan that is smaller itself.
-        divisor: what the sides are multiples of.
-    """
-    least = (1, 1, 2 * divisor)  # some networks need two voxels at their coarsest level
-    covers = _multiples([max(pair) for pair in zip(shape, least, strict=True)], divisor)
-    sides = [_block_sides(*axis, divisor) for axis in zip(covers, trained, strict=True)]
-    blocks = [block for block in itertools.product(*sides) if math.prod(block) <= _VOXELS_OF_A_BLOCK]
-    smallest = tuple(min(lengths) for lengths in sides)
-
-    def computed(block: tuple[int, ...]) -> int:
-        return math.prod(
-            side * len(_starts(*axis)) for side, *axis in zip(block, covers, block, trained, strict=True)
-        )
-
-    return min(blocks or [smallest], key=lambda block: (computed(block), math.prod(block)))
-
-
-def _block_sides(cover: int, trained: int, divisor: int) -> list[int]:
-    """Sides with which 1, 2, ... blocks cover a length and overlap no more than they must."""
-    if cover <= trained:
-        return [cover]
-    largest = int(_LARGEST_GROWTH * trained)
-    counts = range(1, len(_starts(cover, trained, trained)) + 1)
-    exact = [math.ceil((cover + (count - 1) * _overlap(trained)) / count) for count in counts]
-    return sorted({trained, *(side for side in _multiples(exact, divisor) if trained < side <= largest)})
-
-
-def _batches(wanted: Sequence[int], start: int, at_once: int) -> list[list[int]]:
-    """Runs of neighbouring slices of at most `at_once`, the nearest to `start` first."""
-    batches = [
-        list(range(a, min(a + at_once, last + 1)))
-        for first, last in rows_of_neighbours(wanted)
-        for a in range(first, last + 1, at_once)
-    ]
-    return sorted(batches, key=lambda run: max(run[0] - start, start - run[-1], 0))
-
-
-def _multiples(sides: Sequence[int], divisor: int) -> tuple[int, ...]:
-    return tuple(-(-side // divisor) * divisor for side in sides)
-
-
-def _around(length: int, wanted: int) -> tuple[int, int]:
-    low = (wanted - length) // 2
-    return low, wanted - length - low
-
-
-def _starts(length: int, tile: int, trained: int) -> list[int]:
-    """Evenly spread first indices of tiles that cover a length and overlap as much as tiles of training would."""
-    if length <= tile:
-        return [0]
-    count = 1 + -(-(length - tile) // max(1, tile - _overlap(trained)))
-    return [round(n * (length - tile) / (count - 1)) for n in range(count)]
-
-
-def _overlap(trained: int) -> int:
-    return math.ceil(_OVERLAP * trained)
-
-
-def _weight(side: int) -> Tensor:
-    """(side,) Gaussian around the middle, nowhere below a thousandth."""
-    x = (torch.arange(side) - (side - 1) / 2) / (side * _SIGMA)
-    return torch.exp(-0.5 * x * x).clamp(min=_LEAST_WEIGHT)
+def _in_parts(items: Sequence[_T], most: int) -> Iterator[Sequence[_T]]:
+    """Cut a sequence into as few parts as can be, about as long as each other: small batches are slow."""
+    count = -(-len(items) // most)
+    for n in range(count):
+        yield items[n * len(items) // count : (n + 1) * len(items) // count]
