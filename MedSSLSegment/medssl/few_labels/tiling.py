@@ -214,7 +214,9 @@ class ScanPredictor:
         self, image: NDArray[np.int16], stats: IntensityStats | None, start: int, wanted: Sequence[int]
     ) -> Iterator[Slab | None]:
         """Rows of blocks, from the one around `start` outwards; a slice is final once all its rows are done."""
-        tile = self._tile if self.fixed_size else cheapest_block(image.shape, self._tile, self.divisor)
+        body = self._body(image)
+        sides = len(image), *_largest([] if body is None else [body])
+        tile = self._tile if self.fixed_size else cheapest_block(sides, self._tile, self.divisor)
         pads = [around(n, max(n, side)) for n, side in zip(image.shape, tile, strict=True)]
         padded = np.pad(image, pads, constant_values=AIR_HU) if any(map(any, pads)) else image
         below, length = pads[0][0], len(image)
