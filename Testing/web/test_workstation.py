@@ -13,7 +13,7 @@ from medssl.metrics import dice
 from medssl.phantom import Phantom
 from medssl.segmentation import read_segmentation
 
-from .conftest import ORGAN, PATIENCE_S, Page, Running, centre, depth, wait_until
+from .conftest import ORGAN, PATIENCE_S, SIZE_PX, Page, Running, centre, depth, wait_until
 
 INDEX = 26
 """A slice through the middle of the liver."""
@@ -110,6 +110,11 @@ def test_reloading_in_the_middle_of_a_run_shows_the_same_work(page: Page, phanto
     assert "Segment 1" in page.text("references")
     page.wait_for("status", "written")
     wait_until(lambda: page.bars() > 10, "the whole strip")
+    page.click("next-slice")
+    page.wait_for("suggestion", "Slice ")
+    box = page.page.locator("[data-test=suggestion]").bounding_box()
+    assert box
+    assert box["y"] + box["height"] < SIZE_PX[1]
 
 
 def test_a_worker_that_is_killed_is_said_to_be_gone_and_the_next_request_starts_it_again(

@@ -26,7 +26,7 @@ from .section import SectionLogic
 __all__ = ["FilesLogic"]
 
 _FORMATS = [
-    Choice("Segmentation for 3D Slicer and for going on here (.seg.nrrd)", Format.SEG_NRRD.value),
+    Choice("Segmentation, to go on with (.seg.nrrd)", Format.SEG_NRRD.value),
     Choice("Labels (.nii.gz, names beside it)", Format.NIFTI.value),
     Choice("DICOM SEG (.dcm)", Format.DICOM_SEG.value),
     Choice("Scene with everything (.mrb)", Format.SCENE.value),

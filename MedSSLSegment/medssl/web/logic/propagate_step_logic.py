@@ -62,6 +62,7 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
 
     def propagate(self) -> None:
         """Go from the reference slices through the volume."""
+        self.data.suggestion = ""
         self.work.attempt(lambda: self.session.start(self.request()))
 
     def redo_changed(self) -> None:
@@ -85,6 +86,7 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
 
     def go_to(self, index: int) -> None:
         """Show a slice in the slice views."""
+        self.data.suggestion = ""
         self.work.attempt(lambda: self._go_to(index))
 
     def go_to_next(self) -> None:

@@ -63,7 +63,7 @@ class AnnotateStepUI(FlexContainer):  # type: ignore[misc]
             )  # fmt: skip
             self._build_decisions()
             Select(
-                "Answered by", self._state.name.model, self._state.name.models,
+                "Model", self._state.name.model, self._state.name.models,
                 "The model that answers points and boxes.",
                 classes="mt-1",
             )  # fmt: skip

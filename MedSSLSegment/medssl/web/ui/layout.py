@@ -65,7 +65,7 @@ html { overflow: hidden; }
 .slice-slider .v-slider-track__background, .slice-slider .v-slider-track__fill { height: 2px !important; }
 .slice-slider .v-slider-thumb, .slice-slider .v-slider-track__fill { transition: none !important; }
 .layout-grid-item { contain: strict; }
-.v-btn--disabled.v-btn--variant-flat { background-color: #2f2f2f !important; }
+.v-btn--disabled.v-btn--variant-flat { background-color: #2f2f2f !important; color: #757575 !important; }
 .v-btn--disabled .v-btn__overlay { opacity: 0 !important; }
 .view-gutter-content .v-btn { min-width: 28px; opacity: 0.7; }
 """

@@ -98,8 +98,9 @@ class PropagateStepUI(FlexContainer):  # type: ignore[misc]
         go = self.server.controller.trigger_name(self.slice_clicked)
         use = self.server.controller.trigger_name(self.reference_ticked)
         Hint(
-            f"{{{{ {name.strip_of} }}}}: click to go to a slice",
+            f"{{{{ {name.suggestion} || `${{{name.strip_of}}}: click to go to a slice` }}}}",
             v_if=(f"{name.strip.bars}.length && {name.strip_of}",),
+            **named("suggestion"),
         )
         StripUI(self._state.get_sub_state(name.strip), self.slice_clicked)
         with Div(
@@ -160,4 +161,4 @@ class PropagateStepUI(FlexContainer):  # type: ignore[misc]
                 "Next slice", "Go to the slice worth annotating next, and say why.", self.next_slice_clicked,
                 disabled=(f"!{name.strip.bars}.length",), **named("next-slice"),
             )  # fmt: skip
-        Hint(f"{{{{ {name.suggestion} || {name.hint} }}}}", **named("suggestion"))
+        Hint(f"{{{{ {name.hint} }}}}", v_if=(name.hint,))

@@ -92,6 +92,10 @@ class TeachStepUI(FlexContainer):  # type: ignore[misc]
             "Use this volume as a case", "Keep the volume and its reference slices to learn from.",
             self.use_as_case_clicked, **named("use-as-case"),
         )  # fmt: skip
+        Hint(
+            "No cases yet. Annotate a few slices of a volume, then press this button; fine-tuning needs at least one.",
+            v_if=(f"!{name.cases}.length",),
+        )
         with VList(density="compact", **named("cases"), style="max-height: 180px; overflow-y: auto"), VListItem(
             v_for=(f"each in {name.cases}",), key="each.value", title=("each.title",), classes="px-1"
         ), Template(v_slot_append=True):  # fmt: skip
