@@ -66,7 +66,7 @@ class ScanPredictor:
     divisor: int = 1
     """Every side shown is a multiple of it."""
     fixed_size: bool = False
-    """Show tiles of the contract's size only; else slices go in whole, and blocks may be larger."""
+    """Show tiles of the contract's size only; else slices go in as wide as the body, and blocks may be larger."""
     device: torch.device | str = "cpu"
 
     @torch.no_grad()
