@@ -19,7 +19,7 @@ Box = tuple[slice, slice]
 """Rows and columns."""
 
 _THINNEST_MM = 6.0
-"""What is thinner, and on one slice only, may be overlooked."""
+"""What is thinner, or on one slice only, may be overlooked."""
 _SUSPICION = 0.05
 """Probability of being anything but background that asks for a closer look."""
 _MARGIN_MM = 8.0
