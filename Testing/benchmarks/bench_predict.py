@@ -212,7 +212,7 @@ def report(rows: Sequence[str], organs: Sequence[str], options: argparse.Namespa
             *rows,
             "",
             "2D networks look at a slice every 6 mm, or at every other one where slices are thick, and at those"
-            ' between only around what their neighbours show; "everywhere" is ours without that. What is on one'
+            ' between only around what their neighbours show; "everywhere" is ours without that. What is thinner'
             " than 6 mm, or on one slice only, may be overlooked; so may the part of a thin structure that runs on"
             " in the plane for more than 8 mm between two slices that are looked at first. 3D networks look"
             " everywhere but at the air.",
