@@ -73,4 +73,24 @@ def test_a_page_that_lies_about_its_folder_opens_and_saves_nothing_outside(
     page.wait_for("notice", "is not in a folder that was named")
     close(page)
     set_place(page, before)
+    page.saved(
+        ct_file.parent
+    )  # the stories that follow save there, too: the workstation has to know it by then
     assert [each.name for each in tmp_path.iterdir()] == ["ct.nii.gz"]
+
+
+def test_while_something_is_written_the_page_says_so(page: Page, ct_file: Path) -> None:
+    page.begin()
+    ask_to_save(page, "said")
+    page.page.evaluate(
+        """() => {
+          const button = document.querySelector("[data-test=write]");
+          new MutationObserver(() => {
+            window.saidSaving ||= button.classList.contains("v-btn--loading");
+          }).observe(button, {attributes: true});
+        }"""
+    )
+    page.click("write")
+    page.page.wait_for_selector("[data-test=write]", state="hidden")
+    assert page.page.evaluate("window.saidSaving")
+    assert (ct_file.parent / "said.nii.gz").is_file()

@@ -197,6 +197,32 @@ def test_the_keys_are_listed_and_do_what_the_list_says(page: Page) -> None:
     page.wait_for("window", "Soft tissue")
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_step_that_is_opened_comes_into_sight_unless_somebody_has_gone_on(
+    page: Page, goes_on: bool
+) -> None:
+    for number in (3, 4):
+        page.open_step(number)
+    moved_px = page.page.evaluate(
+        """async (goesOn) => {
+          const panels = [...document.querySelectorAll(".v-expansion-panel")];
+          const last = panels.at(-1);
+          const scrolled = last.closest(".v-navigation-drawer__content");
+          if (last.classList.contains("v-expansion-panel--active")) {
+            last.querySelector(".v-expansion-panel-title").click();
+          }
+          await new Promise((resolve) => setTimeout(resolve, 1000));
+          scrolled.scrollTop = 0;
+          last.querySelector(".v-expansion-panel-title").click();
+          if (goesOn) last.dispatchEvent(new PointerEvent("pointerdown", {bubbles: true}));
+          await new Promise((resolve) => setTimeout(resolve, 1500));
+          return scrolled.scrollTop;
+        }""",
+        goes_on,
+    )
+    assert (moved_px > 0) is not goes_on
+
+
 def test_a_scene_that_is_opened_again_shows_in_the_slices_what_it_showed(
     page: Page, phantom: Phantom, ct_file: Path
 ) -> None:

@@ -34,7 +34,7 @@ _FORMATS = [
 _DOWNLOAD = Choice("Download with the browser", "")
 _NO_LABELS = (".mrb", ".mrml", ".seg.nrrd")
 _SHOWN_S = 0.15
-"""How long a page gets to show that something is being read."""
+"""How long a page gets to show that something is being read or written."""
 _LARGE_MB = 10.0
 
 
@@ -148,7 +148,7 @@ class FilesLogic(SectionLogic[FilesState]):
 
     async def save(self) -> None:
         """Write into the chosen folder."""
-        self.data.is_saving = True
+        await self._say_saving()
         try:
             path = self._target()
             await self._write(path)
@@ -161,7 +161,7 @@ class FilesLogic(SectionLogic[FilesState]):
 
     async def download(self) -> Any:
         """Write into the browser's downloads; several files become one archive."""
-        self.data.is_saving = True
+        await self._say_saving()
         try:
             with TemporaryDirectory() as folder:
                 await self._write(Path(folder) / self._file_name())
@@ -171,6 +171,12 @@ class FilesLogic(SectionLogic[FilesState]):
             return None
         finally:
             self.data.is_saving = self.data.is_save_shown = False
+
+    async def _say_saving(self) -> None:
+        with self.state:
+            self.data.is_saving = True
+        # While Slicer writes, nothing else goes on: the page gets the time to say that something is written before.
+        await asyncio.sleep(_SHOWN_S)
 
     def _target(self) -> Path:
         """The file to write; one that is there already has to be asked for twice."""
