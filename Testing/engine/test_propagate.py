@@ -6,7 +6,6 @@ import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -248,27 +247,39 @@ def test_confidence_outside_the_references_is_the_score_times_the_dice_of_the_ex
         assert one.confidence == pytest.approx((1 - one.index / 100) * dice)
 
 
-def test_confidence_between_references_is_the_expected_dice_of_both_directions_by_distance() -> None:
-    low, high, iou = 2, 9, {1: 0.9, -1: 0.3}
+class JudgingTracker(CopyingTracker):
+    """Expects this IoU of what it copies upwards, and this of what it copies downwards."""
 
-    class Judging(CopyingSession):
-        def answer(self, job: TrackJob, index: int) -> tuple[TrackJob, TrackedSlice]:
-            job, answer = super().answer(job, index)
-            return job, replace(answer, quality=iou[job.step])
+    iou = (0.9, 0.3)
 
-    class JudgingTracker(CopyingTracker):
-        def open(self, volume: Volume, axis: int, window: Window) -> CopyingSession:
-            return Judging(self, volume, axis)
+    def open(self, volume: Volume, axis: int, window: Window) -> CopyingSession:
+        return JudgingSession(self, volume, axis)
 
-    expected = {step: 2 * value / (1 + value) for step, value in iou.items()}
-    events = run([on(low), on(high)], JudgingTracker(), first=low, last=high)
-    for one in (one for one in masks(events) if not one.is_reference):
-        share = (high - one.index) / (high - low)
-        assert one.confidence == pytest.approx(share * expected[1] + (1 - share) * expected[-1])
+
+class JudgingSession(CopyingSession):
+    def answer(self, job: TrackJob, index: int) -> tuple[TrackJob, TrackedSlice]:
+        job, answer = super().answer(job, index)
+        return job, replace(answer, quality=JudgingTracker.iou[0 if job.step > 0 else 1])
+
+
+def test_a_direction_that_expects_to_fit_better_has_the_greater_say_and_the_confidence_is_what_both_expect() -> (
+    None
+):
+    low, high = 2, 9
+    left, right = a_disc(shift=-5, radius=2), a_disc(shift=5, radius=2)
+    dice = np.array([2 * iou / (1 + iou) for iou in JudgingTracker.iou])
+    references = [on(low, mask=left), on(high, mask=right)]
+    for one in masks(run(references, JudgingTracker(), first=low, last=high)):
+        if not one.is_reference:
+            say = np.sqrt([high - one.index, one.index - low]) * dice**2
+            assert (one.mask == (left if say[0] > say[1] else right)).all()
+            assert one.confidence == pytest.approx(say @ dice / say.sum())
 
 
 @pytest.mark.parametrize("one_job_at_a_time", [False, True])
-def test_two_directions_are_blended_by_their_distance_pixel_by_pixel(one_job_at_a_time: bool) -> None:
+def test_two_directions_are_blended_by_the_root_of_their_nearness_pixel_by_pixel(
+    one_job_at_a_time: bool,
+) -> None:
     low, high = 2, 9
 
     def sixteenths(job: TrackJob, index: int) -> np.ndarray:
@@ -281,12 +292,10 @@ def test_two_directions_are_blended_by_their_distance_pixel_by_pixel(one_job_at_
     events = run([on(low), on(high)], tracker, first=low, last=high)
     for one in (one for one in masks(events) if not one.is_reference):
         up, down = sixteenths(TrackJob(0, low, 0), one.index), sixteenths(TrackJob(0, high, 0), one.index)
+        near = np.sqrt([high - one.index, one.index - low])
         for pixel in np.ndindex(SHAPE_KJI[1:]):
-            both = Fraction(int(up[pixel]), 16) * (high - one.index) + Fraction(int(down[pixel]), 16) * (
-                one.index - low
-            )
-            blended = both / (high - low)
-            assert blended == Fraction(1, 2) or one.mask[pixel] == (blended > Fraction(1, 2))
+            blended = (up[pixel] * near[0] + down[pixel] * near[1]) / 16 / near.sum()
+            assert abs(blended - 0.5) < 1e-3 or one.mask[pixel] == (blended > 0.5)
         agreement = 2 * ((up > 8) & (down > 8)).sum() / ((up > 8).sum() + (down > 8).sum())
         assert one.confidence == pytest.approx(0.5 + 0.5 * agreement)
 
