@@ -18,7 +18,7 @@ import msgpack
 from aiohttp import ClientSession, ClientWebSocketResponse, CookieJar, WSMsgType, WSServerHandshakeError
 from wslink.chunking import UnChunker, generate_chunks
 
-from .conftest import Running
+from .conftest import Running, run_async
 
 ANSWERS_S = 10.0
 UNAUTHORIZED = -32000
@@ -126,7 +126,7 @@ def over_websocket(
             async with session.ws_connect(f"http://127.0.0.1:{running.port}/ws", headers=headers) as opened:
                 return await ask(opened)
 
-    return asyncio.run(asyncio.wait_for(run(), 3 * ANSWERS_S))
+    return run_async(asyncio.wait_for(run(), 3 * ANSWERS_S))
 
 
 async def _send(connection: ClientWebSocketResponse, message: dict[str, Any]) -> Any:
@@ -150,7 +150,7 @@ def test_a_websocket_without_the_cookie_is_not_opened(workstation: Running) -> N
                 await session.ws_connect(f"http://127.0.0.1:{workstation.port}/ws")
             return int(refused.value.status)
 
-    assert asyncio.run(run()) == 403
+    assert run_async(run()) == 403
 
 
 def test_a_websocket_of_another_page_is_not_opened_even_with_the_cookie(workstation: Running) -> None:

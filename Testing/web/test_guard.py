@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +11,8 @@ pytest.importorskip("trame_slicer")
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from medssl.web.guard import Guard
+
+from .conftest import run_async
 
 SECRET = "a-long-secret"
 KNOWN = {"secret": SECRET}
@@ -31,7 +32,7 @@ def asked(ask: Callable[[TestClient], object]) -> list[object]:
         async with TestClient(TestServer(application)) as client:
             return await ask(client)  # type: ignore[misc, no-any-return]
 
-    return asyncio.run(run())
+    return run_async(run())
 
 
 def status_of(path: str, **headers: str) -> int:
@@ -148,7 +149,7 @@ def test_a_ticket_lets_one_browser_in_once() -> None:
                 said.append((await client.get(path, allow_redirects=False)).status)
         return said
 
-    assert asyncio.run(run()) == [403, 200, 200, 403, 403, 200]
+    assert run_async(run()) == [403, 200, 200, 403, 403, 200]
 
 
 def test_the_page_learns_the_websocket_and_its_key_from_its_own_server_only() -> None:
