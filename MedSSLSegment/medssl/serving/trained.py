@@ -30,7 +30,7 @@ _AT_WORK_BYTES = {2: 310, 3: 105}
 """Of a network's activations, per voxel it is shown at once and square root of its weights in MB: activations grow with
 the width, weights with its square. Measured on the CPU for seven backbones, of which none takes more."""
 _SHOWN_AT_ONCE = {2: 1 << 18, 3: 1 << 21}
-"""Voxels, as `medssl.few_labels.tiling` chooses them on the CPU."""
+"""Voxels; `medssl.few_labels.tiling` chooses no more on the CPU."""
 _SHOWN_AT_ONCE_GPU = 1 << 23
 _SLICES_AT_ONCE = 16
 _COPIES_OF_SLICES = 2
