@@ -35,6 +35,15 @@ T = TypeVar("T")
 PATIENCE_S = 120.0
 LOOK_S = 0.05
 LOOKS = int(PATIENCE_S / LOOK_S)
+COME_TO_REST = """([step, laterThanItsScroll]) => new Promise((rested) => setTimeout(async () => {
+  const moving = document.querySelector(step).getAnimations({subtree: true})
+    .filter((each) => Number.isFinite(each.effect.getComputedTiming().endTime));
+  await Promise.allSettled(moving.map((each) => each.finished));
+  rested();
+}, laterThanItsScroll))"""
+"""A step that was opened grows, then the page scrolls to it (`steps.js`, after 350 ms): a button that is pressed
+meanwhile is somewhere else when it is let go, and nobody has clicked on it."""
+LATER_THAN_ITS_SCROLL_MS = 400
 """So often something is looked for in vain: where other programs keep the machine busy a look takes longer."""
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZE_PX = (1280, 800)
@@ -233,6 +242,7 @@ class Page:
         panel = self.page.locator(f"[data-test=step-{number}]")
         if "v-expansion-panel--active" not in (panel.get_attribute("class") or ""):
             panel.locator(".v-expansion-panel-title").click()
+            self.page.evaluate(COME_TO_REST, [f"[data-test=step-{number}]", LATER_THAN_ITS_SCROLL_MS])
 
     def wait_for(self, name: str, words: str) -> str:
         """What a named part of the page says, once that holds these words."""
