@@ -1,7 +1,7 @@
 """Carries reference slices through a volume: plan the stretches, track them, stop where the object ends, blend.
 
 A stretch lies between two neighbouring reference slices of a segment, or between the outermost one and the end of the
-range. A stretch between two references is tracked from both ends and blended by distance; an outer one is tracked
+range. A stretch between two references is tracked from both ends and blended; an outer one is tracked
 outwards until the stop rule finds the object gone. Read `propagate` first.
 
 Axis letters: H, W rows and columns of a slice.
@@ -288,9 +288,8 @@ def _blended(up: _Said, down: _Said, share: float, shape: tuple[int, ...]) -> tu
     """(H, W) mask and confidence from two directions, of which the upward one has come nearer by this share.
 
     A direction counts by the root of its nearness, by how likely it finds the object there, and by the square of the
-    Dice that it expects: on two dozen training patients, annotated on two slices, the slices between them gained 2 to
-    4 points of Dice over counting by nearness alone. An object that two slices show is seldom absent between them, so
-    both directions have to be sure of that.
+    Dice that it expects (chosen on training patients; `bench_between.py` measures it). An object that two slices show
+    is seldom absent between them, so both directions have to be sure of that.
 
     Where the directions cannot tell how well their masks fit, their agreement has to do for the confidence.
     """
