@@ -30,10 +30,10 @@ from medssl.volume import write_volume
 
 _HERE = Path(__file__).resolve().parent
 _SHAPE_KJI, _SPACING_KJI_MM = (64, 512, 512), (4.0, 0.75, 0.75)
-_ORGAN = "liver"
+_ORGAN = "spleen"
 _NOTCH_S = 1 / 60
 """Between two notches of a wheel that is spun."""
-_PREVIEW_PX = 1500
+_PREVIEW_PX = 300
 """So many pixels of the picture must take on colour, however faint: more than the mark of a prompt has."""
 _PATIENCE_S = 15.0
 """A click without a preview by then has found nothing."""

@@ -44,7 +44,7 @@ _CROP_FACTOR = 2.0  # side of the crop over the larger side of the object's box
 _MIN_CROP_PX = 24.0
 _EDGE_SHARE = 0.04  # an object nearer to the crop's edge than this has drifted away
 _SMALL_SHARE = 0.22  # an object smaller than this share of the crop's side wants a closer crop
-_FIRST_CROPS_MM = {50.0: 0.0, 100.0: 0.05, 200.0: 0.03, 400.0: -0.1}
+_FIRST_CROPS_MM = {50.0: 0.0, 100.0: 0.05, 200.0: 0.03, 400.0: 0.01}
 """Sides of the crops tried around a click, which does not tell the object's size, and what the score of an answer in
 one gains because few things that are clicked on are very small or very large."""
 
