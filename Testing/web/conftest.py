@@ -214,7 +214,8 @@ class Page:
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
     def _on_console(self, message: Any) -> None:
-        if message.type == "error":
+        # Harmless, and kept quiet by errors.js, which may come later than the first picture.
+        if message.type == "error" and "ResizeObserver loop" not in message.text:
             self.complaints.append(message.text)
 
     def open(self) -> None:
