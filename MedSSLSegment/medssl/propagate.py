@@ -293,12 +293,13 @@ def _blended(up: _Said, down: _Said, share: float, shape: tuple[int, ...]) -> tu
 
     Where the directions cannot tell how well their masks fit, their agreement has to do for the confidence.
     """
-    first, second = up.whole(shape), down.whole(shape)
     counts = np.sqrt([share, 1.0 - share]) * [said.fit**2 for said in (up, down)]
     scores = np.array([up.score, down.score])
-    if np.average(scores, weights=counts) < _ABSENT:
-        return np.zeros(shape, bool), 1.0 - float(np.average(scores, weights=counts))
+    score = float(np.average(scores, weights=counts))
+    if score < _ABSENT:
+        return np.zeros(shape, bool), 1.0 - score
     part = counts * scores / (counts @ scores)
+    first, second = up.whole(shape), down.whole(shape)
     mask = np.float32(part[0]) * first + np.float32(part[1]) * second > 0.5
     if up.expected_dice is None or down.expected_dice is None:
         return mask, 0.5 + 0.5 * _agreement(first > 0.5, second > 0.5)

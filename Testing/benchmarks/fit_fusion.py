@@ -249,20 +249,25 @@ def _moved(ways: Iterable[_Way], seed: int) -> list[_Way]:
 
 def _train_presence(ways: list[_Way]) -> LogitNet:
     """On every slice, by its share of the object."""
-    there = np.concatenate([way.true > 0 for way in ways])
+    there = _there(ways)
     size = np.concatenate([np.maximum(way.found, way.true) / way.reference_area for way in ways])
     return _train(_features(ways), there.astype(float), np.clip(size, 0.1, 2.0) * _patient_weights(ways))
 
 
 def _train_quality(ways: list[_Way]) -> LogitNet:
     """On the slices where the object is."""
-    there = np.concatenate([way.true > 0 for way in ways])
+    there = _there(ways)
     iou = np.concatenate([way.iou for way in ways])
     return _train(_features(ways)[there], iou[there], _patient_weights(ways)[there])
 
 
 def _features(ways: list[_Way]) -> NDArray[np.float64]:
     return np.concatenate([way.features for way in ways])
+
+
+def _there(ways: list[_Way]) -> NDArray[np.bool_]:
+    """Slices that show the object."""
+    return np.concatenate([way.true > 0 for way in ways])
 
 
 def _patient_weights(ways: list[_Way]) -> NDArray[np.float64]:
@@ -311,7 +316,7 @@ def _print_quality(ways: list[_Way], patients: Sequence[str]) -> None:
         out = set(patients[fold::_FOLDS])
         net = _train_quality([way for way in ways if way.patient not in out])
         left = [way for way in ways if way.patient in out]
-        there = np.concatenate([way.true > 0 for way in left])
+        there = _there(left)
         expected.append(1.0 / (1.0 + np.exp(-net.logit(_features(left)[there]))))
         measured.append(np.concatenate([way.iou for way in left])[there])
     told, true = np.concatenate(expected), np.concatenate(measured)

@@ -9,7 +9,7 @@ from protocol import Case, object_tasks
 
 def a_case() -> Case:
     phantom = phantom_ct(7, shape_kji=(24, 96, 96))
-    liver = next(s for s in phantom.segmentation.segments if s.name == "liver")
+    liver = phantom.segmentation.segment("liver")
     return Case("case", phantom.volume, phantom.segmentation.labels_kji, {liver.label: "liver"})
 
 

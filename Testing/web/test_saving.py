@@ -73,9 +73,7 @@ def test_a_page_that_lies_about_its_folder_opens_and_saves_nothing_outside(
     page.wait_for("notice", "is not in a folder that was named")
     close(page)
     set_place(page, before)
-    page.saved(
-        ct_file.parent
-    )  # the stories that follow save there, too: the workstation has to know it by then
+    page.saved(ct_file.parent)  # the stories that follow save there: the workstation has to know it by then
     assert [each.name for each in tmp_path.iterdir()] == ["ct.nii.gz"]
 
 

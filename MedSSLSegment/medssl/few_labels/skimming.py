@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..prompts import box_of_mask
 from ..volume import rows_of_neighbours
 
 __all__ = ["Box", "around_found", "box_of", "joined", "stretches", "stride"]
@@ -50,16 +51,13 @@ def stretches(wanted: Sequence[int], start: int, step: int, at_once: int) -> lis
     return sorted(found, key=lambda part: max(part[0] - start, start - part[-1], 0))
 
 
-def box_of(mask: NDArray[np.bool_], margin: Sequence[int]) -> Box | None:
+def box_of(mask: NDArray[np.bool_], margin: tuple[int, int]) -> Box | None:
     """Smallest box around what is True in (J, I), and a margin in pixels; None where nothing is."""
-    if not mask.any():
+    box = box_of_mask(mask, margin)
+    if box is None:
         return None
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    (j, i), (height, width) = margin, mask.shape
-    return (
-        slice(max(0, int(rows[0]) - j), min(height, int(rows[-1]) + 1 + j)),
-        slice(max(0, int(columns[0]) - i), min(width, int(columns[-1]) + 1 + i)),
-    )
+    left, top, right, bottom = (int(corner) for corner in box)
+    return slice(top, bottom + 1), slice(left, right + 1)
 
 
 def around_found(probabilities: NDArray[np.float32], spacing_ji_mm: Sequence[float]) -> Box | None:
@@ -72,7 +70,9 @@ def around_found(probabilities: NDArray[np.float32], spacing_ji_mm: Sequence[flo
     Returns:
         None where there is nothing but background.
     """
-    return box_of(probabilities[0] < 1.0 - _SUSPICION, [round(_MARGIN_MM / mm) for mm in spacing_ji_mm])
+    row_mm, column_mm = spacing_ji_mm
+    margin = round(_MARGIN_MM / row_mm), round(_MARGIN_MM / column_mm)
+    return box_of(probabilities[0] < 1.0 - _SUSPICION, margin)
 
 
 def joined(one: Box | None, other: Box | None) -> Box | None:

@@ -508,7 +508,7 @@ class NanoImagePredictor:
         gives the crop for the second, final one.
 
         How sure it is, its score, is the mean probability of the pixels found. What the network itself estimates of its
-        mask's quality says next to nothing (`bench_prompts.py` prints how both go with the Dice).
+        mask's quality says next to nothing (`bench_prompts.py` prints how the score goes with the Dice).
         """
         if prompt.mask is not None and prompt.box_xyxy_px is None and len(prompt.points_xy_px) == 0:
             box = box_of_mask(prompt.mask)
