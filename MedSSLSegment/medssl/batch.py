@@ -2,7 +2,8 @@
 
     out/batch.json        what was asked for; another request needs another folder
     out/summary.csv       a line for every volume and segment: what was found, or what went wrong
-    out/<name>.seg.nrrd   the result of a volume, in the folders the volumes lie in
+    out/<name>.seg.nrrd   the result of a volume, in the folders the volumes lie in; <name> has no suffix unless
+                          another volume's result has that name already: a.nii.gz and a.nrrd, or a DICOM folder a
 
 A volume whose result is there is not done again; one that failed is tried again.
 """
@@ -10,18 +11,20 @@ A volume whose result is there is not done again; one that failed is tried again
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 
 from .datasets.sources import ReadScan, Source, find_sources, image_stem
-from .errors import Cancelled, InputError, MedSSLError
-from .events import Eta, Progress
+from .datasets.volume_cache import left_out
+from .errors import Cancelled, InputError, MedSSLError, StorageError
+from .events import Eta, Log, Progress
 from .segmentation import Segmentation, write_segmentation
 from .storage import atomic_path, make_folder
 from .volume import Volume
@@ -55,7 +58,7 @@ def run_batch(
     *,
     exclude: tuple[str, ...] = (),
     cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[BatchItem | Progress]:
+) -> Iterator[BatchItem | Log | Progress]:
     """Segment every volume of a folder.
 
     Args:
@@ -67,20 +70,22 @@ def run_batch(
         cancelled: asked before each volume; what was written stays.
 
     Yields:
-        An item for each volume, those of an earlier run first, and progress.
+        What was left out and why, an item for each volume, those of an earlier run first, and progress.
 
     Raises:
         InputError: no volumes, or the folder of results belongs to another request.
-        StorageError: the folder of results cannot be written.
+        StorageError: the folder of results cannot be written, or is full; the same command goes on.
         Cancelled: `cancelled` said so.
     """
-    sources = find_sources(data, exclude).sources
+    found = find_sources(data, (*exclude, *_results_within(data, out)))
+    sources = found.sources
     if not sources:
         raise InputError(
             f"The folder {data} holds no image; give one with .nii.gz, .nrrd, .mha or DICOM files."
         )
     make_folder(out)
     _require_same(out / "batch.json", settings)
+    yield from left_out(found)
     items = {item.name: item for item in _read_summary(out / "summary.csv") if (out / item.output).is_file()}
     items = {name: item for name, item in items.items() if item.state == "done"}
     yield from items.values()
@@ -107,24 +112,50 @@ def _items(
             raise Cancelled("The batch was cancelled; the same command goes on.")
         if not isinstance(read, ReadScan):
             yield BatchItem(source.name, "failed", problem=str(read))
-        elif source.name + read.suffix not in known:
-            yield _item(source, read, out, segment)
+        elif (name := source.name + read.suffix) not in known:
+            taken = {item.output.casefold() for item in known.values() if item.name != name}
+            yield _item(name, read.volume, out, _output_name(source.name, read.suffix, taken), segment)
 
 
-def _item(source: Source, read: ReadScan, out: Path, segment: Callable[[Volume], Segmentation]) -> BatchItem:
-    name, started = source.name + read.suffix, time.monotonic()
-    output = Path(source.name).with_name(image_stem(Path(source.name).name) + read.suffix + ".seg.nrrd")
+def _output_name(name: str, suffix: str, taken: Collection[str]) -> Path:
+    """File name of a result, below the folder of results: without the image's own suffix where that is free.
+
+    Args:
+        name: of the source.
+        suffix: of the series.
+        taken: results of other volumes, case-folded, as some systems take no notice of case.
+    """
+    path = PurePosixPath(name)
+    plain = path.with_name(f"{image_stem(path.name)}{suffix}.seg.nrrd")
+    return Path(path.with_name(f"{path.name}{suffix}.seg.nrrd") if str(plain).casefold() in taken else plain)
+
+
+def _item(
+    name: str, volume: Volume, out: Path, output: Path, segment: Callable[[Volume], Segmentation]
+) -> BatchItem:
+    started = time.monotonic()
     try:
-        found = segment(read.volume)
+        found = segment(volume)
         make_folder((out / output).parent)
         write_segmentation(found, out / output)
-    except Cancelled:
+    except (Cancelled, StorageError):
         raise
     except (MedSSLError, MemoryError) as error:
         return BatchItem(name, "failed", problem=str(error) or "There is not enough memory for this volume.")
+    except Exception as error:  # whatever it is about this volume, the others are still to be done
+        problem = f"The program failed on it ({type(error).__name__}: {' '.join(str(error).split())})."
+        return BatchItem(name, "failed", problem=problem)
     voxel_ml = float(np.prod(found.spacing_kji_mm)) / 1000.0
     sizes = {part: float(np.count_nonzero(found.mask(part))) * voxel_ml for part in found.names}
     return BatchItem(name, "done", output.as_posix(), sizes, time.monotonic() - started)
+
+
+def _results_within(data: Path, out: Path) -> tuple[str, ...]:
+    """The folder of results as something to leave out, where it lies in the folder of images."""
+    below, above = out.resolve(), data.resolve()
+    if below == above or not below.is_relative_to(above):
+        return ()
+    return (glob.escape(below.relative_to(above).as_posix()),)
 
 
 def _require_same(path: Path, settings: Mapping[str, Any]) -> None:

@@ -46,6 +46,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from ..batch import BatchItem, run_batch
+    from ..events import Log
     from ..few_labels.model_store import model_file
 
     weights = model_file(options.model, str(options.models))
@@ -64,7 +65,9 @@ def _run(options: argparse.Namespace) -> None:
             exclude=tuple(options.exclude),
             cancelled=asked,
         ):
-            if not isinstance(event, BatchItem):
+            if isinstance(event, Log):
+                bar.say(event.text)
+            elif not isinstance(event, BatchItem):
                 bar(event)
             elif event.state == "failed":
                 failed.append(event.name)

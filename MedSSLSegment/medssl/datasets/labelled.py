@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import Cancelled, InputError
+from ..errors import Cancelled, InputError, MedSSLError
 from ..events import Eta, Log, Progress
 from ..pipeline import annotated_slices, choose_axis
 from ..segmentation import Segment, Segmentation, default_color, read_segmentation
@@ -195,7 +195,7 @@ class LabelledScans:
             on_event(eta.step(done - 1, case.name))
             try:
                 volume, truth = case.read()
-            except InputError as error:
+            except MedSSLError as error:
                 problems.append(f"{case.name} was left out: {error}")
                 on_event(Log(problems[-1]))
                 continue

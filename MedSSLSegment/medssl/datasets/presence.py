@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import Cancelled, InputError
+from ..errors import Cancelled, InputError, MedSSLError
 from ..events import Eta, Log, Progress
 from ..pipeline import annotated_slices
 from ..storage import atomic_path
@@ -91,7 +91,7 @@ def presence_from_labels(
             raise Cancelled("The table was not written: cancelled.")
         try:
             volume, truth = case.read()
-        except InputError as error:
+        except MedSSLError as error:
             on_event(Log(f"{case.name} was left out: {error}"))
             continue
         names.update(truth.names)

@@ -27,7 +27,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, MedSSLError
 from ..formats.dicom import list_dicom_series, patient_id, read_series
 from ..volume import Volume, read_volume
 
@@ -104,12 +104,12 @@ class Source:
                 )
         return digest.hexdigest()
 
-    def read(self) -> Iterator[ReadScan | InputError]:
+    def read(self) -> Iterator[ReadScan | MedSSLError]:
         """Read the scans one after another; in place of one that cannot be read comes the error that says why."""
         if not self.path.is_dir():
             try:
                 yield ReadScan("", read_volume(self.path), stated_modality(self.path), "")
-            except InputError as error:
+            except MedSSLError as error:
                 yield error
             return
         found = list_dicom_series(self.path)
@@ -121,7 +121,7 @@ class Source:
                 raw = read_series(series, self.path.name)
                 volume = Volume(raw.voxels, raw.ijk_to_ras, self.name + suffix)
                 yield ReadScan(suffix, volume, series.modality, _hashed(patient_id(series)))
-            except InputError as error:
+            except MedSSLError as error:
                 yield error
 
 

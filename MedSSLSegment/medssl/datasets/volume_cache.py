@@ -24,9 +24,9 @@ from .data import Scan, UnlabelledVolumes, intensity_stats
 from .grid import PreparedGrid, prepare_image, scan_id
 from .input_contract import InputContract, IntensityStats
 from .packed import PackedArray, pack
-from .sources import Patients, ReadScan, Source, find_sources
+from .sources import Found, Patients, ReadScan, Source, find_sources
 
-__all__ = ["PreparedScan", "VolumeCache", "prepare_volumes"]
+__all__ = ["PreparedScan", "VolumeCache", "left_out", "prepare_volumes"]
 
 _FORMAT = 1
 """Raised whenever what is stored for the same scan changes."""
@@ -68,10 +68,8 @@ def prepare_volumes(
             f"The folder {data} holds no scans; give one with .nii.gz, .nii, .nrrd, .mha, .mhd or DICOM files in it"
             " or below it."
         )
-    if found.labels:
-        on_event(Log(f"Left out as label maps: {some(found.labels)}."))
-    if found.closed:
-        on_event(Log(f"Left out, as these folders may not be read: {some(found.closed)}."))
+    for note in left_out(found):
+        on_event(note)
     builder = _Builder(data, contract, VolumeCache(cache, contract), mixed_modalities, on_event, cancelled)
     eta = Eta(len(found.sources))
     on_event(eta.step(0))
@@ -308,6 +306,16 @@ def require_modality(name: str, modality: str, stated: bool, contract: InputCont
 def guessed_modality(volume: Volume) -> str:
     """CT where there is air in Hounsfield units, else MR."""
     return "CT" if looks_like_ct(volume) else "MR"
+
+
+def left_out(found: Found) -> list[Log]:
+    """Say which files and folders below a data folder are passed over."""
+    notes = []
+    if found.labels:
+        notes.append(Log(f"Left out as label maps: {some(found.labels)}."))
+    if found.closed:
+        notes.append(Log(f"Left out, as these folders may not be read: {some(found.closed)}."))
+    return notes
 
 
 def some(names: Sequence[str]) -> str:

@@ -96,6 +96,8 @@ def read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
             stream.read(1)  # at the end of the data, gzip checks its checksum
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path.name} is damaged or cut short; copy or download it again.") from error
+    except OSError as error:  # a disk, or a folder on another machine, that no longer answers
+        raise InputError(f"{path.name} could not be read ({error.strerror or error}); try again.") from error
     return _scaled(voxels, float(header["scl_slope"]), float(header["scl_inter"])), _ijk_to_ras(header)
 
 

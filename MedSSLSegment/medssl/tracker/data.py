@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..datasets.labelled import LabelledCase, pair_up
-from ..datasets.sources import Found, find_sources, stated_modality
+from ..datasets.sources import Found, ReadScan, find_sources, stated_modality
 from ..datasets.volume_cache import guessed_modality, some
 from ..errors import InputError
 from ..phantom import phantom_ct
@@ -106,7 +106,7 @@ def _take_labelled(case: LabelledCase, data: TrackerData) -> None:
 def _take_unlabelled(found: Found, labelled: set[Path | Volume], data: TrackerData) -> None:
     for source in found.sources:
         for scan in source.read() if source.path not in labelled else ():
-            if isinstance(scan, InputError):
+            if not isinstance(scan, ReadScan):
                 raise InputError(f"The scan {source.name} cannot be used: {scan}") from scan
             if _is_ct(scan.volume, scan.modality, source.name, data):
                 volume = scan.volume
