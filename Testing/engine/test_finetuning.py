@@ -502,6 +502,23 @@ def test_an_earlier_model_is_where_training_begins(tmp_path: Path) -> None:
     torch.testing.assert_close(now.network.head.weight[[0, 2]], earlier.network.head.weight)
 
 
+def test_a_name_is_a_name_though_a_folder_beside_it_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "liver").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+
+    def start(name: str) -> str | None:
+        return FinetuneConfig(out=tmp_path / "x", cases=tmp_path, from_model=name).from_model
+
+    assert [start(name) for name in ("liver", "liver.v2", "liver:2")] == ["liver", "liver.v2", "liver:2"]
+    assert [start(name) for name in ("run", "b.safetensors")] == [
+        str(tmp_path / "run"), str(tmp_path / "b.safetensors"),
+    ]  # fmt: skip
+
+
 def test_an_earlier_model_with_another_network_is_refused_before_training(tmp_path: Path) -> None:
     finetuned(tmp_path, "1", ("bright",), name="b")
     path = str(tmp_path / "1")

@@ -188,6 +188,12 @@ def test_a_file_that_would_not_say_enough_is_not_written(tmp_path: Path, missing
     assert not path.exists()
 
 
+def test_a_run_folder_stands_for_the_encoder_that_it_made(tmp_path: Path) -> None:
+    file = saved(tmp_path, new("unet2d_4"), "unet2d_4")
+    (tmp_path / "encoder.safetensors").rename(tmp_path / "checkpoint.safetensors")
+    assert read_encoder(tmp_path).meta == file.meta
+
+
 def test_files_that_are_no_encoder_are_refused_in_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "encoder.safetensors"
     with pytest.raises(ModelError, match="does not exist"):

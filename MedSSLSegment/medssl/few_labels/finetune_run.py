@@ -68,7 +68,8 @@ class FinetuneConfig(FinetuneSettings):
     models: Path | None = None
     """Model store for `name` and `from_model`; automatic: the usual one."""
     encoder: str | None = None
-    """Pre-trained encoder to start from: a file, or a method whose encoder is shipped; random weights without one."""
+    """Pre-trained encoder to start from: a file, the run folder of `medssl pretrain`, or a method whose encoder is
+    shipped; random weights without one."""
     from_model: str | None = None
     """Earlier model of your own to start from (--from): its name, NAME:VERSION, a file or a run folder. Segments that
     are not taught any more are no longer found."""
@@ -107,8 +108,7 @@ class FinetuneConfig(FinetuneSettings):
             require_model_name(self.name)
         for field in ("encoder", "from_model"):
             start = getattr(self, field)
-            if start is not None and (Path(start).suffix or Path(start).exists()):
-                # A file, not a name: the run may go on from another folder.
+            if start is not None and _is_path(Path(start)):  # the run may go on from another folder
                 object.__setattr__(self, field, str(Path(start).absolute()))
 
     @property
@@ -120,6 +120,11 @@ class FinetuneConfig(FinetuneSettings):
     def settings(self) -> FinetuneSettings:
         """The part that says how."""
         return FinetuneSettings(**{f.name: getattr(self, f.name) for f in fields(FinetuneSettings)})
+
+
+def _is_path(start: Path) -> bool:
+    """Whether it is a file or a run folder; a name may have a dot in it, and any folder beside it may be called so."""
+    return start.suffix == ".safetensors" or start.is_file() or (start / "run.json").is_file()
 
 
 def finetune(

@@ -108,11 +108,13 @@ def read_encoder(path: str | Path) -> EncoderFile:
     """Read an encoder file to the CPU.
 
     Args:
-        path: a file, or the name of a method whose encoder is shipped.
+        path: a file, the run folder of `medssl pretrain`, or the name of a method whose encoder is shipped.
 
     Raises:
         ModelError: the file is missing, damaged, of a newer version, or holds no encoder.
     """
+    of_run = Path(path) / "checkpoint.safetensors"
+    path = of_run if of_run.is_file() else path
     if not Path(path).is_file() and not Path(path).suffix:
         path = shipped_encoder(str(path))
     tensors, meta = read_checkpoint(path)
