@@ -63,7 +63,10 @@ class TeachSection:
                 item.setToolTip(name)
                 ui.caseList.addItem(item)
         encoders = [(_("{name} ({method})").format(**e), e["path"]) for e in desk.encoders]
+        areNew = bool(encoders) and ui.encoderComboBox.count < 2
         fill(ui.encoderComboBox, [*encoders, (_("Random weights"), "")])
+        if areNew:
+            ui.encoderComboBox.currentIndex = ui.encoderComboBox.findData(desk.best_encoder)
         fill(ui.runComboBox, [("", ""), *((f"{r['name']}: {r['state']}", r["path"]) for r in desk.runs)])
         self._chooseFollowed()
         fill(ui.versionComboBox, [(_titleOf(v, model), v["id"]) for model, v in self._versions()])

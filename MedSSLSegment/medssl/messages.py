@@ -394,7 +394,7 @@ class ImportModel:
 
 @dataclass(frozen=True)
 class ListEncoders:
-    """Ask for the pre-trained encoders: shipped, in a folder, and those that runs have made."""
+    """Ask for the pre-trained encoders: shipped (the best first), in a folder, and those that runs have made."""
 
     folder: str = ""
     runs: str = ""

@@ -144,6 +144,9 @@ class EncoderEntry:
 def load_encoders(path: str | Path | None = None) -> tuple[EncoderEntry, ...]:
     """Read the shipped encoders of a registry file (by default the program's own).
 
+    Returns:
+        In the file's order: first comes the one that has helped most, which the front ends start from.
+
     Raises:
         ModelError: the file is missing or damaged.
     """

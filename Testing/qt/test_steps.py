@@ -633,6 +633,21 @@ def test_a_model_is_kept_once_it_has_a_name(a_desk: Any) -> None:
     assert a_desk.ui.adoptButton.enabled
 
 
+def test_fine_tuning_starts_from_the_first_encoder_that_is_listed_unless_another_is_chosen(
+    a_desk: Any,
+) -> None:
+    encoders = [
+        {"name": name, "method": name, "path": f"/encoders/{name}"} for name in ("polycl-o", "amlp", "mae")
+    ]
+    open_teach(a_desk, encoders=encoders, cases=[{"id": "1", "summary": "a liver"}])
+    a_desk.ui.finetuneButton.click()
+    assert a_desk.client.asked_for("start_finetune")[-1]["settings"]["encoder"] == "/encoders/polycl-o"
+    a_desk.ui.encoderComboBox.currentIndex = 3
+    a_desk.panel.onTimer()
+    a_desk.ui.finetuneButton.click()
+    assert "encoder" not in a_desk.client.asked_for("start_finetune")[-1]["settings"]
+
+
 def test_predicting_needs_no_segmentation_and_nothing_else_runs_beside_it(a_desk: Any) -> None:
     open_teach(a_desk, models=[versions_of_a_model(1)])
     a_desk.ui.predictCollapsibleButton.collapsed = False

@@ -81,6 +81,19 @@ def test_a_run_is_followed_by_what_is_new_in_it(a_desk: Desk) -> None:
     assert a_desk.teach.curve("dice").values == (0.5, 0.8)
 
 
+def test_what_was_said_during_a_run_does_not_stand_for_how_it_ended(a_desk: Desk) -> None:
+    run = {"path": "/runs/1", "state": "running", "message": "", "kind": "finetune", "has_result": False}
+    nothing = {"events": [], "first_event": 0, "picture": None, "picture_step": -1}
+    a_desk.teach.follow("/runs/1")
+    a_desk.client.answer("read_run", run=run, **nothing)
+    a_desk.teach.poll()
+    a_desk.teach.message = "Kept: a liver"
+    a_desk.teach.look()
+    a_desk.client.answer("read_run", run={**run, "state": "done"}, **nothing)
+    a_desk.teach.poll()
+    assert a_desk.teach.message == ""
+
+
 def test_an_error_of_the_worker_becomes_the_message(a_desk: Desk) -> None:
     a_desk.teach.refresh()
     for asked in a_desk.client.asked:

@@ -18,6 +18,7 @@ from medssl.few_labels.model_store import ModelStore
 from medssl.few_labels.segmenter import ModelInfo, SegmentationModel, read_model, write_model
 from medssl.inference import predict_volume
 from medssl.phantom import Phantom, phantom_ct
+from medssl.registry import load_encoders
 from medssl.results import SliceMask, UncertaintyMap
 from medssl.segmentation import Segment
 from medssl.serving.trained import TrainedModels
@@ -182,4 +183,7 @@ def test_methods_and_networks_are_listed_as_the_program_knows_them(client: Worke
     assert [method["name"] for method in listed["methods"]] == list(METHODS)
     assert [backbone["name"] for backbone in listed["backbones"]] == list(BACKBONES)
     assert all(method["advice"] and method["presets"]["cpu"]["backbone"] for method in listed["methods"])
-    assert client.list_encoders().result(PATIENCE_S).summary["problems"] == []
+    encoders = client.list_encoders().result(PATIENCE_S).summary
+    assert encoders["problems"] == []
+    shipped = [entry.method for entry in load_encoders()]
+    assert [encoder["method"] for encoder in encoders["encoders"]][: len(shipped)] == shipped

@@ -146,6 +146,11 @@ class TeachDesk:
         self._take("models", facts)
         self.promptable = list(facts["promptable"])
 
+    @property
+    def best_encoder(self) -> str:
+        """Path of the encoder that fine-tuning starts from unless told otherwise; empty as long as none is known."""
+        return str(self.encoders[0]["path"]) if self.encoders else ""
+
     # Cases
 
     def propose(self) -> Proposal:
@@ -271,7 +276,10 @@ class TeachDesk:
         self._ask(ticket, self._take_run)
 
     def _take_run(self, facts: _Facts) -> None:
+        was_running = self.run is not None and self.run["state"] == "running"
         self.run = facts["run"]
+        if was_running and self.run is not None and self.run["state"] != "running":
+            self.message = ""  # what was said meanwhile must not stand for how it ended
         self.events[facts["first_event"] :] = facts["events"]
         if facts["picture"] is not None:
             self.picture, self._picture_step = facts["picture"], facts["picture_step"]

@@ -41,7 +41,7 @@ from ..messages import (
     UpdateCase,
     UseModel,
 )
-from ..registry import bundled_folder, load_registry
+from ..registry import bundled_folder, load_encoders, load_registry
 from ..runs.run_folder import RunFolder, list_runs
 from ..segmentation import Segment, Segmentation
 from ..volume import Volume
@@ -247,8 +247,9 @@ def _model_store(folder: str) -> ModelStore:
 def _list_encoders(request: ListEncoders, desk: Desk) -> Facts:
     from ..checkpoints import read_header
 
-    folders = (bundled_folder(), Path(request.folder or encoders_folder()))
-    files = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
+    shipped = [bundled_folder() / entry.file for entry in load_encoders()]
+    own = sorted(Path(request.folder or encoders_folder()).glob("*.safetensors"))
+    files = [*(path for path in shipped if path.is_file()), *own]
     runs = list_runs(request.runs or runs_folder())
     files += [run.checkpoint for run in runs if run.kind == "pretrain" and run.checkpoint.is_file()]
     problems: list[str] = []

@@ -90,7 +90,7 @@ class TeachStepLogic(SectionLogic[TeachStepState]):
         data.cases = [Choice(case["summary"], case["id"]) for case in desk.cases]
         encoders = [Choice(f"{e['name']} ({e['method']})", e["path"]) for e in desk.encoders]
         if encoders and len(data.encoders) < 2:  # they have just been listed: begin with one, as advised
-            data.encoder = encoders[0].value
+            data.encoder = desk.best_encoder
         data.encoders = [*encoders, Choice("Random weights", "")]
         followed = [] if desk.run is None else [desk.run]
         runs = {run["path"]: run for run in [*desk.runs, *followed]}
@@ -100,7 +100,7 @@ class TeachStepLogic(SectionLogic[TeachStepState]):
         data.methods = [Choice(method["title"], method["name"]) for method in desk.methods]
         data.method = kept(data.method, data.methods)
         data.advice = next((m["advice"] for m in desk.methods if m["name"] == data.method), "")
-        data.message = _progress_text(desk.run) or desk.message
+        data.message = _message(desk.run, desk.message)
         data.estimate, data.is_estimating = desk.estimate, desk.is_estimating
         self._show_run()
 
@@ -126,6 +126,13 @@ class TeachStepLogic(SectionLogic[TeachStepState]):
     def _do(self, act: Callable[[], Any]) -> None:
         self.work.attempt(act)
         self.show()
+
+
+def _message(run: dict[str, Any] | None, said: str) -> str:
+    """How far a run is, and what was said last; that a run has ended is said as long as nothing else is."""
+    is_running = run is not None and run["state"] == "running"
+    progress = _progress_text(run)
+    return " ".join(filter(None, (progress, said))) if is_running else said or progress
 
 
 def _progress_text(run: dict[str, Any] | None) -> str:
