@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import signal
 import subprocess
 import threading
 from collections import deque
@@ -36,6 +34,7 @@ from ..messages import (
 )
 from .framing import read_frame, write_frame
 from .launch import WorkerCommand
+from .processes import apart, end_tree
 from .ticket import Ticket
 
 if TYPE_CHECKING:
@@ -373,13 +372,9 @@ class Connection:
                     _log.debug("worker: %s", text)
 
     def _end_by_force(self) -> None:
-        """Ask the whole process group to end, then make it: a launcher's child must not stay behind."""
-        for end in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
-            if hasattr(os, "killpg"):
-                with suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, end)
-            else:
-                self._process.kill()
+        """Ask the whole tree of processes to end, then make it: a launcher's child must not stay behind."""
+        for by_force in (False, True):
+            end_tree(self._process.pid, by_force=by_force)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE_SECONDS / 4)
                 return
@@ -400,8 +395,7 @@ def _start(command: WorkerCommand) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=command.environment(),
-            start_new_session=True,  # a group of its own: Ctrl-C here is the client's affair
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            **apart(),
         )
     except (OSError, ValueError) as error:
         raise WorkerDied(f"The worker cannot be started: {argv[0]!r} does not run ({error}).") from error
