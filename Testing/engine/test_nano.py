@@ -175,6 +175,46 @@ def test_jobs_side_by_side_answer_as_they_do_alone(random_model: NanoModel) -> N
         assert together[key].score == pytest.approx(tracked.score, abs=2e-3)
 
 
+class SeesBrightnessAndRemembers(SeesBrightness):
+    """A network whose answer depends, a little, on what it remembers."""
+
+    def decode(self, *given: Any, **named: Any) -> Decoded:
+        answer = super().decode(*given, **named)
+        remembered = given[0].mean((1, 2, 3)).view(-1, 1, 1, 1)
+        return replace(answer, logits=answer.logits + 3.0 * torch.tanh(20.0 * remembered))
+
+
+def test_a_job_that_was_given_another_crop_goes_on_beside_the_others_and_answers_as_it_does_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model = SeesBrightnessAndRemembers(TINY).eval()
+    drifting = a_stack([(12.0, 14.0 + 1.5 * k) for k in range(24)])
+    steady = a_stack([(45.0, 60.0)] * 24)
+    jobs = (TrackJob(1, 0, 23), TrackJob(2, 0, 23))
+
+    def session() -> TrackingSession:
+        opened = a_session(model, a_scan(drifting | steady))
+        opened.add_reference(1, SlicePrompt(0, 0, mask=drifting[0]))
+        opened.add_reference(2, SlicePrompt(0, 0, mask=steady[0]))
+        return opened
+
+    alone = {key: tracked for job in jobs for key, tracked in run(session(), job).items()}
+    rows: list[int] = []
+    recall = model.recall
+    monkeypatch.setattr(
+        model, "recall", lambda encoded, *a: (rows.append(encoded.tokens.shape[1]), recall(encoded, *a))[1]
+    )
+    together = run(session(), *jobs)
+
+    assert together.keys() == alone.keys()
+    for key, tracked in alone.items():
+        np.testing.assert_allclose(together[key].probability, tracked.probability, atol=2e-3)
+    apart = rows.index(1)
+    assert 2 in rows[:apart]
+    assert 2 in rows[apart:]
+
+
 def test_both_directions_of_an_object_learn_its_reference_slice_together(
     random_model: NanoModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

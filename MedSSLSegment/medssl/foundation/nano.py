@@ -206,13 +206,13 @@ class NanoSession:
         batches = [self._first_batch(tracks)] if tracks else []
         while batches:
             yield [answer for batch in batches for answer in self._advance(batch)]
-            batches = [part for batch in batches for part in self._regroup(batch)]
+            batches = self._joined([part for batch in batches for part in self._regroup(batch)])
 
     def drop(self, job: TrackJob) -> None:
         """Stop computing a job of the run under way."""
         self._dropped.add(job)
 
-    # A track is one row; a batch is rows that were begun together and so remember equally many slices.
+    # A track is one row; a batch is rows that remember equally many slices.
 
     def _begin(self, job: TrackJob) -> _Track:
         mask = self._references.get((job.object_id, job.start))
@@ -348,6 +348,14 @@ class NanoSession:
             kept.append(self._batch(tracks, *self._learn(tracks, batch.appearance.rows(rows))))
         return kept
 
+    @one_thread()
+    def _joined(self, batches: list[_Batch]) -> list[_Batch]:
+        """Put batches together whose rows remember equally many slices, whenever they were begun."""
+        alike: dict[int, list[_Batch]] = {}
+        for batch in batches:
+            alike.setdefault(min(batch.step, self._model.config.memories), []).append(batch)
+        return [each[0] if len(each) == 1 else _Batch.joined(each) for each in alike.values()]
+
     def _finished(self, track: _Track) -> bool:
         return track.index == track.job.stop or track.job in self._dropped
 
@@ -452,6 +460,23 @@ class _Batch:
             {step: _memory_rows(memory, index) for step, memory in self.recent.items()},
         )
 
+    @classmethod
+    def joined(cls, batches: Sequence[_Batch]) -> _Batch:
+        """All rows of batches that remember equally many slices, numbered as those of the first."""
+        step = batches[0].step
+        recent = [
+            {at - batch.step + step: memory for at, memory in batch.recent.items()} for batch in batches
+        ]
+        return cls(
+            [track for batch in batches for track in batch.tracks],
+            Appearance.joined([batch.appearance for batch in batches]),
+            _joined_memory([batch.reference for batch in batches]),
+            torch.cat([batch.image for batch in batches]),
+            torch.cat([batch.mask for batch in batches]),
+            step,
+            {at: _joined_memory([memories[at] for memories in recent]) for at in recent[0]},
+        )
+
 
 def _hull(first: tuple[slice, slice], second: tuple[slice, slice]) -> tuple[slice, slice]:
     """The smallest rectangle round two; an empty one does not count."""
@@ -476,6 +501,15 @@ def _memory_rows(memory: dict[str, Any], index: Tensor) -> dict[str, Any]:
         "maskmem_features": memory["maskmem_features"][index],
         "maskmem_pos_enc": [position[index] for position in memory["maskmem_pos_enc"]],
         "obj_ptr": memory["obj_ptr"][index],
+    }
+
+
+def _joined_memory(memories: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    positions = zip(*(memory["maskmem_pos_enc"] for memory in memories), strict=True)
+    return {
+        "maskmem_features": torch.cat([memory["maskmem_features"] for memory in memories]),
+        "maskmem_pos_enc": [torch.cat(position) for position in positions],
+        "obj_ptr": torch.cat([memory["obj_ptr"] for memory in memories]),
     }
 
 

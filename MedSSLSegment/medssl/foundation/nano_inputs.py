@@ -15,7 +15,8 @@ Seven channels (B, 7, S, S), all about -1 .. 1:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -62,6 +63,11 @@ class Appearance:
             self.inside[index],
             self.outside[index],
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Appearance]) -> Appearance:
+        """The rows of several, one after the other."""
+        return cls(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(cls)))
 
 
 def learn_appearance(image_hu: Tensor, mask: Tensor) -> Appearance:

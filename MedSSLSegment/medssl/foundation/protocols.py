@@ -97,7 +97,7 @@ class TrackedSlice:
     object_id: int
     index: int
     mask: NDArray[np.bool_]
-    """(H, W) on the slice's own grid."""
+    """(H, W) on the slice's own grid; where there is a probability, the pixels above one half."""
     probability: NDArray[np.float32] | None
     """(H, W) foreground probability, for blending between references; None where the tracker has only a mask."""
     score: float

@@ -121,9 +121,10 @@ class _Compact:
         told = exact >= np.float32(1 / 255)
         told |= answer.mask
         rows, cols = _span(np.any(told, axis=1)), _span(np.any(told, axis=0))
-        mask, exact = answer.mask[rows, cols], exact[rows, cols]
-        # 0.5 itself is outside the mask: round so that both sides of it stay apart.
-        levels = np.where(mask, np.ceil(exact * 255), np.floor(exact * 255)).astype(np.uint8)
+        # One half rounds down: it lies outside the mask, and what lies above it inside.
+        levels = exact[rows, cols] * np.float32(255)
+        levels -= np.float32(0.5)
+        levels = np.ceil(levels, out=levels).astype(np.uint8)
         return cls(answer.index, answer.mask.shape, rows, cols, levels, answer.score, answer.quality)
 
     def whole(self, object_id: int) -> TrackedSlice:

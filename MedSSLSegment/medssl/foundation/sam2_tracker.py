@@ -220,9 +220,7 @@ class Sam2Session:
         shape = self._slices.shape[1:]
         whole = F.interpolate(logits.float(), size=shape, mode="bilinear", align_corners=False)[0, 0]
         probability = whole.sigmoid().cpu().numpy()
-        return TrackedSlice(
-            object_id, index, (whole > 0).cpu().numpy(), probability, float(score.float().sigmoid())
-        )
+        return TrackedSlice(object_id, index, probability > 0.5, probability, float(score.float().sigmoid()))
 
     # ----------------------------------------------------------------------------------------------------- features
 
