@@ -1,8 +1,8 @@
 """The worker's own Python environment: what it will hold, and making, checking and removing it.
 
 Nothing is ever installed into 3D Slicer's own Python. An environment is made in a folder of the user's: by uv, where
-there is one, with a Python of its own; else pip puts the packages into the folder and PythonSlicer, with that folder
-first on its path, is the worker's Python. (Slicer's Python cannot be the base of a venv: it finds its library through
+there is one, with a Python of its own; else pip puts the packages into the folder and Slicer's Python, with that folder
+first on its path, is the worker's. (Slicer's Python cannot be the base of a venv: it finds its library through
 PYTHONHOME, which its launcher sets and a venv must not have.) The work is done by processes in a thread, can be
 cancelled, and goes on where it stopped when it is started again: both installers keep what they have downloaded.
 """
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ import slicer.util
 from medssl.client import LocalCommand
 from medssl.errors import Cancelled, StorageError, WorkerError
 from medssl.registry import user_folder
+from medssl.wire.processes import apart, end_tree
 from slicer.i18n import tr as _
 
 __all__ = [
@@ -31,10 +32,12 @@ __all__ = [
     "SetUp",
     "environmentCommand",
     "environmentFolder",
+    "findUv",
     "isReady",
     "outsideEnvironment",
     "removeEnvironment",
     "slicerPython",
+    "typedPython",
 ]
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
@@ -46,10 +49,13 @@ UV_PYTHONS = ">=3.11,<3.14"
 """Versions of Python that uv may take from the computer, or else download."""
 MARKER = "medssl-environment.json"
 PACKAGES = "packages"
-"""Folder of the packages, where PythonSlicer is the worker's Python."""
+"""Folder of the packages, where Slicer's Python is the worker's."""
+UV_FOLDERS = ("~/.local/bin", "~/.cargo/bin", "/opt/homebrew/bin", "/usr/local/bin")
+"""Where its installers put uv: a program that is started from a desktop seldom sees the path of a terminal."""
 CPU_GB, CUDA_GB = 2.5, 8.0
 VOLUME_GB = 3.0
 """Memory a worker needs for a CT of 512 x 512 x 500 with the shipped model."""
+_LOOK_EVERY_S, _GRACE_S = 0.1, 3.0
 
 
 def environmentFolder() -> Path:
@@ -58,8 +64,24 @@ def environmentFolder() -> Path:
 
 
 def slicerPython() -> str:
-    """3D Slicer's own Python, as a program that can be started from anywhere."""
-    return shutil.which("PythonSlicer") or sys.executable
+    """3D Slicer's own Python, to be started from within 3D Slicer, whose environment it needs.
+
+    It is the interpreter itself, as Slicer starts it for scripts (qSlicerCLIExecutableModuleFactory.cxx). The launcher
+    PythonSlicer would put Slicer's own packages before those of PYTHONPATH (ctkAppLauncher.cpp, buildEnvironment), and
+    leave behind what it started when it is ended. In Slicer's build tree there is only the launcher.
+    """
+    return shutil.which("python-real") or shutil.which("PythonSlicer") or sys.executable
+
+
+def typedPython(python: str) -> str:
+    """What a person types for a Python: the launcher, where it is 3D Slicer's own."""
+    return (shutil.which("PythonSlicer") or python) if python == slicerPython() else python
+
+
+def findUv() -> str | None:
+    """The program uv: on the path, or where its installers put it; None where there is none."""
+    folders = os.pathsep.join(os.path.expanduser(folder) for folder in UV_FOLDERS)
+    return shutil.which("uv") or shutil.which("uv", path=folders)
 
 
 def outsideEnvironment() -> dict[str, str]:
@@ -125,8 +147,18 @@ class EnvironmentPlan:
 
     @classmethod
     def forThisComputer(cls, wheels: Path | None = None) -> EnvironmentPlan:
-        """The plan for the usual folder; a GPU counts when its driver's nvidia-smi is there."""
-        return cls(environmentFolder(), shutil.which("uv"), shutil.which("nvidia-smi") is not None, wheels)
+        """The plan for the usual folder; a GPU counts when its driver's nvidia-smi is there.
+
+        Raises:
+            WorkerError: 3D Slicer's Python is the only one there is, and torch is not made for it.
+        """
+        uv = findUv()
+        if uv is None and sys.platform == "darwin" and platform.machine() == "x86_64":
+            raise WorkerError(
+                "This 3D Slicer is made for Intel Macs, and torch is not any more; install uv (docs.astral.sh/uv) and"
+                " press Set up again, or on an Intel Mac compute on another machine."
+            )
+        return cls(environmentFolder(), uv, shutil.which("nvidia-smi") is not None, wheels)
 
     @property
     def packages(self) -> list[str]:
@@ -170,7 +202,7 @@ class EnvironmentPlan:
     def environment(self) -> dict[str, str]:
         """What the processes see: nothing of 3D Slicer's, unless they are its own Python."""
         base = outsideEnvironment() if self.uv else environmentCommand(self.folder).environment()
-        return {**base, "SAM2_BUILD_CUDA": "0"}
+        return {**base, "SAM2_BUILD_CUDA": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
 
     def commands(self) -> list[list[str]]:
         """The processes to run, one after the other; running them again does no harm, and mends what is missing.
@@ -239,9 +271,14 @@ class SetUp:
         """Begin; returns at once."""
         threading.Thread(target=self._work, name="medssl set up", daemon=True).start()
 
-    def cancel(self) -> None:
-        """Stop soon; what was downloaded stays for the next time."""
+    def cancel(self, wait_s: float = 0.0) -> None:
+        """Stop soon; what was downloaded stays for the next time.
+
+        Args:
+            wait_s: for the installer to end, at most; a program that closes says so.
+        """
         self._cancelled.set()
+        self._ended.wait(wait_s)
 
     def result(self) -> LocalCommand:
         """How to start the worker in it; waits for the end.
@@ -301,11 +338,13 @@ def _runProcess(
     try:
         process = subprocess.Popen(
             command,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
             env=dict(environment),
+            **apart(),
         )
     except OSError as error:
         raise WorkerError(f"{command[0]} cannot be run ({error}).") from error
@@ -318,12 +357,23 @@ def _runProcess(
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
-    while process.poll() is None:
-        if cancelled.is_set():
-            process.terminate()
-        time.sleep(0.1)
-    listener.join(5)
+    while process.poll() is None and not cancelled.wait(_LOOK_EVERY_S):
+        pass
+    if process.poll() is None:
+        _end(process)
+    listener.join(_GRACE_S)
     return process.returncode
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End an installer and what it has started, e.g. the build of a package."""
+    for by_force in (False, True):
+        end_tree(process.pid, by_force=by_force)
+        try:
+            process.wait(_GRACE_S)
+            return
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def _nearest(folder: Path) -> Path:

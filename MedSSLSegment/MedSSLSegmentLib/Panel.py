@@ -85,7 +85,9 @@ class Panel:
         self.teach = TeachSection(ui, self.teachDesk, session)
         self.pretrain = PretrainSection(ui, self.teachDesk)
         self.shortcuts = Shortcuts(self._actions())
-        self.settings = SettingsSection(ui, session, self.restartWorker, self.shortcuts.text())
+        self.settings = SettingsSection(
+            ui, session, self.stopWorker, self.restartWorker, self.shortcuts.text()
+        )
         self.lookTimer = _timer(300, self.onLook, isSingle=True)
         self.runTimer = _timer(RUN_MS, self.teachDesk.look)
         self.timer = _timer(IDLE_MS, self.onTimer)
@@ -156,8 +158,15 @@ class Panel:
             timer.stop()
         self.exit()
         self.predictDesk.cancel()
+        self.settings.close()
         self.session.close()
         self.annotate.marks.show()  # of which there are none any more
+
+    def stopWorker(self) -> None:
+        """Stop what runs and end the worker; the next request starts it again."""
+        self.session.cancel()
+        self.predictDesk.cancel()
+        self.session.client.close()
 
     def restartWorker(self) -> None:
         """Stop what runs, and use what is chosen in the settings now."""

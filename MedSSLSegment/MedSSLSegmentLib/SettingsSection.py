@@ -17,6 +17,9 @@ from .Errors import errorsShown
 
 __all__ = ["SettingsSection"]
 
+CLOSE_S = 5.0
+"""How long closing waits for an installer to end."""
+
 
 class SettingsSection:
     """Connects the widgets of the settings.
@@ -24,13 +27,22 @@ class SettingsSection:
     Args:
         ui: the named child widgets.
         session: computes on the chosen device.
+        stopWorker: ends it, so that nothing of its environment is in use; the next request starts it again.
         restartWorker: uses what is chosen now.
         shortcuts: text that lists them.
     """
 
-    def __init__(self, ui: Any, session: Session, restartWorker: Callable[[], None], shortcuts: str) -> None:
+    def __init__(
+        self,
+        ui: Any,
+        session: Session,
+        stopWorker: Callable[[], None],
+        restartWorker: Callable[[], None],
+        shortcuts: str,
+    ) -> None:
         self.ui = ui
         self.session = session
+        self.stopWorker = stopWorker
         self.restartWorker = restartWorker
         self.setUp: Environment.SetUp | None = None
         ui.shortcutsLabel.text = shortcuts
@@ -92,34 +104,44 @@ class SettingsSection:
         self.show()
         if self.setUp.done:
             ended, self.setUp = self.setUp, None
+            self.restartWorker()
+            self.show()
             with errorsShown():
                 ended.result()
-                self.restartWorker()
-            self.show()
+
+    def close(self) -> None:
+        """Leave no installer behind."""
+        if self.setUp is not None:
+            self.setUp.cancel(CLOSE_S)
 
     def onSetUp(self) -> None:
         if self.setUp is not None:
             self.setUp.cancel()
         else:
-            self._offer(Environment.EnvironmentPlan.forThisComputer())
+            self._offer()
 
     def onSetUpOffline(self) -> None:
         folder = qt.QFileDialog.getExistingDirectory(None, _("Folder with the packages (wheels)"))
         if folder:
-            self._offer(Environment.EnvironmentPlan.forThisComputer(Path(folder)))
+            self._offer(Path(folder))
 
-    def _offer(self, plan: Environment.EnvironmentPlan) -> None:
+    def _offer(self, wheels: Path | None = None) -> None:
         """Say what would be done, and do it if the person agrees."""
-        if slicer.util.confirmOkCancelDisplay(plan.text(), _("Set up the worker")):
-            self.setUp = Environment.SetUp(plan)
-            self.setUp.start()
+        with errorsShown():
+            plan = Environment.EnvironmentPlan.forThisComputer(wheels)
+            if slicer.util.confirmOkCancelDisplay(plan.text(), _("Set up the worker")):
+                self.stopWorker()
+                self.setUp = Environment.SetUp(plan)
+                self.setUp.start()
         self.show()
 
     def onRemove(self) -> None:
         folder = Environment.environmentFolder()
         if slicer.util.confirmOkCancelDisplay(_("Delete {folder}?").format(folder=folder), _("Remove")):
+            self.stopWorker()
             with errorsShown(waitCursor=True):
                 Environment.removeEnvironment()
+            self.restartWorker()
         self.show()
 
     def onCheck(self) -> None:

@@ -11,6 +11,7 @@ import qt
 import slicer.util
 from medssl.client import LocalCommand, SshCommand, WorkerCommand
 from medssl.errors import InputError, WorkerError
+from medssl.wire.processes import apart
 
 from . import Environment
 
@@ -137,8 +138,10 @@ def missingPackages(command: WorkerCommand) -> list[str]:
             env=dict(command.environment()),
             capture_output=True,
             text=True,
+            errors="replace",
             check=True,
             timeout=TIMEOUT_S,
+            **apart(),
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise WorkerError(
@@ -153,7 +156,7 @@ def requirePackages(command: WorkerCommand) -> None:
     if missing:
         raise WorkerError(
             f"The worker's Python lacks {', '.join(missing)}; press Set up in the settings, or run: "
-            f'"{command.python}" -m pip install -r "{REQUIREMENTS}"'
+            f'"{Environment.typedPython(command.python)}" -m pip install -r "{REQUIREMENTS}"'
         )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 from medssl.errors import Cancelled, StorageError, WorkerError
+from medssl.runs.processes import is_alive
 
 
 @pytest.fixture
@@ -93,19 +96,56 @@ def test_an_environment_of_uv_is_not_mixed_with_packages_of_pip(environment: Any
         work.result()
 
 
-def test_slicers_python_is_started_by_its_launcher_and_its_own_packages_stay_as_they_are(
-    environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("names", [("PythonSlicer", "python-real"), ("PythonSlicer",)])
+def test_slicers_python_is_the_interpreter_itself_where_there_is_one_and_its_own_packages_stay_as_they_are(
+    environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
 ) -> None:
-    launcher = tmp_path / "PythonSlicer"
-    launcher.touch(0o755)
+    for name in names:
+        (tmp_path / name).touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    python = str(tmp_path / names[-1])
     torch, rest = environment.EnvironmentPlan(tmp_path / "new", None, False).commands()
     for command in (torch, rest):
-        assert command[:4] == [str(launcher), "-m", "pip", "install"]
+        assert command[:4] == [python, "-m", "pip", "install"]
         assert command[command.index("--target") + 1] == str(tmp_path / "new" / "packages")
     started = environment.environmentCommand(tmp_path / "new")
-    assert started.argv()[:3] == [str(launcher), "-m", "medssl.worker"]
-    assert str(tmp_path / "new" / "packages") in started.environment()["PYTHONPATH"]
+    assert started.argv()[:3] == [python, "-m", "medssl.worker"]
+    assert environment.typedPython(python) == str(tmp_path / "PythonSlicer")
+
+
+def test_packages_of_the_environment_come_before_those_of_slicer(
+    environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/slicer/site-packages")
+    for variables in (
+        environment.environmentCommand(tmp_path).environment(),
+        environment.EnvironmentPlan(tmp_path, None, False).environment(),
+    ):
+        folders = variables["PYTHONPATH"].split(os.pathsep)
+        assert folders[1:] == [str(tmp_path / "packages"), "/slicer/site-packages"]
+
+
+def test_uv_is_found_where_its_installer_puts_it(
+    environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uv = tmp_path / ".local/bin/uv"
+    uv.parent.mkdir(parents=True)
+    uv.touch(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert environment.findUv() == str(uv)
+
+
+def test_a_slicer_for_which_there_is_no_torch_says_so_before_anything_is_asked(
+    environment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment.sys, "platform", "darwin")
+    monkeypatch.setattr(environment.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(environment, "findUv", lambda: None)
+    with pytest.raises(WorkerError, match="install uv"):
+        environment.EnvironmentPlan.forThisComputer()
+    monkeypatch.setattr(environment, "findUv", lambda: "/bin/uv")
+    assert environment.EnvironmentPlan.forThisComputer().uv == "/bin/uv"
 
 
 def test_an_environment_is_made_verified_broken_repaired_and_removed_for_real(
@@ -163,6 +203,20 @@ def test_cancelling_stops_and_starting_again_goes_on(environment: Any, tmp_path:
     again.start()
     again.result()
     assert environment.isReady(plan.folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="asks for groups of processes")
+def test_cancelling_ends_the_installer_and_what_it_has_started(environment: Any) -> None:
+    script = "import subprocess; c = subprocess.Popen(['sleep', '60']); print(c.pid, flush=True); c.wait()"
+    cancelled, said = threading.Event(), []
+
+    def hear(line: str) -> None:
+        said.append(line)
+        cancelled.set()
+
+    status = environment._runProcess([sys.executable, "-c", script], os.environ, hear, cancelled)
+    assert status < 0
+    assert not is_alive(int(said[0]))
 
 
 def test_a_folder_that_set_up_did_not_make_is_never_deleted(environment: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,39 @@ def test_setting_up_from_a_folder_says_so_before_it_does_anything(
     (question,) = a_desk.application.questions_asked
     assert f"From: the folder {tmp_path}" in question
     assert a_desk.panel.settings.setUp is None
+
+
+def test_nothing_uses_the_environment_while_it_is_made_or_removed_and_what_is_left_is_used_then(
+    a_desk: Any, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = sys.modules["MedSSLSegmentLib.Environment"]
+    folder = environment.environmentFolder()
+    (folder / "packages").mkdir(parents=True)
+    (folder / environment.MARKER).write_text("{}")
+    gone_while_closed: list[bool] = []
+    monkeypatch.setattr(
+        environment, "removeEnvironment", lambda: gone_while_closed.append(a_desk.client.was_closed)
+    )
+    a_desk.application.says_yes = True
+    a_desk.panel.settings.show()
+    a_desk.ui.removeEnvironmentButton.click()
+    assert gone_while_closed == [True]
+    assert a_desk.panel.session.client is not a_desk.client
+
+    a_desk.panel.session.client, a_desk.client.was_closed = a_desk.client, False
+    ended = threading.Event()
+
+    def install(command: Any, variables: Any, hear: Any, cancelled: threading.Event) -> int:
+        cancelled.wait(60)
+        ended.set()
+        return 1
+
+    monkeypatch.setattr(environment, "_runProcess", install)
+    a_desk.ui.setUpButton.click()
+    assert a_desk.client.was_closed
+    assert a_desk.panel.settings.isSettingUp
+    a_desk.widget.cleanup()
+    assert ended.is_set()
 
 
 def test_models_cases_and_runs_are_kept_where_the_settings_say(
