@@ -197,7 +197,8 @@ def references_from_annotation(
         axis: slice axis 0, 1 or 2; None takes the one that `choose_axis` finds.
         slices: None takes every non-empty slice of a segment, but refuses a segment that is filled on more than
             20 slices in a row: that is a finished segmentation, and starting from all of it would only give it
-            back. "all" takes it as it is; slice numbers pick some.
+            back. "all" takes it as it is; slice numbers pick some. Numbers by segment are about these segments;
+            of the others, finished ones are then left out unless `segments` names them.
         segments: names of the segments to use; None means all that are annotated.
 
     Returns:
@@ -211,7 +212,12 @@ def references_from_annotation(
     volume.require_stack(axis)
     labels_nhw = as_stack(annotation.labels_kji, axis)
     chosen = {
-        name: _chosen_slices(name, annotated_slices(as_stack(annotation.mask(name), axis)), slices)
+        name: _chosen_slices(
+            name,
+            annotated_slices(as_stack(annotation.mask(name), axis)),
+            slices,
+            asked_for=segments is not None,
+        )
         for name in _chosen_segments(annotation, segments, slices)
     }
     _check_choice(chosen, slices, segments)
@@ -308,11 +314,13 @@ def _chosen_segments(
     return [name for name in names if segments is None or name in segments]
 
 
-def _chosen_slices(name: str, annotated: list[int], slices: SliceChoice) -> list[int]:
+def _chosen_slices(name: str, annotated: list[int], slices: SliceChoice, *, asked_for: bool) -> list[int]:
     wanted = slices.get(name) if isinstance(slices, Mapping) else slices
     if wanted == "all":
         return annotated
     if wanted is None:
+        if _looks_finished(annotated) and isinstance(slices, Mapping) and not asked_for:
+            return []
         if _looks_finished(annotated):
             raise InputError(
                 f"The annotation of {name} fills slices {annotated[0]} to {annotated[-1]} without a gap, which leaves"

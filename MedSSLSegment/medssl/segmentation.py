@@ -24,7 +24,14 @@ from .formats.segnrrd import MAX_LABEL, has_segments, merge_layers, segment_fiel
 from .storage import atomic_path
 from .volume import Volume, check_affine, spacing_of
 
-__all__ = ["Segment", "Segmentation", "default_color", "read_segmentation", "write_segmentation"]
+__all__ = [
+    "Segment",
+    "Segmentation",
+    "default_color",
+    "names_file",
+    "read_segmentation",
+    "write_segmentation",
+]
 
 _SAME_PLACE = 0.1
 """Two grids are the same if no corners differ by more than this part of a voxel; headers round to less."""
@@ -169,7 +176,7 @@ def write_segmentation(segmentation: Segmentation, path: str | Path) -> None:
         write_image(path, segmentation.labels_kji, segmentation.ijk_to_ras, fields)
         return
     names = {str(segment.label): segment.name for segment in segmentation.segments}
-    with atomic_path(_own_names(path)) as temporary:
+    with atomic_path(names_file(path)) as temporary:
         temporary.write_text(json.dumps(names, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         write_image(path, segmentation.labels_kji, segmentation.ijk_to_ras)
 
@@ -222,7 +229,7 @@ def _check_segments(segments: Sequence[Segment], present: Sequence[int], what: s
 
 def _named(path: Path, present: Sequence[int]) -> tuple[Segment, ...]:
     """Segments for the labels of a file, by the names beside it."""
-    own, shared = _own_names(path), path.with_name("labels.json")
+    own, shared = names_file(path), path.with_name("labels.json")
     labels: Iterable[int] = present
     names: dict[int, str] = {}
     if own.is_file():
@@ -235,7 +242,8 @@ def _named(path: Path, present: Sequence[int]) -> tuple[Segment, ...]:
     )
 
 
-def _own_names(path: Path) -> Path:
+def names_file(path: Path) -> Path:
+    """The file beside a label file in which its labels are named: ``<stem>.labels.json``."""
     suffix = next((s for s in _SUFFIXES if path.name.lower().endswith(s)), "")
     return path.with_name(f"{path.name[: len(path.name) - len(suffix)]}.labels.json")
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from .canvas import Canvas
 from .errors import Cancelled, InputError
 from .events import Eta, Log, Progress, drain
+from .formats.imagefile import write_image
 from .known_slices import KnownSlices
 from .metrics import SegmentScore, dice, evaluate
 from .pipeline import annotated_slices, references_from_annotation
@@ -36,7 +37,7 @@ from .results import SliceMask, UncertaintyMap
 from .segmentation import Segmentation, write_segmentation
 from .sharpening import sharpen
 from .storage import make_folder
-from .volume import Volume, Window, as_stack, take_slice, write_volume
+from .volume import Volume, Window, as_stack, take_slice
 
 if TYPE_CHECKING:
     from .few_labels.segmenter import SegmentationModel
@@ -180,8 +181,7 @@ class SegmentResult:
         for stage, found in self.stages.items():
             write_segmentation(found, folder / f"{stage}.seg.nrrd")
         if self.uncertainty_kji is not None:
-            image = Volume(self.uncertainty_kji, self.segmentation.ijk_to_ras, "uncertainty")
-            write_volume(image, folder / "uncertainty.nii.gz")
+            write_image(folder / "uncertainty.nii.gz", self.uncertainty_kji, self.segmentation.ijk_to_ras)
 
 
 def segment_volume(

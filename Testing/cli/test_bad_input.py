@@ -236,6 +236,45 @@ def test_an_output_that_would_replace_the_input(refused, small_case, tmp_path: P
     assert "also an input" in refused("propagate", ct, "-a", small_case.annotation_path, "-o", ct)
 
 
+def test_an_output_that_would_rename_the_labels_of_an_input(refused, small_case, tmp_path: Path) -> None:
+    labels = Path(shutil.copy(small_case.annotation_path, tmp_path / "a.nii.gz"))
+    names = small_case.folder / "annotation.labels.json"
+    shutil.copy(names, tmp_path / "a.labels.json")
+    message = refused(
+        "propagate", small_case.ct, "-a", labels, "-o", tmp_path / "a.nii", "--segment", "liver"
+    )
+    assert "would write a.labels.json" in message
+    shutil.copy(small_case.annotation_path, tmp_path / "b.nii.gz")  # names no labels of its own
+    assert "b.labels.json" in refused(
+        "refine", small_case.ct, "-c", tmp_path / "b.nii.gz", "-o", tmp_path / "b.nii"
+    )
+
+
+def test_an_output_that_would_replace_what_it_is_measured_against(
+    refused, small_case, tmp_path: Path
+) -> None:
+    truth = shutil.copy(small_case.truth_path, tmp_path / "truth.nii.gz")
+    coarse = shutil.copy(small_case.truth_path, tmp_path / "coarse.seg.nrrd")
+    assert "also an input" in refused(
+        "refine", small_case.ct, "-c", small_case.truth_path, "--truth", truth, "-o", truth
+    )
+    given = ["--coarse", coarse, "--stages", tmp_path, "-o", tmp_path / "new.nii.gz"]
+    assert "coarse.seg.nrrd is also an input" in refused("segment", small_case.ct, *given)
+
+
+@pytest.mark.parametrize(
+    ("unsure", "sentence"),
+    [("ct.nii.gz", "also an input"), ("out.nii.gz", "also an input"), ("no/u.nii.gz", "does not exist"),
+     ("u.txt", "unknown type")],
+)  # fmt: skip
+def test_an_uncertainty_map_that_cannot_be_is_refused_first(
+    refused, small_case, tmp_path: Path, unsure: str, sentence: str
+) -> None:
+    ct = shutil.copy(small_case.ct, tmp_path / "ct.nii.gz")
+    arguments = ["predict", ct, "--model", "any", "-o", tmp_path / "out.nii.gz"]
+    assert sentence in refused(*arguments, "--uncertainty-map", tmp_path / unsure)
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission(refused, small_case, tmp_path: Path) -> None:
     closed = tmp_path / "closed"

@@ -185,6 +185,18 @@ def test_a_finished_segmentation_needs_a_choice_of_slices(volume: Volume) -> Non
     assert len(references_from_annotation(volume, finished, axis=0, slices=[13])) == 1
 
 
+def test_finished_segments_that_nobody_names_are_left_out_when_slices_are_given_by_name(
+    volume: Volume,
+) -> None:
+    annotation = _annotation((LIVER, np.s_[2:26, 5:12, 5:12]), (SPLEEN, np.s_[2:26, 13:20, 5:12]))
+    references = references_from_annotation(volume, annotation, axis=0, slices={"liver": [13]})
+    assert [(r.segment, r.prompt.index) for r in references] == [("liver", 13)]
+    with pytest.raises(InputError, match="spleen fills slices 2 to 25"):
+        references_from_annotation(
+            volume, annotation, axis=0, slices={"liver": [13]}, segments=["liver", "spleen"]
+        )
+
+
 def test_the_axis_is_axial_when_in_doubt(volume: Volume) -> None:
     finished = _annotation((LIVER, np.s_[2:26, 2:24, 2:27]))
     one_voxel = _annotation((LIVER, np.s_[4, 5, 6]))

@@ -39,7 +39,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_axis(add)
     add_series(add)
-    add.add_argument("--name", default="", help="what to call the case [the volume's name]")
+    add.add_argument(
+        "--name", default="", help="what to call the case [the volume's name without its suffix]"
+    )
     add.add_argument("--patient", default="", help="key that keeps a patient's cases together")
     add.add_argument(
         "--reference", action="store_true", help="do not copy the volume, which then must stay where it is"
@@ -84,6 +86,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _add(store: CaseStore, options: argparse.Namespace) -> None:
+    from ..datasets.sources import image_stem
+
     volume, labels = read_pair(options.volume, options.labels, options.series)
     if options.reference and Path(options.volume).is_dir():
         raise InputError("A DICOM folder is copied into the store; leave --reference out.")
@@ -94,7 +98,7 @@ def _add(store: CaseStore, options: argparse.Namespace) -> None:
             " is there."
         )
     case = store.add(
-        volume, labels, vouched, name=options.name, patient=options.patient,
+        volume, labels, vouched, name=options.name or image_stem(volume.name), patient=options.patient,
         reference=options.volume if options.reference else None,
     )  # fmt: skip
     print(f"Added {case.id}. {case.summary()}.")

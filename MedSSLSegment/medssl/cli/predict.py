@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from .command import Command
-from .files import check_output
+from .files import check_output, check_place
 from .options import add_anyway, add_series, add_trained
 from .terminal import ProgressBar
 
@@ -32,11 +33,14 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     from ..few_labels.model_store import model_file
     from ..few_labels.segmenter import read_model
+    from ..formats.imagefile import write_image
     from ..inference import predict_volume
     from ..segmentation import write_segmentation
-    from ..volume import Volume, read_volume, write_volume
+    from ..volume import read_volume
 
-    check_output(options.output, [options.volume])
+    check_output(options.output, options.volume)
+    if options.uncertainty_map:
+        check_place(options.uncertainty_map, [options.volume, options.output])
     model, volume = (
         read_model(model_file(options.model, str(options.models))),
         read_volume(options.volume, options.series),
@@ -53,7 +57,7 @@ def _run(options: argparse.Namespace) -> None:
         )
     write_segmentation(found.segmentation, options.output)
     if options.uncertainty_map:
-        write_volume(Volume(found.uncertainty, volume.ijk_to_ras, "uncertainty"), options.uncertainty_map)
+        write_image(Path(options.uncertainty_map), found.uncertainty, volume.ijk_to_ras)
     print(f"Written: {options.output} with {', '.join(model.info.names)}")
 
 

@@ -37,7 +37,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference-slices", metavar="SLICES", nargs="+",
         help="use only these slices of the annotation: 40,52 for every segment, liver:40,52 for one, or 'all';"
-        " needed when the annotation fills more than 20 slices in a row, as a finished segmentation does",
+        " needed when the annotation fills more than 20 slices in a row, as a finished segmentation does; other"
+        " finished segments than the named ones are left out",
     )  # fmt: skip
     parser.add_argument(
         "--segment", metavar="NAME", nargs="+", help="do only these segments [all that are annotated]"
@@ -68,7 +69,7 @@ def _run(options: argparse.Namespace) -> None:
     from ..propagate import PropagateOptions
     from ..segmentation import write_segmentation
 
-    check_output(options.output, [options.volume, options.annotation])
+    check_output(options.output, options.volume, [options.annotation])
     volume, annotation = read_pair(options.volume, options.annotation, options.series)
     first, last = options.range
     with ProgressBar(sys.stderr, "Propagating") as bar, _worker_on(options.host) as worker:
@@ -86,12 +87,12 @@ def _run(options: argparse.Namespace) -> None:
         )
     write_segmentation(result.segmentation, options.output)
     note_model(options.model)
-    if options.json:
-        print_json({"output": options.output, **_result_facts(volume, result)})
-        return
     left_out = [name for name in annotation.names if name not in result.references]
     if left_out:
         print(f"medssl: note: no reference slice was chosen for {', '.join(left_out)}", file=sys.stderr)
+    if options.json:
+        print_json({"output": options.output, **_result_facts(volume, result)})
+        return
     print(_result_table(volume, result))
     print(f"\n{options.output} written after {duration(result.seconds)}.")
 

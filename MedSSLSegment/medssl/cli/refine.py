@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> None:
     from ..refine import RefineOptions
     from ..segmentation import read_segmentation, write_segmentation
 
-    check_output(options.output, [options.volume, options.coarse])
+    check_output(options.output, options.volume, [options.coarse, options.truth])
     volume, coarse = read_pair(options.volume, options.coarse, options.series)
     truth = read_segmentation(options.truth, volume) if options.truth else None
     with ProgressBar(sys.stderr, "Refining") as bar:

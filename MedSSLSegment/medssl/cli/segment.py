@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..events import duration
 from .command import Command
-from .files import check_output
+from .files import check_output, check_place
 from .options import (
     add_anyway,
     add_json,
@@ -158,8 +159,10 @@ def _run(options: argparse.Namespace) -> None:
     from ..segmenting import segment_volume
     from ..volume import read_volume
 
-    given = [path for path in (options.volume, options.coarse, options.annotation, options.truth) if path]
-    check_output(options.output, given)
+    labels = [options.coarse, options.annotation, options.truth]
+    check_output(options.output, options.volume, labels)
+    if options.stages:
+        _check_stages(Path(options.stages), [options.volume, *(path for path in labels if path)])
     if (options.model is None) == (options.coarse is None):
         raise InputError("Give either a model of your own with --model, or a coarse label map with --coarse.")
     volume = read_volume(options.volume, options.series)
@@ -194,6 +197,15 @@ def _run(options: argparse.Namespace) -> None:
     if count := known.count(result.segmentation.names):
         print(f"\n{count} slice{'s' * (count > 1)} that the case store vouches for stayed as they are.")
     print(f"\n{options.output} written after {duration(result.seconds)}.")
+
+
+def _check_stages(folder: Path, inputs: Sequence[str]) -> None:
+    """Refuse a folder whose masks of the stages would replace an input."""
+    from ..segmenting import STAGES
+
+    if folder.is_dir():
+        for stage in STAGES:
+            check_place(str(folder / f"{stage}.seg.nrrd"), inputs)
 
 
 def _facts(volume: Volume, result: SegmentResult, truth: Segmentation | None) -> dict[str, Any]:
