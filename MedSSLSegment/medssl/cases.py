@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from .errors import InputError, StorageError
 from .events import Log
 from .segmentation import Segment, Segmentation, read_segmentation, write_segmentation
-from .storage import atomic_path, make_folder, move
+from .storage import atomic_path, is_leftover, make_folder, move
 from .volume import Volume, looks_like_ct, read_volume, take_slice, write_volume
 
 __all__ = ["Case", "CaseStore", "HistoryEntry", "Origin", "Vouched", "vouch_for_all", "vouched_voxels"]
@@ -208,33 +208,29 @@ class CaseStore:
     """A folder of cases.
 
     Args:
-        folder: made when it does not exist.
+        folder: made with the first case.
 
     Raises:
         InputError: the folder holds other things, or a store of another version.
-        StorageError: it cannot be written.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).resolve()
         self._cases = self.folder / "cases"
-        marker = self.folder / "store.json"
-        if not marker.is_file():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
+        self._marker = self.folder / "store.json"
+        if not self._marker.is_file():
+            names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+            if any(not is_leftover(name) for name in names):
                 raise InputError(f"{self.folder} is not a case store; choose an empty or a new folder.")
-            make_folder(self._cases)
-            _write_text(marker, json.dumps({"format": _FORMAT}))
-        elif _read_json(marker).get("format") != _FORMAT:
+        elif _read_json(self._marker).get("format") != _FORMAT:
             raise InputError(f"The case store {self.folder} was made by another version of the program.")
 
     def cases(self, on_problem: Callable[[Log], None] = lambda log: None) -> list[Case]:
         """All cases, by name. A damaged one is left out and named to `on_problem`."""
         found = []
-        for folder in sorted(self._cases.iterdir()) if self._cases.is_dir() else ():
-            if folder.name.startswith(".") or not folder.is_dir():
-                continue
+        for name in _folders_in(self._cases):
             try:
-                found.append(self.case(folder.name))
+                found.append(self.case(name))
             except InputError as error:
                 on_problem(Log(str(error)))
         return sorted(found, key=lambda case: (case.name, case.id))
@@ -282,11 +278,10 @@ class CaseStore:
             StorageError: no space or no permission; nothing is left behind.
         """
         _check(volume, segmentation, vouched)
-        twin = self.find(volume.content_hash)
-        if twin is not None:
-            raise InputError(f"This volume is already in the store as case {twin.name}; update that one.")
+        self._require_new(volume)
         name = name or volume.name or "case"
         case_id = f"{_slug(name)}-{volume.content_hash[:8]}"
+        self._begin()
         draft = self._cases / f".{case_id}.{secrets.token_hex(4)}"
         make_folder(draft)
         try:
@@ -313,7 +308,9 @@ class CaseStore:
             )
             _write_labels(draft, 1, segmentation)
             _write_text(draft / "case.json", facts.to_json())
-            move(draft, self._cases / case_id)
+            with self._lock("new-cases"):
+                self._require_new(volume)  # another program may have added it in the meantime
+                move(draft, self._cases / case_id)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return self.case(case_id)
@@ -365,6 +362,9 @@ class CaseStore:
             InputError: there is no such folder, or the volume has been added again since.
         """
         source = self.folder / "removed" / Path(removed).name
+        if not source.is_dir():
+            known = ", ".join(_folders_in(source.parent))
+            raise InputError(f"There is no removed case '{source.name}'; those there are: {known or 'none'}.")
         facts = _read_facts(source)
         twin = self.find(facts.volume_hash)
         if twin is not None:
@@ -373,10 +373,22 @@ class CaseStore:
         move(source, self._cases / case_id)
         return self.case(case_id)
 
+    def _require_new(self, volume: Volume) -> None:
+        twin = self.find(volume.content_hash)
+        if twin is not None:
+            raise InputError(f"This volume is already in the store as case {twin.name}; update that one.")
+
+    def _begin(self) -> None:
+        """Make the store's folders, its marker first: a folder that holds anything else is not taken for a store."""
+        make_folder(self.folder)
+        if not self._marker.is_file():
+            _write_text(self._marker, json.dumps({"format": _FORMAT}))
+        make_folder(self._cases)
+
     def _folder(self, case_id: str) -> Path:
         folder = self._cases / case_id
         if Path(case_id).name != case_id or case_id.startswith(".") or not folder.is_dir():
-            known = ", ".join(p.name for p in sorted(self._cases.iterdir()) if not p.name.startswith("."))
+            known = ", ".join(_folders_in(self._cases))
             raise InputError(f"There is no case '{case_id}'; the store holds {known or 'none'}.")
         return folder
 
@@ -390,8 +402,15 @@ class CaseStore:
                 yield
         except Timeout:
             raise StorageError(
-                f"Another program has been writing case {case_id} for {_LOCK_SECONDS:.0f} s; try again."
+                f"Another program has been writing {case_id} for {_LOCK_SECONDS:.0f} s; try again."
             ) from None
+
+
+def _folders_in(folder: Path) -> list[str]:
+    """Names of the folders in one that may not be there; what is still being written begins with a dot."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _check(volume: Volume, segmentation: Segmentation, vouched: Sequence[Vouched]) -> None:

@@ -70,6 +70,7 @@ def test_cases_are_added_listed_removed_and_brought_back(medssl, small_case) -> 
     )
     assert (added.code, added.err) == (0, "")
     assert "liver on 1 slice, spleen on 1 slice" in added.out
+    assert added.out.startswith("Added anna-")
     (case,) = json.loads(medssl("cases", "list", "--json").out)
     assert [(v["segment"], v["axis"], v["indices"]) for v in case["vouched"]] == [
         ("liver", 0, [10]),
@@ -84,6 +85,7 @@ def test_cases_are_added_listed_removed_and_brought_back(medssl, small_case) -> 
 
 def test_a_finished_segmentation_added_slice_by_slice_is_remarked_on(medssl, small_case) -> None:
     added = medssl("cases", "add", small_case.ct, small_case.truth_path)
+    assert added.out.startswith("Added ct-")
     assert "if all of it is drawn, remove the case and add it again with --slices all" in added.err
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -146,7 +147,7 @@ def test_what_cannot_be_vouched_for_is_refused_and_leaves_nothing(
     store, volume = CaseStore(tmp_path), a_volume()
     with pytest.raises(InputError, match=sentence):
         store.add(volume, an_annotation(volume), vouched)
-    assert list((tmp_path / "cases").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_annotation_on_another_grid_is_refused(tmp_path: Path) -> None:
@@ -247,6 +248,35 @@ def test_two_programs_that_write_at_once_lose_no_revision(tmp_path: Path) -> Non
     after = CaseStore(tmp_path).case(case.id)
     assert after.revision == 11
     assert len(after.history) == 11
+
+
+def _add_case(store: str, seed: int, name: str) -> None:
+    with contextlib.suppress(InputError):  # the other one was first
+        add(CaseStore(store), seed, name)
+
+
+def test_programs_that_begin_a_store_at_once_lose_no_case_and_take_no_volume_twice(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    asked = [(0, "a"), (0, "b"), (1, "c"), (2, "d")]
+    writers = [context.Process(target=_add_case, args=(str(tmp_path / "new"), *one)) for one in asked]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0, 0]
+    cases = CaseStore(tmp_path / "new").cases()
+    assert {case.volume_hash for case in cases} == {a_volume(seed).content_hash for seed in range(3)}
+    assert len(cases) == 3
+
+
+def test_looking_into_a_store_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    store = CaseStore(tmp_path / "typo")
+    assert store.cases() == []
+    with pytest.raises(InputError, match="There is no case 'x'; the store holds none"):
+        store.case("x")
+    with pytest.raises(InputError, match="There is no removed case 'x'; those there are: none"):
+        store.restore("x")
+    assert not (tmp_path / "typo").exists()
 
 
 def test_vouched_voxels_are_the_union_of_slices_over_the_axes() -> None:

@@ -161,6 +161,14 @@ def test_a_single_file_is_a_volume_of_one_slice(tmp_path: Path) -> None:
         volume.require_stack(0)
 
 
+@pytest.mark.parametrize("name", ["slice_0.dcm", "slice_0"])
+def test_one_file_of_a_series_in_place_of_its_folder_is_told_so(tmp_path: Path, name: str) -> None:
+    write_series(tmp_path / "ct", stored(), stack(5))
+    given = sorted((tmp_path / "ct").iterdir())[0].rename(tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name} is a single DICOM file; give the folder of its series"):
+        read_volume(given)
+
+
 def test_folders_without_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no DICOM images; give the folder in which the slices"):
         read_volume(tmp_path)

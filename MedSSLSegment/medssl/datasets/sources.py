@@ -29,6 +29,7 @@ from typing import Any
 
 from ..errors import InputError, MedSSLError
 from ..formats.dicom import list_dicom_series, patient_id, read_series
+from ..formats.imagefile import is_dicom
 from ..volume import Volume, read_volume
 
 __all__ = [
@@ -66,7 +67,6 @@ _NEVER_DICOM = (
     ".b2nd",
     ".py",
 )
-_SURELY_DICOM = (".dcm", ".dicom", ".ima")
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def find_sources(data: Path, exclude: Sequence[str] = ()) -> Found:
             else:
                 sources.append(Source(path, name, (path,)))
         slices = tuple(f for f in kept if not f.name.lower().endswith((*IMAGE_SUFFIXES, *_NEVER_DICOM)))
-        if any(map(_is_dicom, slices)):
+        if any(is_dicom(f) for f in slices if f.name.upper() != "DICOMDIR"):  # that is a table of contents
             sources.append(Source(folder, folder.relative_to(data).as_posix(), slices))
     return Found(tuple(sorted(sources, key=lambda s: s.name)), tuple(labels), tuple(closed))
 
@@ -255,18 +255,6 @@ def _is_label(path: Path) -> bool:
         _LABEL_FILE.match(image_stem(path.name).lower())
         or any(_LABEL_FOLDER.match(folder.lower()) for folder in folders[-1:])
     )
-
-
-def _is_dicom(path: Path) -> bool:
-    if path.name.upper() == "DICOMDIR":  # a table of contents
-        return False
-    if path.suffix.lower() in _SURELY_DICOM:
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
 
 
 def stated_modality(path: Path) -> str:

@@ -22,10 +22,11 @@ from ..errors import InputError
 from ..storage import atomic_path
 from .nifti import read_nifti, write_nifti
 
-__all__ = ["RawImage", "grid_of", "read_image", "simpleitk", "write_image"]
+__all__ = ["RawImage", "grid_of", "is_dicom", "read_image", "simpleitk", "write_image"]
 
 _NIFTI = (".nii", ".nii.gz")
 _READABLE = (*_NIFTI, ".nrrd", ".nhdr", ".mha", ".mhd")
+_DICOM = (".dcm", ".dicom", ".ima")
 _WRITABLE = (*_NIFTI, ".nrrd", ".mha")
 _LPS = np.diag([-1.0, -1.0, 1.0])
 """RAS to LPS, the world of ITK and DICOM, and back."""
@@ -53,6 +54,10 @@ def read_image(path: Path) -> RawImage:
     """
     if not path.exists():
         raise InputError(f"The file {path} does not exist; check its name and folder.")
+    if path.is_file() and is_dicom(path):
+        raise InputError(
+            f"{path.name} is a single DICOM file; give the folder of its series, or labels as .nii.gz or .seg.nrrd."
+        )
     if not path.is_file() or not path.name.lower().endswith(_READABLE):
         raise InputError(
             f"{path.name} is not an image file that can be read; give one of {', '.join(_READABLE)}."
@@ -101,6 +106,17 @@ def write_image(
             write_nifti(temporary, voxels_kji, ijk_to_ras)
         else:
             _write_with_itk(temporary, voxels_kji, ijk_to_ras, fields or {})
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its name or its first bytes."""
+    if path.name.lower().endswith(_DICOM):
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
