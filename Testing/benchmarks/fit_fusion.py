@@ -22,7 +22,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from medssl.checkpoints import read_checkpoint, write_checkpoint
-from medssl.foundation.nano import NanoTracker, load_nano
+from medssl.foundation.nano import NanoTracker
 from medssl.foundation.nano_fusion import (
     SLICE_FEATURES,
     Fusion,
@@ -32,7 +32,7 @@ from medssl.foundation.nano_fusion import (
     distance_features,
     slice_features,
 )
-from medssl.foundation.nano_model import NanoModel
+from medssl.foundation.nano_model import NanoModel, load_nano
 from medssl.foundation.protocols import TrackedSlice, TrackJob
 from medssl.phantom import phantom_ct
 from medssl.prompts import SlicePrompt

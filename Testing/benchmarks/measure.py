@@ -162,8 +162,8 @@ def _model(spec: dict[str, Any]) -> tuple[Any, SliceTracker]:
 
 
 def _nano(stand_in: bool) -> tuple[Any, SliceTracker]:
-    from medssl.foundation.nano import NanoTracker, load_nano
-    from medssl.foundation.nano_model import NanoConfig, NanoModel
+    from medssl.foundation.nano import NanoTracker
+    from medssl.foundation.nano_model import NanoConfig, NanoModel, load_nano
     from medssl.registry import find_entry, is_available, model_path
 
     entry = find_entry(NANO)

@@ -19,8 +19,7 @@ from medssl.checkpoints import read_checkpoint, read_weights
 from medssl.datasets.sources import exclusions
 from medssl.errors import Cancelled, InputError, ModelError
 from medssl.events import Log, Progress
-from medssl.foundation.nano import load_nano
-from medssl.foundation.nano_model import NanoConfig
+from medssl.foundation.nano_model import NanoConfig, load_nano
 from medssl.registry import DEFAULT_MODEL, find_entry, model_path
 from medssl.runs.detached import resume_detached
 from medssl.runs.run_folder import RunFolder, TrainingMetric

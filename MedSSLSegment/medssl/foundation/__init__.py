@@ -35,7 +35,7 @@ def load_image_predictor(model_id: str, device: str = "auto") -> ImagePredictor:
         from .sam2_image import Sam2ImagePredictor
 
         return Sam2ImagePredictor.from_entry(entry, place)
-    from .nano import NanoImagePredictor
+    from .nano_image import NanoImagePredictor
 
     return NanoImagePredictor.from_entry(entry, place)
 

@@ -11,17 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checkpoints import load_into, read_checkpoint
 from ..errors import ModelError
+from .nano_fusion import Fusion
 from .nano_inputs import CHANNELS, halved
 from .sam2_build import build_sam2_model
 
-__all__ = ["Decoded", "Encoded", "NanoConfig", "NanoModel"]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Decoded", "Encoded", "NanoConfig", "NanoModel", "load_nano"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +228,18 @@ class NanoModel(nn.Module):
     def _as_map(self, tokens: Tensor) -> Tensor:
         size = self.config.image_size // 16
         return tokens.permute(1, 2, 0).reshape(tokens.shape[1], tokens.shape[2], size, size)
+
+
+def load_nano(path: Path, device: torch.device) -> tuple[NanoModel, Fusion]:
+    """Read a small model, and how it is settled with the intensity tracker, from its checkpoint.
+
+    Raises:
+        ModelError: the file is missing, damaged, or not a model of this kind.
+    """
+    tensors, meta = read_checkpoint(path)
+    model = NanoModel(NanoConfig.from_meta(meta.get("config", {})))
+    load_into(model, tensors, min_fraction=1.0)
+    return model.to(device).eval(), Fusion.from_meta(meta)
 
 
 class _EdgeHead(nn.Module):

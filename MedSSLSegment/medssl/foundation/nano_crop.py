@@ -1,0 +1,110 @@
+"""The part of a slice that the small model looks at: a square of millimetres round its object.
+
+Axis letters: H, W rows and columns of a slice, S side of what the model is shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["CROP_FACTOR", "Crop", "resized_to"]
+
+CROP_FACTOR = 2.0
+"""Side of the crop over the larger side of the object's box."""
+_MIN_CROP_PX = 24.0
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A rectangle of a slice, square in millimetres; may reach beyond the slice."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @classmethod
+    def around(
+        cls,
+        box_xyxy_px: NDArray[np.floating[Any]],
+        spacing_rc_mm: tuple[float, float],
+        factor: float = CROP_FACTOR,
+    ) -> Crop:
+        """The crop for an object that fills a box."""
+        x0, y0, x1, y1 = (float(value) for value in box_xyxy_px)
+        row_mm, col_mm = spacing_rc_mm
+        object_mm = max((y1 - y0 + 1) * row_mm, (x1 - x0 + 1) * col_mm)
+        side_mm = max(factor * object_mm, _MIN_CROP_PX * (row_mm + col_mm) / 2)
+        height, width = max(round(side_mm / row_mm), 4), max(round(side_mm / col_mm), 4)
+        return cls(round((y0 + y1 + 1 - height) / 2), round((x0 + x1 + 1 - width) / 2), height, width)
+
+    def cut(self, slice_hw: NDArray[np.generic]) -> NDArray[np.float32]:
+        """The crop's pixels (height, width); beyond the slice its edge is repeated."""
+        inside, whole = self.overlap(slice_hw.shape)
+        part = slice_hw[whole].astype(np.float32)
+        if part.shape == (self.height, self.width):
+            return part
+        if part.size == 0:  # wholly beyond the slice
+            rows = np.clip(np.arange(self.row, self.row + self.height), 0, slice_hw.shape[0] - 1)
+            cols = np.clip(np.arange(self.col, self.col + self.width), 0, slice_hw.shape[1] - 1)
+            return slice_hw[rows[:, None], cols].astype(np.float32)
+        beyond = [
+            (span.start, length - span.stop)
+            for span, length in zip(inside, (self.height, self.width), strict=True)
+        ]
+        return np.pad(part, beyond, mode="edge")
+
+    def cut_mask(self, mask_hw: NDArray[np.generic]) -> NDArray[np.float32]:
+        """As `cut`, but nothing lies beyond the slice."""
+        cut = np.zeros((self.height, self.width), np.float32)
+        inside, whole = self.overlap(mask_hw.shape)
+        cut[inside] = mask_hw[whole]
+        return cut
+
+    def put_back(self, cut: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """The inverse of `cut_mask`: (H, W), zero outside the crop."""
+        whole_hw = np.zeros(shape, np.float32)
+        inside, whole = self.overlap(shape)
+        whole_hw[whole] = cut[inside]
+        return whole_hw
+
+    def cuts_off(self, mask_hw: NDArray[np.bool_]) -> bool:
+        """Whether a mask touches the crop's edge where the slice goes on."""
+        _, whole = self.overlap(mask_hw.shape)
+        part = mask_hw[whole]
+        (rows, cols), (height, width) = whole, mask_hw.shape
+        return bool(
+            (rows.start > 0 and part[0].any())
+            or (rows.stop < height and part[-1].any())
+            or (cols.start > 0 and part[:, 0].any())
+            or (cols.stop < width and part[:, -1].any())
+        )
+
+    def to_crop(self, points_xy_px: NDArray[np.floating[Any]], size: int) -> NDArray[np.float32]:
+        """Slice pixels (centres at integers) to crop pixels (edges at integers) of a crop resized to `size`."""
+        offset, scale = np.array([self.col, self.row]), np.array([size / self.width, size / self.height])
+        moved: NDArray[np.float32] = ((points_xy_px - offset + 0.5) * scale).astype(np.float32)
+        return moved
+
+    def overlap(self, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """Rows and columns of what a slice of some shape and the crop share: on the crop, and on the slice."""
+        inside, whole = [], []
+        for start, length, limit in zip((self.row, self.col), (self.height, self.width), shape, strict=True):
+            low, high = max(start, 0), max(min(start + length, limit), max(start, 0))
+            whole.append(slice(low, high))
+            inside.append(slice(low - start, high - start))
+        return (inside[0], inside[1]), (whole[0], whole[1])
+
+
+def resized_to(cut: Tensor, size: int) -> Tensor:
+    """(1, 1, S, S) from (height, width), smoothed first where it shrinks."""
+    shrinks = max(cut.shape) > size
+    return F.interpolate(
+        cut[None, None], size=(size, size), mode="bilinear", align_corners=False, antialias=shrinks
+    )
