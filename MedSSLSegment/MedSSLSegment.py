@@ -13,7 +13,7 @@ from medssl.results import SliceMask
 from medssl.scene import nodes, writing
 from medssl.scene.background import Task
 from medssl.scene.session import PropagateRequest, Session, State, Status
-from MedSSLSegmentLib import WorkerPython
+from MedSSLSegmentLib import EditorNode, WorkerPython
 from MedSSLSegmentLib.Panel import GIVE_WAY_S, Panel
 from MedSSLSegmentLib.ParameterNode import MedSSLSegmentParameterNode
 from MedSSLSegmentLib.Samples import registerSamples
@@ -75,6 +75,8 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel = Panel(self.ui, self.logic.session, self.logic.requireWorker, self.logic.restartWorker)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartImportEvent, self.onSceneStartImport)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndImport)
         self.initializeParameterNode()
 
     def cleanup(self) -> None:
@@ -89,12 +91,14 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Follow the scene again, when the user comes to the module."""
         self.selectSegmentEditorNode()
         self.initializeParameterNode()
+        EditorNode.takeRules(EditorNode.editorNode(slicer.mrmlScene))
         self.logic.prepareWorker()
         self.panel.enter(slicer.util.mainWindow())
 
     def exit(self) -> None:
         """Give back keys, mouse and parameter node, when the user goes to another module; what runs goes on."""
         self.panel.exit()
+        EditorNode.handOver(EditorNode.editorNode(slicer.mrmlScene))
         self._stopFollowing()
 
     def _stopFollowing(self) -> None:
@@ -122,15 +126,23 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.selectSegmentEditorNode()
             self.initializeParameterNode()
 
+    def onSceneStartImport(self, caller, event) -> None:
+        """Look away while nodes come in: the parameter node may come before those that it names."""
+        self._stopFollowing()
+
+    def onSceneEndImport(self, caller, event) -> None:
+        """Show what was opened, once every selector and the Segment Editor have got over the import."""
+        qt.QTimer.singleShot(0, self.onSceneImported)
+
+    def onSceneImported(self) -> None:
+        """Show what the scene that was opened holds."""
+        if self.parent.isEntered and self._parameterNode:
+            self.selectSegmentEditorNode()
+            self.initializeParameterNode()
+
     def selectSegmentEditorNode(self) -> None:
-        """Let the embedded Segment Editor share the settings of the Segment Editor module, masking too."""
-        node = slicer.mrmlScene.GetSingletonNode("SegmentEditor", "vtkMRMLSegmentEditorNode")
-        if node is None:
-            node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
-            node.UnRegister(None)
-            node.SetSingletonTag("SegmentEditor")
-            node = slicer.mrmlScene.AddNode(node)
-        self.ui.segmentEditor.setMRMLSegmentEditorNode(node)
+        """Give the embedded Segment Editor the scene's node for it."""
+        self.ui.segmentEditor.setMRMLSegmentEditorNode(EditorNode.editorNode(slicer.mrmlScene))
 
     def initializeParameterNode(self) -> None:
         """Follow the scene's parameter node; choose the first volume when none was chosen."""

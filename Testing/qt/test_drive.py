@@ -168,15 +168,11 @@ def test_a_day_at_the_panel(a_drive: Drive, tmp_path: Path) -> None:
     drive.click("positive", 20, 6, 6)
     before, segmentation_name = drive.masks(), drive.session.segmentation_node.GetName()
     save(drive, tmp_path)
-    widget, scene = drive.desk.widget, drive.scene
-    widget.onSceneStartClose(None, None)
-    scene.Clear(0)
-    widget.onSceneEndClose(None, None)
+    drive.scene.Clear(0)
     assert ui.segmentList.count == 0
-    widget.setParameterNode(None)
-    scene.SetURL(str(tmp_path / "scene.mrml"))
-    scene.Connect()
-    widget.initializeParameterNode()
+    drive.scene.SetURL(str(tmp_path / "scene.mrml"))
+    drive.scene.Connect()
+    QtWidgets.QApplication.processEvents()
     drive.settle()
     assert ui.segmentationSelector.currentNode().GetName() == segmentation_name
     np.testing.assert_array_equal(drive.masks(), before)

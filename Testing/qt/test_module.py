@@ -15,6 +15,7 @@ pytest.importorskip("PySide6.QtUiTools")
 from medssl.errors import Cancelled, ModelError, WorkerDied, WorkerError
 from medssl.events import Progress
 from medssl.registry import DEFAULT_MODEL, ModelEntry, find_entry, model_path
+from PySide6 import QtWidgets
 from shibokensupport import feature
 
 feature.set_selection(2, __name__)
@@ -259,6 +260,34 @@ def test_closing_the_scene_while_running_cancels_and_leaves_an_empty_panel(a_des
     assert not a_desk.is_running()
     assert a_desk.ui.segmentList.count == 0
     assert a_desk.ui.statusLabel.text == "Choose a volume."
+
+
+def test_a_scene_that_is_opened_shows_what_was_chosen_in_it_though_its_parameter_node_comes_first(
+    a_desk: Any, tmp_path: Path
+) -> None:
+    scene = a_desk.application.scene
+    scene.Clear(0)  # the parameter node stays, so what is added now comes after it
+    for name in ("other CT", "CT abdomen"):
+        volume = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
+        sys.modules["slicer"].util.updateVolumeFromArray(volume, np.zeros((6, 8, 10), np.int16))
+        storage = scene.AddNewNodeByClass("vtkMRMLVolumeArchetypeStorageNode")
+        storage.SetFileName(str(tmp_path / f"{name}.nrrd"))
+        volume.SetAndObserveStorageNodeID(storage.GetID())
+        assert storage.WriteData(volume)
+    segmentation = a_desk.nodes.create_segmentation_node(scene, volume, "organs")
+    a_desk.ui.volumeSelector.setCurrentNode(volume)
+    a_desk.ui.segmentationSelector.setCurrentNode(segmentation)
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    scene.Commit()
+
+    scene.Connect()
+    QtWidgets.QApplication.processEvents()
+    session = a_desk.panel.session
+    assert a_desk.ui.volumeSelector.currentNode().GetName() == "CT abdomen"
+    assert session.volume_node.GetName() == "CT abdomen"
+    assert session.segmentation_node.GetName() == "organs"
+    a_desk.ui.directionComboBox.currentIndex = 1
+    assert a_desk.panel.parameterNode.direction.value == "higher"
 
 
 def test_deleting_the_segmentation_while_running_cancels(a_desk: Any) -> None:

@@ -186,6 +186,52 @@ def test_the_segment_editors_masking_holds_for_what_is_propagated(a_desk: Any) -
     np.testing.assert_array_equal(a_desk.masks()[3], a_desk.painted & ~taken)
 
 
+def segment_editor_of_slicer(desk: Any) -> Any:
+    """The node of the Segment Editor module, as after it was opened."""
+    node = desk.application.scene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
+    node.UnRegister(None)
+    node.SetSingletonTag("SegmentEditor")
+    return desk.application.scene.AddNode(node)
+
+
+def test_the_segment_editor_module_does_not_hear_what_is_painted_in_the_panel(a_desk: Any) -> None:
+    modules_own = segment_editor_of_slicer(a_desk)
+    a_desk.widget.enter()
+    a_desk.choose_nodes()
+    panels = a_desk.ui.segmentEditor.mrmlSegmentEditorNode()
+    panels.SetActiveEffectName("Paint")
+    assert panels is not modules_own
+    assert not modules_own.GetActiveEffectName()
+    assert modules_own.GetSegmentationNode() is None
+
+
+def test_the_segment_editor_module_goes_on_where_the_panel_was_left_and_the_other_way_round(
+    a_desk: Any,
+) -> None:
+    modules_own = segment_editor_of_slicer(a_desk)
+    a_desk.widget.enter()
+    a_desk.choose_nodes()
+    panels = a_desk.ui.segmentEditor.mrmlSegmentEditorNode()
+    panels.SetSelectedSegmentID(a_desk.liver)
+    panels.SetSourceVolumeIntensityMask(True)
+    panels.SetSourceVolumeIntensityMaskRange(-100.0, 200.0)
+    a_desk.widget.exit()
+    assert modules_own.GetSegmentationNode() is a_desk.segmentation_node
+    assert modules_own.GetSelectedSegmentID() == a_desk.liver
+    assert modules_own.GetSourceVolumeIntensityMaskRange() == (-100.0, 200.0)
+
+    modules_own.SetSourceVolumeIntensityMask(False)
+    modules_own.SetOverwriteMode(modules_own.OverwriteNone)
+    a_desk.widget.enter()
+    assert not panels.GetSourceVolumeIntensityMask()
+    assert panels.GetOverwriteMode() == modules_own.OverwriteNone
+    elsewhere = a_desk.application.scene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    modules_own.SetAndObserveSegmentationNode(elsewhere)
+    modules_own.SetOverwriteMode(modules_own.OverwriteAllSegments)
+    a_desk.widget.enter()
+    assert panels.GetOverwriteMode() == modules_own.OverwriteNone
+
+
 def test_the_strip_shows_references_and_a_click_goes_to_the_slice(a_desk: Any) -> None:
     a_desk.choose_nodes()
     settle(a_desk)
