@@ -92,6 +92,23 @@ def test_the_preview_is_shown_and_only_accepting_changes_the_segment(a_desk: Des
     assert not a_desk.masks().any()
 
 
+def test_the_preview_is_hidden_from_lists_and_files_before_they_hear_of_it(a_desk: Desk) -> None:
+    seen: list[tuple[str, bool, bool]] = []
+    scene = a_desk.scene.scene
+
+    def look(*_: Any) -> None:
+        node = scene.GetNthNode(scene.GetNumberOfNodes() - 1)
+        if node.IsA("vtkMRMLSegmentationNode"):
+            seen.append((node.GetName(), bool(node.GetHideFromEditors()), bool(node.GetSaveWithScene())))
+
+    scene.AddObserver(scene.NodeAddedEvent, look)
+    a_desk.click(3, 5.0, 4.0)
+    a_desk.answer()
+    assert seen == [("MedSSLSegment preview", True, False)]
+    preview = scene.GetFirstNodeByName("MedSSLSegment preview")
+    assert not preview.GetDisplayNode().GetSaveWithScene()
+
+
 def test_the_preview_is_an_outline_under_which_the_image_can_be_seen(a_desk: Desk) -> None:
     a_desk.click(3, 5, 4)
     a_desk.answer()

@@ -154,10 +154,26 @@ def _ijk_to_world(volume_node: Any) -> NDArray[np.float64]:
 # Segmentations
 
 
-def create_segmentation_node(scene: Any, volume_node: Any, name: str = "") -> Any:
-    """Add an empty segmentation node on a volume's grid, beside the volume (same parent transform)."""
-    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name or f"{volume_node.GetName()} segmentation")
+def create_segmentation_node(
+    scene: Any, volume_node: Any, name: str = "", *, for_views_only: bool = False
+) -> Any:
+    """Add an empty segmentation node on a volume's grid, beside the volume (same parent transform).
+
+    Args:
+        scene: vtkMRMLScene.
+        volume_node: whose grid.
+        name: empty takes the volume's.
+        for_views_only: in no list and no file. It has to be said before the node is in the scene: 3D Slicer lists a
+            node when it is added (qSlicerSubjectHierarchyPluginLogic::onNodeAdded) and does not look again.
+    """
+    node = scene.CreateNodeByClass("vtkMRMLSegmentationNode")
+    node.UnRegister(None)
+    node.SetName(name or f"{volume_node.GetName()} segmentation")
+    node.SetHideFromEditors(for_views_only)
+    node.SetSaveWithScene(not for_views_only)
+    scene.AddNode(node)
     node.CreateDefaultDisplayNodes()
+    node.GetDisplayNode().SetSaveWithScene(not for_views_only)
     node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
     set_reference_geometry(node, volume_node)
     place_beside(scene, node, volume_node)

@@ -310,15 +310,12 @@ class PromptDesk:
         scene = self._session.scene
         if self._node is None or not scene.IsNodePresent(self._node):
             self._node = nodes.create_segmentation_node(
-                scene, self._session.volume_node, "MedSSLSegment preview"
+                scene, self._session.volume_node, "MedSSLSegment preview", for_views_only=True
             )
             display = self._node.GetDisplayNode()
-            for node in (self._node, display):
-                node.SetSaveWithScene(False)
             display.SetOpacity2DFill(_FILL)
             display.SetOpacity2DOutline(1.0)
             display.SetSliceIntersectionThickness(_OUTLINE_PX)
-            self._node.SetHideFromEditors(True)
             segmentation = self._node.GetSegmentation()
             segmentation.AddEmptySegment("preview", "preview", _PREVIEW_COLOR)
         return self._node
