@@ -12,6 +12,9 @@ import SimpleITK
 from medssl.errors import InputError
 from medssl.volume import list_dicom_series, read_volume
 from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 FIRST, SECOND = "1.2.826.0.1.3680043.2.1", "1.2.826.0.1.3680043.2.2"
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -56,6 +59,45 @@ def write_series(
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{uid[-1]}{(n * 3) % 5}{n}.dcm"))
         writer.Execute(image)
+
+
+def write_frames(
+    folder: Path,
+    stored_kji: NDArray[np.int16],
+    positions_lps: NDArray[np.float64],
+    *,
+    slopes: tuple[int, ...] = (1,),
+) -> None:
+    """Write an enhanced CT: one file of many slices, 0.8 mm x 0.6 mm, with intercept -1024."""
+    folder.mkdir()
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+    meta.MediaStorageSOPInstanceUID = f"{FIRST}.1"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file = Dataset()
+    file.file_meta = meta
+    file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    file.StudyInstanceUID, file.SeriesInstanceUID, file.Modality = "1.2.826.0.1.3680043.2.99", FIRST, "CT"
+    file.NumberOfFrames, file.Rows, file.Columns = stored_kji.shape
+    file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
+    file.BitsAllocated = file.BitsStored = 16
+    file.HighBit, file.PixelRepresentation = 15, 1
+    measures, orientation = Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [0.8, 0.6], 2.5
+    orientation.ImageOrientationPatient = list(UPRIGHT)
+    shared = Dataset()
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    file.SharedFunctionalGroupsSequence = [shared]
+    frames = []
+    for n, position in enumerate(positions_lps):
+        place, scale, frame = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient = position.tolist()
+        scale.RescaleIntercept, scale.RescaleSlope, scale.RescaleType = -1024, slopes[n % len(slopes)], "HU"
+        frame.PlanePositionSequence, frame.PixelValueTransformationSequence = [place], [scale]
+        frames.append(frame)
+    file.PerFrameFunctionalGroupsSequence = frames
+    file.PixelData = (stored_kji + 1024).astype("<i2").tobytes()
+    file.save_as(folder / "all.dcm", enforce_file_format=True)
 
 
 def stack(count: int, step: tuple[float, float, float] = (0.0, 0.0, 2.5)) -> NDArray[np.float64]:
@@ -159,6 +201,43 @@ def test_a_single_file_is_a_volume_of_one_slice(tmp_path: Path) -> None:
     assert volume.shape_kji == (1, 6, 7)
     with pytest.raises(InputError, match="only one axial slice"):
         volume.require_stack(0)
+
+
+def test_one_file_of_many_slices_is_read_in_their_order_in_space(tmp_path: Path) -> None:
+    order = [3, 0, 4, 1, 2]
+    write_frames(tmp_path / "ct", stored()[order], stack(5)[order])
+    write_series(tmp_path / "single", stored(), stack(5))
+    (listed,) = list_dicom_series(tmp_path / "ct")
+    assert listed.slices == 5
+    volume, single = read_volume(tmp_path / "ct"), read_volume(tmp_path / "single")
+    np.testing.assert_array_equal(volume.voxels_kji, stored())
+    assert volume.voxels_kji.dtype == np.int16
+    np.testing.assert_allclose(volume.ijk_to_ras, single.ijk_to_ras, atol=1e-6)
+
+
+def test_one_file_of_many_slices_is_refused_where_they_are_no_even_stack(tmp_path: Path) -> None:
+    write_frames(tmp_path / "gap", stored(4), stack(5)[[0, 1, 3, 4]])
+    with pytest.raises(InputError, match=r"is not evenly spaced: its 4 slices lie 2.5 to 5 mm apart"):
+        read_volume(tmp_path / "gap")
+    write_frames(tmp_path / "scaled", stored(), stack(5), slopes=(1, 2))
+    with pytest.raises(InputError, match="whose frames are scaled differently; export single slices"):
+        read_volume(tmp_path / "scaled")
+    write_frames(tmp_path / "nowhere", stored(), stack(0))
+    with pytest.raises(InputError, match="one file of 5 frames that do not say where they lie"):
+        read_volume(tmp_path / "nowhere")
+
+
+def test_slices_with_scales_of_their_own_keep_their_fractions(tmp_path: Path) -> None:
+    write_series(tmp_path / "pet", stored(), stack(5))
+    for n, path in enumerate(sorted((tmp_path / "pet").iterdir())):
+        file = dcmread(path)
+        file.RescaleSlope, file.RescaleIntercept = ("1", "0") if n == 0 else ("0.25", "0")
+        file.save_as(path)
+    volume = read_volume(tmp_path / "pet")
+    # The pixels that were written are value + 1024.
+    slopes = volume.voxels_kji[:, 0, 0] / (stored()[:, 0, 0] + 1024.0)
+    assert sorted(slopes.tolist()) == [0.25, 0.25, 0.25, 0.25, 1.0]
+    np.testing.assert_allclose(volume.voxels_kji, slopes[:, None, None] * (stored() + 1024.0), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["slice_0.dcm", "slice_0"])

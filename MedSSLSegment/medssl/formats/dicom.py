@@ -7,6 +7,7 @@ even, upright one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = ["DicomSeries", "choose_series", "list_dicom_series", "patient_id", "r
 
 _POSITION, _ORIENTATION = "0020|0032", "0020|0037"
 _DESCRIPTION, _MODALITY, _PATIENT_ID = "0008|103e", "0008|0060", "0010|0020"
+_SLOPE, _INTERCEPT = "0028|1053", "0028|1052"
 _UNEVEN_MM = 0.1
 """A slice may lie this far, or a tenth of a step if that is more, from its even place: headers round."""
 
@@ -79,21 +81,63 @@ def choose_series(folder: Path, series: str | None) -> DicomSeries:
 
 def read_series(chosen: DicomSeries, folder_name: str) -> RawImage:
     """Read a series that `list_dicom_series` found; raises as `read_dicom` does."""
+    what = f"Series {chosen.uid} in {folder_name}"
     try:
-        with simpleitk() as sitk:
-            reader = sitk.ImageSeriesReader()
-            reader.SetFileNames(chosen.files)
-            reader.MetaDataDictionaryArrayUpdateOn()
-            image = reader.Execute()
-            voxels = sitk.GetArrayFromImage(image)
+        if len(chosen.files) == 1 and chosen.slices > 1:
+            return _read_frames(Path(chosen.files[0]), what)
+        return _read_slices(chosen.files, what)
     except RuntimeError as error:
         raise InputError(
-            f"Series {chosen.uid} in {folder_name} cannot be read: a file is damaged or its slices differ in"
-            " size; export it again."
+            f"{what} cannot be read: a file is damaged or its slices differ in size; export it again."
         ) from error
-    if len(chosen.files) == 1:
+
+
+def _read_slices(files: tuple[str, ...], what: str) -> RawImage:
+    """Read files of one slice each, sorted along the slice normal."""
+    with simpleitk() as sitk:
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(files)
+        reader.MetaDataDictionaryArrayUpdateOn()
+        image = reader.Execute()
+        scales = {(_tag(reader, n, _SLOPE), _tag(reader, n, _INTERCEPT)) for n in range(len(files))}
+        if len(scales) > 1:  # as in PET: the type of the first slice need not hold the values of the others
+            reader.SetOutputPixelType(sitk.sitkFloat32)
+            image = reader.Execute()
+        voxels = sitk.GetArrayFromImage(image)
+    if len(files) == 1:
         return RawImage(voxels, grid_of(image))
-    return RawImage(voxels, _stack_grid(reader, image, f"Series {chosen.uid} in {folder_name}"))
+    positions = _numbers(reader, len(files), _POSITION, 3, what)
+    orientations = _numbers(reader, len(files), _ORIENTATION, 6, what)
+    return RawImage(voxels, _stack_grid(positions, orientations, image.GetSpacing(), what))
+
+
+def _read_frames(file: Path, what: str) -> RawImage:
+    """Read a file of many slices (enhanced CT or MR), whose header gives each its place, in any order."""
+    import pydicom
+
+    with simpleitk() as sitk:
+        voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+    header = pydicom.dcmread(file, stop_before_pixels=True)
+    shared = header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()]
+    groups = [(frame, shared[0]) for frame in header.get("PerFrameFunctionalGroupsSequence") or ()]
+    try:
+        if len(groups) != len(voxels):
+            raise AttributeError(f"{len(groups)} of {len(voxels)} frames are described")
+        positions = np.array([_of_frame(g, "PlanePosition", "ImagePositionPatient") for g in groups], float)
+        orientations = np.array(
+            [_of_frame(g, "PlaneOrientation", "ImageOrientationPatient") for g in groups], float
+        )
+        row_mm, column_mm = map(float, _of_frame(groups[0], "PixelMeasures", "PixelSpacing"))
+        scales = {_scale_of_frame(g) for g in groups}
+    except AttributeError as error:
+        raise InputError(
+            f"{what} is one file of {len(voxels)} frames that do not say where they lie; export single slices."
+        ) from error
+    if len(scales) > 1:
+        raise InputError(f"{what} is one file whose frames are scaled differently; export single slices.")
+    order = np.argsort(positions @ np.cross(orientations[0, :3], orientations[0, 3:]), kind="stable")
+    grid = _stack_grid(positions[order], orientations[order], (column_mm, row_mm), what)
+    return RawImage(voxels[order], grid)
 
 
 def patient_id(series: DicomSeries) -> str:
@@ -147,11 +191,18 @@ def _chosen(found: tuple[DicomSeries, ...], folder: Path, series: str | None) ->
     )
 
 
-def _stack_grid(reader: Any, image: Any, what: str) -> NDArray[np.float64]:
-    """The (4, 4) ijk_to_ras of a series from the positions and orientations of its slices."""
-    count = image.GetSize()[2]
-    positions = _numbers(reader, count, _POSITION, 3, what)
-    orientations = _numbers(reader, count, _ORIENTATION, 6, what)
+def _stack_grid(
+    positions: NDArray[np.float64], orientations: NDArray[np.float64], spacing: Sequence[float], what: str
+) -> NDArray[np.float64]:
+    """The (4, 4) ijk_to_ras of a series.
+
+    Args:
+        positions: (N, 3) of the slices in LPS, in their order in space.
+        orientations: (N, 6) direction cosines of rows and columns.
+        spacing: mm from column to column, and from row to row; more is not looked at.
+        what: how to call the series in a message.
+    """
+    count = len(positions)
     if np.abs(orientations - orientations[0]).max() > 1e-3:
         raise InputError(
             f"{what} mixes slices of different orientations, such as a localizer; export the stack alone."
@@ -164,16 +215,38 @@ def _stack_grid(reader: Any, image: Any, what: str) -> NDArray[np.float64]:
             f"{what} is not evenly spaced: its {count} slices lie {gaps.min():.3g} to {gaps.max():.3g} mm"
             " apart, so slices are missing or doubled; export the whole series again."
         )
-    column_mm, row_mm = image.GetSpacing()[:2]
+    column_mm, row_mm = spacing[:2]
     affine = np.eye(4)
     affine[:3, :3] = np.stack([orientations[0, :3] * column_mm, orientations[0, 3:] * row_mm, step], axis=1)
     affine[:3, 3] = positions[0]
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
+def _tag(reader: Any, n: int, tag: str) -> str:
+    """A tag of the n-th file, "" where it has none."""
+    return str(reader.GetMetaData(n, tag)).strip() if reader.HasMetaDataKey(n, tag) else ""
+
+
+def _of_frame(groups: Sequence[Any], group: str, name: str) -> Any:
+    """An attribute of a frame's own functional group, or of the one all frames share; AttributeError without."""
+    holder = next((g for g in groups if f"{group}Sequence" in g), groups[0])
+    return getattr(holder[f"{group}Sequence"][0] if f"{group}Sequence" in holder else holder, name)
+
+
+def _scale_of_frame(groups: Sequence[Any]) -> tuple[float, float]:
+    """Slope and intercept; a frame need not have them."""
+    if not any("PixelValueTransformationSequence" in g for g in groups):
+        return 1.0, 0.0
+    slope, intercept = (
+        float(_of_frame(groups, "PixelValueTransformation", name))
+        for name in ("RescaleSlope", "RescaleIntercept")
+    )
+    return slope, intercept
+
+
 def _numbers(reader: Any, count: int, tag: str, width: int, what: str) -> NDArray[np.float64]:
     """A numeric tag of every slice, (count, width)."""
-    texts = [reader.GetMetaData(n, tag) if reader.HasMetaDataKey(n, tag) else "" for n in range(count)]
+    texts = [_tag(reader, n, tag) for n in range(count)]
     try:
         return np.array([[float(part) for part in text.split("\\")] for text in texts]).reshape(count, width)
     except ValueError as error:
