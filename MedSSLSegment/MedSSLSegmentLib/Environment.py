@@ -27,6 +27,8 @@ from medssl.registry import user_folder
 from medssl.wire.processes import apart, end_tree
 from slicer.i18n import tr as _
 
+from .TorchBuild import CPU, indexOf, torchBuild
+
 __all__ = [
     "EnvironmentPlan",
     "SetUp",
@@ -41,13 +43,13 @@ __all__ = [
 ]
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-WINDOWS_CUDA_INDEX = "https://download.pytorch.org/whl/cu126"
-"""The Python Package Index has torch for NVIDIA GPUs on Linux only."""
 BUILD_TOOLS = ("setuptools", "wheel")
 UV_PYTHONS = ">=3.11,<3.14"
 """Versions of Python that uv may take from the computer, or else download."""
 MARKER = "medssl-environment.json"
+PINS = "torch.txt"
+"""Which torch pip has taken, so that it keeps it when it comes to the packages that need one."""
+TORCH = ("torch", "torchvision")
 PACKAGES = "packages"
 """Folder of the packages, where Slicer's Python is the worker's."""
 UV_FOLDERS = ("~/.local/bin", "~/.cargo/bin", "/opt/homebrew/bin", "/usr/local/bin")
@@ -139,15 +141,15 @@ class EnvironmentPlan:
     """Where."""
     uv: str | None
     """The program uv; without it, 3D Slicer's Python and pip do the work."""
-    hasCuda: bool
-    """Whether to install the build of torch for NVIDIA GPUs."""
+    build: str
+    """Which build of torch; see `TorchBuild`."""
     wheels: Path | None = None
     """Folder of packages to install from, for a computer without a network."""
     requirements: Path = REQUIREMENTS
 
     @classmethod
     def forThisComputer(cls, wheels: Path | None = None) -> EnvironmentPlan:
-        """The plan for the usual folder; a GPU counts when its driver's nvidia-smi is there.
+        """The plan for the usual folder.
 
         Raises:
             WorkerError: 3D Slicer's Python is the only one there is, and torch is not made for it.
@@ -158,13 +160,18 @@ class EnvironmentPlan:
                 "This 3D Slicer is made for Intel Macs, and torch is not any more; install uv (docs.astral.sh/uv) and"
                 " press Set up again, or on an Intel Mac compute on another machine."
             )
-        return cls(environmentFolder(), uv, shutil.which("nvidia-smi") is not None, wheels)
+        return cls(environmentFolder(), uv, torchBuild(), wheels)
 
     @property
     def packages(self) -> list[str]:
         """The requirements, one each."""
         lines = self.requirements.read_text("utf-8").splitlines()
         return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+    @property
+    def hasCuda(self) -> bool:
+        """Whether torch will compute on NVIDIA GPUs."""
+        return self.build != CPU
 
     @property
     def diskGb(self) -> float:
@@ -208,14 +215,42 @@ class EnvironmentPlan:
         """The processes to run, one after the other; running them again does no harm, and mends what is missing.
 
         torch comes first, and the rest is built without isolation: sam2 is a source package whose build needs a torch,
-        and would fetch a second one.
+        and would fetch a second one. uv leaves what is there; pip, which installs into a folder, would take the newest
+        torch of all indexes for the rest, so it is told which one it has.
         """
-        torch = [p for p in self.packages if p.split(">")[0].strip() in ("torch", "torchvision")]
-        install, source = self._install(), self._source()
-        first = [[*install, *source, *BUILD_TOOLS, *torch]] if torch else []
-        make = [[str(self.uv), "venv", "--allow-existing", "--python", UV_PYTHONS, str(self.folder)]]
-        rest = [*install, *source, "--no-build-isolation", "-r", str(self.requirements)]
-        return [*(make if self.uv else []), *first, rest]
+        torch = [p for p in self.packages if p.split(">")[0].strip() in TORCH]
+        install = self._install()
+        rest = [*install, *self._source(), "--no-build-isolation", "-r", str(self.requirements)]
+        if self.uv:
+            make = [self.uv, "venv", "--allow-existing", "--python", UV_PYTHONS, str(self.folder)]
+            first = [*install, *self._source(), *BUILD_TOOLS, *torch]
+            return [make, *([first] if torch else []), rest]
+        if not torch:
+            return [rest]
+        only = self._only()
+        return [
+            [*install, *self._source(), *BUILD_TOOLS],
+            [*install, *only, *torch],
+            [*rest, "-c", self._pins],
+        ]
+
+    def tidy(self) -> None:
+        """After a command of pip: forget versions that it replaced, and note which torch the next one has to keep.
+
+        Into a folder, pip puts the new description of a package beside the old one.
+        """
+        described: dict[str, Path] = {}
+        for path in sorted((self.folder / PACKAGES).glob("*.dist-info"), key=os.path.getmtime):
+            name = path.stem.rsplit("-", 1)[0].lower()
+            if name in described:
+                shutil.rmtree(described[name])
+            described[name] = path
+        kept = [described[name].stem.rsplit("-", 1) for name in TORCH if name in described]
+        Path(self._pins).write_text("".join(f"{name}=={version}\n" for name, version in kept), "utf-8")
+
+    @property
+    def _pins(self) -> str:
+        return str(self.folder / PINS)
 
     def _install(self) -> list[str]:
         """The words that every installation begins with."""
@@ -225,14 +260,18 @@ class EnvironmentPlan:
         return [*pip, "--upgrade", "--target", str(self.folder / PACKAGES)]
 
     def _source(self) -> list[str]:
-        """Where packages come from; a build of torch for processors counts as newer than the plain one."""
+        """Where packages come from."""
         if self.wheels:
             return ["--no-index", "--find-links", str(self.wheels)]
         if self.uv:
             return ["--torch-backend", "auto" if self.hasCuda else "cpu"]
-        if not self.hasCuda:
-            return ["--extra-index-url", CPU_INDEX]
-        return ["--extra-index-url", WINDOWS_CUDA_INDEX] if os.name == "nt" else []
+        index = indexOf(self.build)
+        return ["--extra-index-url", index] if index else []
+
+    def _only(self) -> list[str]:
+        """Where pip takes torch from, and from nowhere else: the newest one may not be there in this build."""
+        index = indexOf(self.build)
+        return self._source() if self.wheels or index is None else ["--index-url", index]
 
 
 Runner = Callable[[Sequence[str], Mapping[str, str], Callable[[str], None], threading.Event], int]
@@ -320,8 +359,10 @@ class SetUp:
                 raise Cancelled("Set up was cancelled; it goes on where it stopped when you start it again.")
             if status != 0:
                 raise WorkerError(f"Set up failed at {Path(command[0]).name}: {self.line}")
+            if not plan.uv:
+                plan.tidy()
             self.step += 1
-        facts = {"uv": plan.uv, "cuda": plan.hasCuda, "packages": plan.packages}
+        facts = {"uv": plan.uv, "torch": plan.build, "packages": plan.packages}
         (plan.folder / MARKER).write_text(json.dumps(facts), "utf-8")
 
     def _hear(self, line: str) -> None:

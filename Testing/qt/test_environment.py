@@ -21,16 +21,16 @@ def environment(the_module: Any) -> Any:
     return importlib.import_module("MedSSLSegmentLib.Environment")
 
 
-def a_wheel(folder: Path, version: str = "1.0") -> None:
+def a_wheel(folder: Path, version: str = "1.0", name: str = "lungfish") -> None:
     """A package of one line, as pip takes it from a folder."""
-    info = f"lungfish-{version}.dist-info"
+    info = f"{name}-{version}.dist-info"
     files = {
-        "lungfish.py": "breathes = True\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: lungfish\nVersion: {version}\n",
+        f"{name}.py": "breathes = True\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD"))
-    with zipfile.ZipFile(folder / f"lungfish-{version}-py3-none-any.whl", "w") as wheel:
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
         for name, text in {**files, f"{info}/RECORD": record}.items():
             wheel.writestr(name, text)
 
@@ -42,32 +42,112 @@ def a_plan(environment: Any, tmp_path: Path, *requirements: str) -> Any:
     wheels = tmp_path / "wheels"
     wheels.mkdir(exist_ok=True)
     folder = tmp_path / "environment"
-    return environment.EnvironmentPlan(folder, None, False, wheels, requirements=needs)
+    return environment.EnvironmentPlan(folder, None, "cpu", wheels, requirements=needs)
 
 
 def test_the_plan_says_what_where_and_how_large_before_anything_is_done(
     environment: Any, tmp_path: Path
 ) -> None:
-    plan = environment.EnvironmentPlan(tmp_path / "new", None, True)
+    plan = environment.EnvironmentPlan(tmp_path / "new", None, "cu130")
     text = plan.text()
     for told in (str(tmp_path / "new"), "8.0 GB", "torch>=", "CUDA", "Memory"):
         assert told in text
     assert not (tmp_path / "new").exists()
 
 
-def test_torch_comes_first_and_the_rest_is_built_with_it(environment: Any, tmp_path: Path) -> None:
-    plan = environment.EnvironmentPlan(tmp_path, None, False)
-    torch, rest = plan.commands()
-    assert [p.split(">")[0] for p in torch[-4:]] == ["setuptools", "wheel", "torch", "torchvision"]
-    assert rest[-3:] == ["--no-build-isolation", "-r", str(environment.REQUIREMENTS)]
-    for command in (torch, rest):
-        assert command[command.index("--extra-index-url") + 1] == environment.CPU_INDEX
+@pytest.mark.parametrize("build", ["cpu", "cu130"])
+def test_torch_comes_first_from_its_own_index_alone_and_the_rest_is_built_with_it(
+    environment: Any, tmp_path: Path, build: str
+) -> None:
+    plan = environment.EnvironmentPlan(tmp_path, None, build)
+    tools, torch, rest = plan.commands()
+    index = f"https://download.pytorch.org/whl/{build}"
+    assert tools[-2:] == ["setuptools", "wheel"]
+    assert [p.split(">")[0] for p in torch[-4:]] == ["--index-url", index, "torch", "torchvision"]
+    assert "--extra-index-url" not in torch
+    assert rest[rest.index("--extra-index-url") + 1] == index
+    assert rest[-5:] == [
+        "--no-build-isolation",
+        "-r",
+        str(environment.REQUIREMENTS),
+        "-c",
+        str(tmp_path / "torch.txt"),
+    ]
     assert plan.environment()["SAM2_BUILD_CUDA"] == "0"
     assert str(tmp_path / "packages") in plan.environment()["PYTHONPATH"]
 
 
+def test_the_torch_that_was_taken_first_stays_when_there_is_a_newer_one_for_the_rest(
+    environment: Any, tmp_path: Path
+) -> None:
+    plan = a_plan(environment, tmp_path, "torch>=1.0", "lungfish>=1.0")
+    for name in ("setuptools", "wheel", "lungfish"):
+        a_wheel(plan.wheels, name=name)
+    a_wheel(plan.wheels, "1.5+cpu", name="torch")
+
+    def run(command: Any, variables: Any, hear: Any, cancelled: threading.Event) -> int:
+        if "-r" in command:
+            a_wheel(plan.wheels, "2.0", name="torch")
+        return int(environment._runProcess(command, variables, hear, cancelled))
+
+    work = environment.SetUp(plan, run)
+    work.start()
+    work.result()
+    described = sorted(path.name for path in (plan.folder / "packages").glob("[lt]*.dist-info"))
+    assert described == ["lungfish-1.0.dist-info", "torch-1.5+cpu.dist-info"]
+
+
+def test_what_pip_has_replaced_is_forgotten_and_the_torch_of_now_is_kept(
+    environment: Any, tmp_path: Path
+) -> None:
+    plan = a_plan(environment, tmp_path)
+    for age, name in enumerate(("torch-2.0+cpu", "torch-1.9", "lungfish-1.0", "lungfish-0.9")):
+        described = plan.folder / "packages" / f"{name}.dist-info"
+        described.mkdir(parents=True)
+        os.utime(described, (1e9 - age, 1e9 - age))
+    plan.tidy()
+    assert sorted(path.stem for path in described.parent.iterdir()) == ["lungfish-1.0", "torch-2.0+cpu"]
+    assert (plan.folder / "torch.txt").read_text() == "torch==2.0+cpu\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "build"),
+    [
+        ("580.65.06, 8.6\n", "cu130"),
+        ("595.10, 12.0\n595.10, 8.9\n", "cu130"),
+        ("580.65.06, 6.1\n", "cu126"),
+        ("550.54.15, 8.0\n", "cu126"),
+        ("570.86, 12.0\n", "cu128"),
+        ("470.10, [N/A]\n", "cu126"),
+        ("", "cpu"),
+    ],
+)
+def test_the_build_of_torch_is_the_one_for_the_driver_and_the_gpu(
+    environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, build: str
+) -> None:
+    builds = importlib.import_module("MedSSLSegmentLib.TorchBuild")
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat <<END\n{said}END\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert builds.torchBuild() == build
+
+
+def test_a_driver_that_does_not_run_means_no_gpu(
+    environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds = importlib.import_module("MedSSLSegmentLib.TorchBuild")
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho No devices were found\nexit 6\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert builds.torchBuild() == "cpu"
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert builds.torchBuild() == "cpu"
+
+
 def test_uv_makes_an_environment_with_a_python_of_its_own(environment: Any, tmp_path: Path) -> None:
-    plan = environment.EnvironmentPlan(tmp_path, "/bin/uv", True)
+    plan = environment.EnvironmentPlan(tmp_path, "/bin/uv", "cu126")
     make, torch, rest = plan.commands()
     assert make == ["/bin/uv", "venv", "--allow-existing", "--python", ">=3.11,<3.14", str(tmp_path)]
     for command in (torch, rest):
@@ -79,7 +159,9 @@ def test_uv_makes_an_environment_with_a_python_of_its_own(environment: Any, tmp_
 
 def test_without_a_network_nothing_but_the_folder_is_asked(environment: Any, tmp_path: Path) -> None:
     for uv in (None, "/bin/uv"):
-        for command in environment.EnvironmentPlan(tmp_path, uv, True, tmp_path / "wheels").commands()[-2:]:
+        for command in environment.EnvironmentPlan(tmp_path, uv, "cu130", tmp_path / "wheels").commands()[
+            -2:
+        ]:
             assert command[command.index("--find-links") + 1] == str(tmp_path / "wheels")
             assert "--no-index" in command
             assert not {"--torch-backend", "--extra-index-url"} & set(command)
@@ -104,8 +186,7 @@ def test_slicers_python_is_the_interpreter_itself_where_there_is_one_and_its_own
         (tmp_path / name).touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     python = str(tmp_path / names[-1])
-    torch, rest = environment.EnvironmentPlan(tmp_path / "new", None, False).commands()
-    for command in (torch, rest):
+    for command in environment.EnvironmentPlan(tmp_path / "new", None, "cpu").commands():
         assert command[:4] == [python, "-m", "pip", "install"]
         assert command[command.index("--target") + 1] == str(tmp_path / "new" / "packages")
     started = environment.environmentCommand(tmp_path / "new")
@@ -119,7 +200,7 @@ def test_packages_of_the_environment_come_before_those_of_slicer(
     monkeypatch.setenv("PYTHONPATH", "/slicer/site-packages")
     for variables in (
         environment.environmentCommand(tmp_path).environment(),
-        environment.EnvironmentPlan(tmp_path, None, False).environment(),
+        environment.EnvironmentPlan(tmp_path, None, "cpu").environment(),
     ):
         folders = variables["PYTHONPATH"].split(os.pathsep)
         assert folders[1:] == [str(tmp_path / "packages"), "/slicer/site-packages"]
