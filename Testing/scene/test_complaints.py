@@ -119,6 +119,7 @@ def test_a_neighbour_that_gives_way_to_an_accepted_preview_is_named(a_desk: Desk
         assert a_desk.session.prompts.message == message
         a_desk.session.undo()
         np.testing.assert_array_equal(a_desk.state(), before)
+        assert a_desk.session.prompts.message == ""  # what was accepted is gone
 
 
 def everything_at_once(desk: Desk) -> list[Callable[[], None]]:

@@ -80,12 +80,36 @@ def test_one_slice_becomes_the_organ_and_a_painted_correction_is_carried_on(
     x, y = page.at(phantom, *centre(missed[index]))
     page.drag((x - 3, y), (x + 3, y))
     page.open_step(3)
-    page.wait_for("references", f"Segment 1 {index}")
+    page.wait_for("references", f"Segment 1: {index}")
     page.click("redo-changed")
     page.wait_for("status", "written")
     corrected = mask_of(page, ct_file.parent)
     assert corrected[index].sum() > found[index].sum()
     assert dice(corrected, truth) > GOOD_DICE
+
+
+def test_a_name_typed_in_haste_is_kept_whole_and_comes_back_with_the_labels(
+    page: Page, phantom: Phantom, ct_file: Path
+) -> None:
+    page.begin()
+    page.prompt(phantom, INDEX)
+    page.page.keyboard.press("Enter")
+    page.wait_for("prompt-message", "Accepted")
+    page.open_step(1)
+    field = page.page.locator(".medssl-segments input")
+    field.click()
+    page.page.keyboard.press("Control+A")
+    page.page.keyboard.type("right lobe of the liver")
+    page.page.keyboard.press("Enter")
+    labels = page.saved(ct_file.parent)
+    page.click("new-segmentation")
+    wait_until(lambda: field.count() == 0, "the empty segmentation")
+    page.page.keyboard.press("o")
+    row = page.page.locator("[data-test=files] .v-list-item", has_text=labels.name)
+    row.locator("[data-test=open-as-labels]").click()
+    wait_until(lambda: field.count() == 1, "the segment of the label file")
+    assert field.input_value() == "right lobe of the liver"
+    assert labels.name.removesuffix(".nii.gz") in page.text("segmentation")
 
 
 def test_a_cancelled_run_leaves_what_had_arrived_and_undo_takes_it_back(page: Page, phantom: Phantom) -> None:

@@ -264,6 +264,11 @@ class PromptDesk:
             self._show(self.place, None)
         self.message = ""
 
+    def note_history(self) -> None:
+        """Forget what was said of an accepted preview: it may have been undone, or brought back."""
+        if self._run is None and self.place not in self.pending():
+            self.message = ""
+
     def take_back(self) -> None:
         """Take back the last prompt of the slice prompted last; the preview follows."""
         if self.place is None or not self._book().take_back(self.place):

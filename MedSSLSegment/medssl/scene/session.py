@@ -674,6 +674,7 @@ class Session:
         if not self.can_undo:
             raise InputError("There is nothing to undo.")
         self.history.undo(self._segmentation_node)
+        self.prompts.note_history()
         self._status = Status(text="The last step was undone.")
 
     def redo(self) -> None:
@@ -682,6 +683,7 @@ class Session:
         if not self.can_redo:
             raise InputError("There is nothing to redo.")
         self.history.redo(self._segmentation_node)
+        self.prompts.note_history()
         self._status = Status(text="The step was brought back.")
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ __all__ = ["Workstation", "WorkstationOptions"]
 _SERVED = f"medssl_{__version__}"
 _MODULE = {
     "serve": {_SERVED: str(Path(__file__).with_name("serve").resolve())},
-    "scripts": [f"{_SERVED}/{name}.js" for name in ("errors", "keys", "wheel", "steps")],
+    "scripts": [f"{_SERVED}/{name}.js" for name in ("errors", "typed", "keys", "wheel", "steps")],
 }
 _PREDICT_STEP = 3
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -61,6 +61,8 @@ class Documents:
     def __init__(self, slicer_app: SlicerApp) -> None:
         self._app = slicer_app
         self._scene = slicer_app.scene
+        self._saved: dict[str, _Stamp] = {}
+        """How segmentations were when they were saved or opened, by id."""
 
     # Opening
 
@@ -160,13 +162,16 @@ class Documents:
         if node is None:
             raise InputError(f"{path.name} cannot be read as a segmentation of 3D Slicer.")
         node.SetName(_stem(path))
+        self.note_saved(self.stamps([node]))
         return Opened(segmentation_node=node)
 
     def _open_scene(self, unpacked: Path, path: Path) -> Opened:
         self._scene.Clear()
+        self._saved.clear()
         if not self._app.io_manager.load_scene(unpacked):
             raise InputError(f"{path.name} cannot be read as a scene of 3D Slicer.")
         self._have_views_look_again()
+        self.note_saved(self.stamps())
         found = Opened(*(self.parameter_node().GetNodeReference(role) for role in _ROLES))
         return Opened(
             found.volume_node or next(iter(self.volumes()), None),
@@ -179,6 +184,28 @@ class Documents:
         for view in views.filter_visible_views(views.get_views()):
             view.set_mapped_in_layout(False)
             view.set_mapped_in_layout(True)
+
+    # What is not in a file
+
+    def stamps(self, nodes_: Iterable[Any] | None = None) -> dict[str, _Stamp]:
+        """How segmentations are now, by id; equal as long as nobody draws in them or renames a segment.
+
+        Args:
+            nodes_: segmentation nodes, None = all there are.
+        """
+        return {node.GetID(): _stamp(node) for node in (self.segmentations() if nodes_ is None else nodes_)}
+
+    def note_saved(self, stamps: dict[str, _Stamp]) -> None:
+        """Remember that segmentations are in a file, as they were then."""
+        self._saved |= stamps
+
+    def unsaved(self) -> list[Any]:
+        """Segmentations with something drawn in them that has changed since they were saved or opened."""
+        return [
+            node
+            for node in self.segmentations()
+            if (stamp := _stamp(node)) and self._saved.get(node.GetID()) != stamp
+        ]
 
     # What there is
 
@@ -200,6 +227,11 @@ class Documents:
         return [
             n for n in self._scene.GetNodesByClass("vtkMRMLSegmentationNode") if not n.GetHideFromEditors()
         ]
+
+    def segmentations_of(self, volume_node: Any) -> list[Any]:
+        """Segmentations that were made on a volume, or last edited over it."""
+        role = slicer.vtkMRMLSegmentationNode.GetReferenceImageGeometryReferenceRole()
+        return [node for node in self.segmentations() if node.GetNodeReference(role) is volume_node]
 
     def remember(self, opened: Opened) -> None:
         """Keep in the scene what is worked on, for when it is opened again here or in 3D Slicer."""
@@ -256,6 +288,20 @@ class Documents:
         self._app.io_manager.write_node(segmentation_node, path, slicer.vtkMRMLSegmentationStorageNode, False)
         if not path.is_file():
             raise StorageError(f"{path} cannot be written; choose a folder with space and permission.")
+
+
+_Stamp = tuple[tuple[str, str, int], ...]
+
+
+def _stamp(segmentation_node: Any) -> _Stamp:
+    """Id, name and age of every segment with something drawn in it."""
+    segmentation, found = segmentation_node.GetSegmentation(), []
+    kind = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+    for info in nodes.list_segments(segmentation_node):
+        image = segmentation.GetSegment(info.id).GetRepresentation(kind)
+        if image is not None and image.GetNumberOfPoints() > 0:
+            found.append((info.id, info.name, image.GetMTime()))
+    return tuple(found)
 
 
 def as_segmentation(segmentation_node: Any, volume: Volume) -> Segmentation:

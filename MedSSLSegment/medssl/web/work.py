@@ -69,7 +69,11 @@ class Work:
         self._look_at_s: float | None = None
         self._news_at_s = 0.0
         self._wake = asyncio.Event()
+        self._place = 0
+        """Of the segment in hand, in the list of segments."""
         self.editor.segmentation_modified.connect(self.look_soon)
+        self.editor.segmentation_modified.connect(self._keep_in_hand)
+        self.editor.active_segment_id_changed.connect(self._keep_in_hand)
 
     def share_undo(self) -> None:
         """Make painting and the program's steps one history; called once the segment editor has its logic."""
@@ -98,6 +102,17 @@ class Work:
     def segment(self) -> str:
         """Id of the segment in hand; empty without one."""
         return str(self.editor.get_active_segment_id() or "")
+
+    def _keep_in_hand(self, *_: Any) -> None:
+        """Have a segment in hand as long as there is one: where the one in hand was removed, its neighbour.
+
+        The editor drops one that an undo takes away, or that was the first, and still lists another as chosen.
+        """
+        ids = self.editor.get_segment_ids()
+        if self.segment in ids:
+            self._place = ids.index(self.segment)
+        elif ids:
+            self.editor.set_active_segment_id(ids[min(self._place, len(ids) - 1)])
 
     @property
     def is_running(self) -> bool:

@@ -32,7 +32,8 @@ _FORMATS = [
     Choice("Scene with everything (.mrb)", Format.SCENE.value),
 ]
 _DOWNLOAD = Choice("Download with the browser", "")
-_NO_LABELS = (".mrb", ".mrml", ".seg.nrrd")
+_SCENES = (".mrb", ".mrml")
+_NO_LABELS = (*_SCENES, ".seg.nrrd")
 _SHOWN_S = 0.15
 """How long a page gets to show that something is being read or written."""
 _LARGE_MB = 10.0
@@ -60,7 +61,11 @@ class FilesLogic(SectionLogic[FilesState]):
         super().__init__(server, work, FilesState)
         self._documents, self._folders, self._choose = documents, folders, choose
         self._replaced: set[Path] = set()
-        """Files the person has agreed to replace, or has saved before."""
+        """Files the person has agreed to replace, or has saved this segmentation in before."""
+        self._given_up: tuple[Path, object] | None = None
+        """The scene the person was asked about, and what would not have been saved."""
+        self._named: Any = None
+        """The segmentation that the name in the dialog is for."""
         self._status = TypedState(server.state, StatusState)
         self.data.formats = list(_FORMATS)
         self.data.places = [*(Choice(str(root), str(root)) for root in folders.roots), _DOWNLOAD]
@@ -122,6 +127,8 @@ class FilesLogic(SectionLogic[FilesState]):
         with self.work.errors_said():
             file = self._folders.resolve(path)
             check_references(file, self._folders)
+            if file.name.lower().endswith(_SCENES):
+                self._check_replacing(file)
             read = reader_of(file)
             self._say_loading(f"Reading {file.name}{_size_text(file)} ...")
             # While Slicer reads, nothing else goes on: the page gets the time to say what is read before.
@@ -130,6 +137,21 @@ class FilesLogic(SectionLogic[FilesState]):
                 self._choose(put())
         self._say_loading("")
         self.work.look_soon()
+
+    def _check_replacing(self, scene: Path) -> None:
+        """A scene replaces what is open; what would be lost by that has to be given up by opening it again."""
+        if self.work.is_running:
+            raise InputError(
+                f"{scene.name} replaces what is open; wait for what runs, or cancel it, before you open it."
+            )
+        names = [node.GetName() for node in self._documents.unsaved()]
+        question = (scene, self._documents.stamps())
+        if names and self._given_up != question:
+            self._given_up = question
+            raise InputError(
+                f"{scene.name} replaces what is open, but {', '.join(names)} has changes that are not saved;"
+                " save them, or open it again to give them up."
+            )
 
     def _say_loading(self, text: str) -> None:
         with self.state:
@@ -143,6 +165,9 @@ class FilesLogic(SectionLogic[FilesState]):
         if node is None:
             self.work.said("There is nothing to save yet; open a volume first.", True)
             return
+        if node is not self._named:  # another patient's file must not be replaced by accident
+            self._named, self.data.file_name = node, ""
+            self._replaced.clear()
         self.data.file_name = self.data.file_name or node.GetName().replace("/", "-")
         self.data.is_save_shown = True
 
@@ -202,6 +227,7 @@ class FilesLogic(SectionLogic[FilesState]):
             Format(self.data.format),
             Opened(self.session.volume_node, self.session.segmentation_node),
         )
+        stamps = self._documents.stamps(None if form is Format.SCENE else [opened.segmentation_node])
         if form is Format.SCENE:
             self._documents.write_scene(path)
         elif opened.segmentation_node is None:
@@ -210,6 +236,7 @@ class FilesLogic(SectionLogic[FilesState]):
             self._documents.write_seg_nrrd(opened.segmentation_node, path)
         else:
             await asyncio.to_thread(self._documents.writer(form, self.session.volume(), opened), path)
+        self._documents.note_saved(stamps)
 
 
 def _size_text(path: Path) -> str:

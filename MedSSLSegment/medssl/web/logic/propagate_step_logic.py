@@ -12,14 +12,14 @@ from trame_slicer.views import SliceView
 from ...registry import DEFAULT_MODEL
 from ...scene import nodes, tags
 from ...scene.nodes import SegmentInfo
-from ...scene.prompting import Place, position_ras_mm
+from ...scene.prompting import Place, place_of, position_ras_mm
 from ...scene.session import PropagateRequest, State
 from ...scene.survey import ReferenceSlice, SegmentSurvey, Survey
 from ..ui.parts import Choice
 from ..ui.propagate_step_ui import PropagateStepState, PropagateStepUI, ReferenceChip
 from ..work import Work
 from .section import SectionLogic, trackers
-from .slices import slice_in_view
+from .slices import meeting_point, slice_in_view
 
 __all__ = ["PropagateStepLogic"]
 
@@ -187,8 +187,9 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
         if survey is None:
             return
         volume = self.session.volume()
-        middle = [n / 2 for axis, n in enumerate(volume.shape_kji) if axis != survey.axis]
-        position = position_ras_mm(volume, Place("", survey.axis, index), (middle[1], middle[0]))
+        views = self._slicer_app.view_manager.get_slice_views()
+        _, pixel_xy = place_of(volume, "", meeting_point(volume, views), survey.axis)
+        position = position_ras_mm(volume, Place("", survey.axis, index), pixel_xy)
         slicer.vtkMRMLSliceNode.JumpAllSlices(self.scene, *(float(v) for v in position))
         self.data.strip.current = index
 
@@ -199,7 +200,9 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
             self.data.suggestion = "Every slice is near a reference slice."
             return
         self._go_to(best[0].index)
-        self.data.suggestion = f"Slice {best[0].index}: {best[0].reason}."
+        names = {s.id: s.name for s in self.session.segments()}
+        whose = f", {names[best[0].segment]}" if len(names) > 1 else ""
+        self.data.suggestion = f"Slice {best[0].index}{whose}: {best[0].reason}."
 
     # Choices
 
@@ -232,7 +235,7 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
 
 
 def _chip(reference: ReferenceSlice, segment: SegmentInfo) -> ReferenceChip:
-    text = f"{segment.name} {reference.index}"
+    text = f"{segment.name}: {reference.index}"
     return ReferenceChip(text, _hex(segment.color_rgb), reference.index, _key(reference), reference.used)
 
 

@@ -25,7 +25,7 @@ from ..work import Work
 from .focus import Focus
 from .scroll_logic import ScrollLogic
 from .section import SectionLogic
-from .slices import slice_in_view
+from .slices import meeting_point, slice_in_view
 
 __all__ = ["ViewsLogic", "side_of"]
 
@@ -115,18 +115,16 @@ class ViewsLogic(SectionLogic[ViewsState]):
 
     def toggle_crosshair(self) -> None:
         """Show the crosshair, or hide it."""
+        self.work.attempt(self._toggle_crosshair)
+        self.show()
+
+    def _toggle_crosshair(self) -> None:
         node = self.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
         is_on = node.GetCrosshairMode() != node.NoCrosshair
         if not is_on:
-            node.SetCrosshairRAS(self._centre())
+            views = self._slicer_app.view_manager.get_slice_views()
+            node.SetCrosshairRAS(meeting_point(self.session.volume(), views))
         node.SetCrosshairMode(node.NoCrosshair if is_on else node.ShowBasic)
-        self.show()
-
-    def _centre(self) -> list[float]:
-        """Where the slices of the three views meet, RAS in mm."""
-        views = self._slicer_app.view_manager.get_slice_views()
-        values = {str(view.get_orientation()): float(view.get_slice_value()) for view in views}
-        return [values.get(name, 0.0) for name in ("Sagittal", "Coronal", "Axial")]
 
     def toggle_volume_in_3d(self) -> None:
         """Render the volume in the 3D view, or not."""

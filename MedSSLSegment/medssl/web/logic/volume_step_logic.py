@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from trame_server import Server
+from trame_server.utils.typed_state import TypedState
+from trame_slicer.app.ui import SegmentEditState
 
 from ...errors import InputError
 from ...scene import nodes
@@ -30,6 +32,11 @@ class VolumeStepLogic(SectionLogic[VolumeStepState]):
     def __init__(self, server: Server, work: Work, documents: Documents) -> None:
         super().__init__(server, work, VolumeStepState)
         self._documents = documents
+        self._edited = TypedState(server.state, SegmentEditState)
+        self._shown_name = ("", "")
+        """Id and name of the segment in hand."""
+        work.editor.segmentation_modified.connect(self._show_name)
+        work.editor.active_segment_id_changed.connect(self._show_name)
         self.bind_changes({self.name.volume: self._on_chosen, self.name.segmentation: self._on_chosen})
 
     def set_ui(self, ui: VolumeStepUI) -> None:
@@ -69,11 +76,27 @@ class VolumeStepLogic(SectionLogic[VolumeStepState]):
         self.data.segmentation = _id(self.session.segmentation_node)
         self.data.is_locked = self.work.is_running
 
+    def _show_name(self, *_: Any) -> None:
+        """Show a name that has changed, by an undo for example; what somebody is typing stays as long as it has not."""
+        segment = self.work.editor.get_segment_properties(self.work.segment)
+        latest = (self.work.segment, segment.name if segment else "")
+        if latest != self._shown_name:
+            self._shown_name = latest
+            self._edited.data.segment_state.name = latest[1]
+
     def _on_chosen(self, *_: Any) -> None:
         volume = self.scene.GetNodeByID(self.data.volume)
         segmentation = self.scene.GetNodeByID(self.data.segmentation)
         if (volume, segmentation) != (self.session.volume_node, self.session.segmentation_node):
-            self.work.attempt(lambda: self._work_on(volume, segmentation))
+            self.work.attempt(lambda: self._switch(volume, segmentation))
+
+    def _switch(self, volume: Any, segmentation: Any) -> None:
+        """Work on what was chosen; a volume brings its own segmentation, that of another one would lie over it."""
+        is_other_volume = volume is not None and volume is not self.session.volume_node
+        if is_other_volume and segmentation is self.session.segmentation_node:
+            own = self._documents.segmentations_of(volume)
+            segmentation = own[-1] if own else self._new_segmentation(volume)
+        self._work_on(volume, segmentation)
 
     def _new_segmentation(self, volume: Any) -> Any:
         name = self.scene.GenerateUniqueName(f"{volume.GetName()} segmentation")

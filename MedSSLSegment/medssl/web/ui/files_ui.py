@@ -111,7 +111,11 @@ class FilesUI(Div):  # type: ignore[misc]
                         "mdi-shape-outline",
                         "Open as labels: a segmentation of the volume that is open",
                         v_if=("each.is_image",),
-                        click_stop=f"trigger('{labels}', [each.path])",
+                        # `click_stop` would never reach the page, and a click that is not stopped opens the row.
+                        raw_attrs=[
+                            f"@click.stop=\"trigger('{labels}', [each.path])\"",
+                            'data-test="open-as-labels"',
+                        ],
                     )
                 Hint(
                     "NIfTI, NRRD, MetaImage, .seg.nrrd, scenes (.mrb; they replace what is open), DICOM folders.",

@@ -67,6 +67,8 @@ html { overflow: hidden; }
 .layout-grid-item { contain: strict; }
 .v-btn--disabled.v-btn--variant-flat { background-color: #2f2f2f !important; color: #757575 !important; }
 .v-btn--disabled .v-btn__overlay { opacity: 0 !important; }
+.v-snackbar { z-index: 3000 !important; }
+[data-test=stages] .v-btn { min-width: 0; padding: 0 7px; letter-spacing: normal; }
 .view-gutter-content .v-btn { min-width: 28px; opacity: 0.7; }
 """
 

@@ -194,7 +194,6 @@ class _Number(VTextField):  # type: ignore[misc]
             model_value=(value,),
             update_modelValue=f"{value} = Number($event)",
             type="number",
-            min=1,
             density="compact",
             variant="outlined",
             hide_details=True,
