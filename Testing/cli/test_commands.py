@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -205,3 +207,25 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Models of your own")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "last_line"),
+    [
+        (KeyboardInterrupt(), 130, "medssl: cancelled"),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            1,
+            "medssl: error: The package torch is not installed; install it with: pip install 'medssl[engine]'",
+        ),
+    ],
+)
+def test_what_comes_while_a_command_makes_its_options_ends_as_it_does_later(
+    medssl, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, last_line: str
+) -> None:
+    def configure(parser: argparse.ArgumentParser) -> None:
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "finetune", replace(COMMANDS["finetune"], configure=configure))
+    outcome = medssl("finetune", "--help")
+    assert (outcome.code, outcome.out, outcome.err) == (code, "", last_line + "\n")

@@ -76,10 +76,10 @@ follows it through the volume. `medssl demo` shows it on a built-in phantom.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    options = _parser(arguments).parse_args(arguments)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # other packages' advice to programmers is not for the user
     try:
+        options = _parser(arguments).parse_args(arguments)  # of some commands, only after seconds of imports
         COMMANDS[options.command].run(options)
         sys.stdout.flush()
     except (KeyboardInterrupt, Cancelled):
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MedSSLError as error:
         return _fail(str(error))
     except Exception as error:
-        if options.traceback:
+        if "--traceback" in arguments:
             raise
         return _fail(_unexpected(error))
     return 0
