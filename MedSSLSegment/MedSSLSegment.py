@@ -148,7 +148,7 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Follow the scene's parameter node; choose the first volume when none was chosen."""
         self.setParameterNode(self.logic.getParameterNode())
         if not self._parameterNode.inputVolume:
-            self._parameterNode.inputVolume = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
+            self._parameterNode.inputVolume = _firstVolume(slicer.mrmlScene)
 
     def setParameterNode(self, parameterNode) -> None:
         """Follow another parameter node, or none."""
@@ -194,6 +194,13 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSegmentsModified(self, caller, event) -> None:
         """Show added, removed and renamed segments."""
         self.panel.updateSegments()
+
+
+def _firstVolume(scene):
+    """The first volume that the selector offers; for the scene, label maps are volumes too."""
+    kind = "vtkMRMLScalarVolumeNode"
+    volumes = (scene.GetNthNodeByClass(n, kind) for n in range(scene.GetNumberOfNodesByClass(kind)))
+    return next((node for node in volumes if node.GetClassName() == kind), None)
 
 
 class MedSSLSegmentLogic(ScriptedLoadableModuleLogic):

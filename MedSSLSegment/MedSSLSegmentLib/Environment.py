@@ -104,9 +104,20 @@ def environmentCommand(folder: Path | None = None) -> LocalCommand:
 
 
 def isReady(folder: Path | None = None) -> bool:
-    """Whether an environment was made to the end, and is still there."""
+    """Whether an environment was made to the end, is still there, and is one for the Python that will use it."""
     folder = folder or environmentFolder()
-    return (folder / MARKER).is_file() and (_venvPython(folder).exists() or (folder / PACKAGES).is_dir())
+    try:
+        facts = json.loads((folder / MARKER).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    if _venvPython(folder).exists():
+        return True
+    return (folder / PACKAGES).is_dir() and facts.get("python") == _thisPython()
+
+
+def _thisPython() -> str:
+    """Kind of 3D Slicer's Python: what pip has installed for one is of no use to another, e.g. of the next Slicer."""
+    return f"{sys.implementation.cache_tag} {platform.machine()}"
 
 
 def _venvPython(folder: Path) -> Path:
@@ -362,7 +373,7 @@ class SetUp:
             if not plan.uv:
                 plan.tidy()
             self.step += 1
-        facts = {"uv": plan.uv, "torch": plan.build, "packages": plan.packages}
+        facts = {"uv": plan.uv, "python": _thisPython(), "torch": plan.build, "packages": plan.packages}
         (plan.folder / MARKER).write_text(json.dumps(facts), "utf-8")
 
     def _hear(self, line: str) -> None:

@@ -249,6 +249,10 @@ def test_an_environment_is_made_verified_broken_repaired_and_removed_for_real(
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert python.missingPackages(command) == ["lungfish"]
     assert python.missingPackages(setUp()) == []
+    with monkeypatch.context() as newer:
+        newer.setattr(environment.sys.implementation, "cache_tag", "cpython-399")
+        assert not environment.isReady(plan.folder)
+    assert environment.isReady(plan.folder)
     environment.removeEnvironment(plan.folder)
     assert not plan.folder.exists()
     assert not environment.isReady(plan.folder)

@@ -262,6 +262,17 @@ def test_closing_the_scene_while_running_cancels_and_leaves_an_empty_panel(a_des
     assert a_desk.ui.statusLabel.text == "Choose a volume."
 
 
+def test_a_label_map_is_not_taken_for_the_volume_to_segment(a_desk: Any) -> None:
+    scene = a_desk.application.scene
+    scene.Clear(0)
+    scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "labels")
+    a_desk.widget.enter()
+    assert a_desk.ui.volumeSelector.currentNode() is None
+    scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT")
+    a_desk.widget.enter()
+    assert a_desk.ui.volumeSelector.currentNode().GetName() == "CT"
+
+
 def test_a_scene_that_is_opened_shows_what_was_chosen_in_it_though_its_parameter_node_comes_first(
     a_desk: Any, tmp_path: Path
 ) -> None:
