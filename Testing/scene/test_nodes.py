@@ -308,6 +308,27 @@ def test_the_painted_axis_is_the_one_with_the_fewest_slices(axis: int) -> None:
     assert nodes.guess_axis([liver, spleen]) == axis
 
 
+def test_whole_objects_are_taken_for_painted_across_the_volumes_own_slices() -> None:
+    organ, rod = np.zeros((20, 30, 30), bool), np.zeros((20, 30, 30), bool)
+    organ[2:18, 5:19, 4:28] = True  # 16, 14 and 24 slices
+    rod[:, 3:11, 3:10] = True
+    assert nodes.painted_across(organ) is None
+    assert nodes.guess_axis([organ]) == 0
+    assert nodes.guess_axis([organ, rod]) == 0
+    assert nodes.guess_axis([np.ones((40, 12, 40), bool)]) == 1  # far fewer the other way
+
+
+def test_a_thin_mask_tells_across_which_axis_it_was_painted() -> None:
+    mask = np.zeros((9, 9, 9), bool)
+    assert nodes.painted_across(mask) is None
+    mask[4, 4, 4] = True
+    assert nodes.painted_across(mask) is None
+    mask[1:8, 4, 4] = True
+    assert nodes.painted_across(mask) is None  # a line lies in two views
+    mask[1:8, 4, 2:7] = True
+    assert nodes.painted_across(mask) == 1
+
+
 def test_predicted_slices_are_not_taken_for_drawn_ones_until_the_user_changes_them(a_scene) -> None:
     volume_node = a_scene.add_volume(a_scene.grids["straight"])
     volume = nodes.read_volume_node(volume_node)

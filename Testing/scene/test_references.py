@@ -59,6 +59,19 @@ def a_desk(a_scene: Any, a_client: Any) -> Desk:
     return Desk(a_scene, a_client)
 
 
+def test_segments_that_were_painted_in_different_views_are_not_carried_on_in_one_run(a_desk: Desk) -> None:
+    node, volume = a_desk.node, a_desk.session.volume()
+    a_desk.mask[:] = True
+    a_desk.draw(1, 4)
+    spleen = node.GetSegmentation().AddEmptySegment("", "spleen")
+    writing.write_slices(node, spleen, volume, 2, {5: np.ones((volume.shape_kji[0], 12), bool)})
+    with pytest.raises(InputError, match=r"there is liver on \w+ slices, spleen on \w+ slices; leave one"):
+        a_desk.session.start(PropagateRequest())
+    a_desk.session.start(PropagateRequest(segment_ids=(a_desk.liver,)))
+    assert a_desk.sent() == [1, 4]
+    a_desk.session.cancel()
+
+
 def test_drawn_slices_are_found_and_used_by_themselves(a_desk: Desk) -> None:
     assert a_desk.session.references() == (
         ReferenceSlice(a_desk.liver, 0, 1, True),

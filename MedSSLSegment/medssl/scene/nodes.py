@@ -31,6 +31,7 @@ __all__ = [
     "guess_axis",
     "image_stamp",
     "list_segments",
+    "painted_across",
     "place_beside",
     "read_drawn",
     "read_segment",
@@ -40,6 +41,12 @@ __all__ = [
     "volume_reader",
     "volume_stamp",
 ]
+
+
+_THIN = 3
+"""So many times fewer slices than across another axis, and it was painted across this one."""
+_FEW = 5
+"""Nobody paints many more slices than that of an object."""
 
 
 @dataclass(frozen=True)
@@ -256,14 +263,35 @@ def annotated_slices(mask_kji: NDArray[np.bool_], axis: int) -> list[int]:
     return [int(n) for n in np.flatnonzero(mask_kji.any(axis=others))]
 
 
+def painted_across(mask_kji: NDArray[np.bool_]) -> int | None:
+    """The axis a mask was painted across: far fewer of its slices hold any of it than across the others.
+
+    Args:
+        mask_kji: (K, J, I) bool, of the whole volume or of a box of it.
+
+    Returns:
+        None where it does not tell: a dot, a line, or an object that is filled through and through.
+    """
+    counts = [len(annotated_slices(mask_kji, axis)) for axis in (0, 1, 2)]
+    fewest, next_fewest, _ = sorted(counts)
+    return counts.index(fewest) if 0 < _THIN * fewest <= next_fewest else None
+
+
 def guess_axis(masks_kji: Iterable[NDArray[np.bool_]]) -> int:
     """The axis the user most likely painted across: the one with the fewest non-empty slices.
+
+    Whole objects, from a file for example, tell little about that; they are taken for painted across the volume's own
+    slices unless these are many more than those across another axis.
 
     Args:
         masks_kji: (K, J, I) bool each, of the whole volume or of a box of it.
     """
-    counts = [0, 0, 0]
+    counts, is_told, number = np.zeros(3, int), False, 0
     for mask in masks_kji:
-        for axis in (0, 1, 2):
-            counts[axis] += len(annotated_slices(mask, axis))
-    return counts.index(min(counts))
+        counts += [len(annotated_slices(mask, axis)) for axis in (0, 1, 2)]
+        is_told |= painted_across(mask) is not None
+        number += 1
+    fewest = int(counts.min())
+    if not is_told and fewest > _FEW * number and counts[0] <= 2 * fewest:
+        return 0
+    return int(counts.argmin())

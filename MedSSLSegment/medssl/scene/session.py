@@ -407,6 +407,8 @@ class Session:
             ids, node = request.segment_ids, self._segmentation_node
             what = f"segment '{names[ids[0]]}'" if ids and len(ids) == 1 else f"'{node.GetName()}'"
             raise InputError(f"Nothing is drawn in {what}; paint the object on at least one slice first.")
+        if request.axis is None:
+            self._require_one_view(survey)
         if not request.only_changed:
             return Plan(survey.axis, survey.view, drawn)
         changed = {i: set(survey.segments[i].to_redo) for i in drawn}
@@ -414,6 +416,19 @@ class Session:
         if not everything:
             raise InputError("No slice was drawn or corrected since the last propagation.")
         return Plan(survey.axis, survey.view, {i: drawn[i] for i in drawn if changed[i]}, tuple(everything))
+
+    def _require_one_view(self, survey: Survey) -> None:
+        """One run goes along one axis: what was painted across another would be taken for a stack of thin lines."""
+        names = {s.id: s.name for s in self.segments()}
+        painted: dict[str, list[str]] = {}
+        for i in survey.drawn:
+            if i in survey.painted_in:
+                painted.setdefault(survey.painted_in[i], []).append(names[i])
+        if len(painted) > 1:
+            where = ", ".join(f"{' and '.join(whose)} on {view} slices" for view, whose in painted.items())
+            raise InputError(
+                f"One run goes one way, but there is {where}; leave one of them out, or say which way the slices are."
+            )
 
     # Propagating
 

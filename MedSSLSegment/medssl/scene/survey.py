@@ -16,7 +16,7 @@ from ..suggest import Evidence
 from ..volume import Volume, as_stack
 from .corrections import last_propagation, slices_to_redo
 from .layers import Layer, slice_fingerprint
-from .nodes import annotated_slices, guess_axis
+from .nodes import annotated_slices, guess_axis, painted_across
 from .tags import Step, confidences, left_out, predicted_slices, steps
 
 __all__ = ["ReferenceSlice", "SegmentSurvey", "Survey", "look"]
@@ -102,6 +102,8 @@ class Survey:
     """The anatomical view the slices belong to, e.g. "axial"."""
     segments: dict[str, SegmentSurvey]
     """By segment id."""
+    painted_in: Mapping[str, str] = field(default_factory=dict)
+    """The view a segment was painted in, by segment id, of those that tell."""
 
     @property
     def drawn(self) -> dict[str, list[int]]:
@@ -184,7 +186,9 @@ def _count(
         found_marks = {n: slice_fingerprint(layer.slice_mask(volume.shape_kji, axis, n)) for n in found}
         last = last_propagation(done, axis)
         segments[i] = SegmentSurvey(i, drawn, areas, curve, unused, emptied, last, found_marks)
-    return Survey(axis, volume.view_of(axis), segments)
+    across = {i: painted_across(mask) for i, (_, mask) in drawings.items()}
+    painted_in = {i: volume.view_of(each) for i, each in across.items() if each is not None}
+    return Survey(axis, volume.view_of(axis), segments, painted_in)
 
 
 def _emptied(areas: NDArray[np.float64], filled: set[int]) -> tuple[int, ...]:
