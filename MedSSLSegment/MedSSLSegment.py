@@ -72,7 +72,13 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = MedSSLSegmentLogic()
         self.selectSegmentEditorNode()
         self.ui.segmentEditor.setMRMLScene(slicer.mrmlScene)
-        self.panel = Panel(self.ui, self.logic.session, self.logic.requireWorker, self.logic.restartWorker)
+        self.panel = Panel(
+            self.ui,
+            self.logic.session,
+            self.logic.requireWorker,
+            self.logic.restartWorker,
+            lambda: self.logic.isChecking,
+        )
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartImportEvent, self.onSceneStartImport)
@@ -247,6 +253,11 @@ class MedSSLSegmentLogic(ScriptedLoadableModuleLogic):
         if self._ownsClient and self._check is None:
             command = WorkerPython.workerCommand()
             self._check = Task(lambda: WorkerPython.requirePackages(command))
+
+    @property
+    def isChecking(self) -> bool:
+        """Whether it is still being looked at what the chosen Python has."""
+        return self._check is not None and not self._check.done
 
     def requireWorker(self, wait: bool = False) -> None:
         """Raise WorkerError when the chosen Python is known to lack what the worker needs.

@@ -8,6 +8,7 @@ from typing import Any
 
 import qt
 import slicer.util
+from medssl.errors import WorkerError
 from medssl.scene.predicting import PredictDesk
 from medssl.scene.session import Session, State, Status
 from medssl.scene.teaching import TeachDesk
@@ -55,6 +56,7 @@ class Panel:
         session: does the work.
         requireWorker: raises WorkerError when the worker cannot run here.
         restartWorker: uses what is chosen in the settings now.
+        isChecking: whether it is still being looked at what the worker's Python has.
     """
 
     def __init__(
@@ -63,10 +65,12 @@ class Panel:
         session: Session,
         requireWorker: Callable[[], None],
         restartWorker: Callable[[], None],
+        isChecking: Callable[[], bool],
     ) -> None:
         self.ui = ui
         self.session = session
         self._restart = restartWorker
+        self.isChecking = isChecking
         self.parameterNode: MedSSLSegmentParameterNode | None = None
         self.giveWay: Callable[[float], None] = time.sleep
         """Lets other threads of Python run for some seconds."""
@@ -144,6 +148,7 @@ class Panel:
         self.shortcuts.activate(window)
         self.ui.segmentEditor.setupViewObservations()
         self.timer.start()
+        self._pace()
 
     def exit(self) -> None:
         """The module was left: give keys and mouse back; what runs goes on."""
@@ -237,7 +242,7 @@ class Panel:
         """What the worker is doing, in words."""
         status = getattr(self.session.client, "status", None)
         if status is None or status.state == "stopped":
-            return _("The worker starts with the first request.")
+            return self._firstText()
         memory = "" if status.memory_used_bytes is None else f", {status.memory_used_bytes / 1e9:.1f} GB"
         where = self.ui.hostEdit.text.strip() or _("this computer")
         return _("Worker on {where}: {state}{device}{memory}").format(
@@ -246,6 +251,14 @@ class Panel:
             device=f", {status.device}" if status.device else "",
             memory=memory,
         )
+
+    def _firstText(self) -> str:
+        """What there is to know of a worker that does not run."""
+        try:
+            self.requireWorker()
+        except WorkerError:
+            return _("The worker is not set up yet: open Settings and press Set up.")
+        return _("The worker starts with the first request.")
 
     def onTimer(self) -> None:
         """Take what has arrived."""
@@ -296,6 +309,7 @@ class Panel:
             or self.predictDesk.is_running
             or self.teachDesk.is_waiting
             or self.settings.isSettingUp
+            or self.isChecking()
         )
 
     def _pace(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("slicer")
 pytest.importorskip("PySide6.QtUiTools")
 
+from medssl.errors import WorkerError
 from medssl.results import SliceMask
 from shibokensupport import feature
 
@@ -30,6 +31,24 @@ def test_a_look_gives_way_to_other_threads_while_something_is_under_way_and_neve
     a_desk.ui.cancelButton.click()
     a_desk.panel.onTimer()
     assert len(waited) == 3
+
+
+def test_what_the_workers_python_has_is_found_out_fast_and_what_it_lacks_is_said_before_the_first_request(
+    a_desk: Any,
+) -> None:
+    def fail() -> None:
+        raise WorkerError("The worker's Python lacks torch.")
+
+    a_desk.choose_nodes()
+    a_desk.panel.isChecking = lambda: True
+    a_desk.panel.enter(a_desk.application.mainWindow())
+    assert a_desk.panel.timer.interval == 20
+    assert a_desk.ui.workerLabel.text == "The worker starts with the first request."
+    a_desk.panel.isChecking, a_desk.panel.requireWorker = (lambda: False), fail
+    a_desk.panel.onTimer()
+    assert a_desk.panel.timer.interval == 500
+    assert a_desk.ui.workerLabel.text == "The worker is not set up yet: open Settings and press Set up."
+    assert a_desk.application.errors_shown == []
 
 
 def test_a_click_is_looked_after_at_once(a_desk: Any) -> None:
