@@ -200,6 +200,20 @@ def test_going_to_a_slice_leaves_the_views_across_it_where_they_are(a_page: Work
     a_page.views.toggle_crosshair()
 
 
+def test_the_slices_of_the_chosen_view_stay_in_the_strip_whatever_is_drawn(a_page: Workstation) -> None:
+    draw(a_page, 20)
+    a_page.propagate.data.view = "coronal"
+    a_page.propagate._on_view()
+    for index in (21, 22):
+        draw(a_page, index)
+        a_page.work._look()
+        while a_page.work.session.is_looking:
+            a_page.work.session.poll()
+        assert a_page.work.session.survey.view == "coronal"
+    a_page.propagate.data.view = ""
+    a_page.propagate._on_view()
+
+
 def test_the_slice_worth_annotating_next_says_whose_it_is(a_page: Workstation) -> None:
     draw(a_page, 20)
     look(a_page)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trame_server.state import State as PageState
 from trame_slicer.core import SlicerApp
@@ -19,6 +19,7 @@ from ..errors import MedSSLError
 from ..scene.predicting import PredictDesk
 from ..scene.session import Session, State
 from ..scene.teaching import TeachDesk
+from ..volume import View
 from .undo import EditorHistory
 
 __all__ = ["Work"]
@@ -66,6 +67,8 @@ class Work:
         self.teach = TeachDesk(self.session, "" if cases is None else str(cases))
         self.follows_run = False
         """Whether the training run that is followed is asked for news: the person looks at it."""
+        self.view: View | Literal[""] = ""
+        """The view whose slices are looked through; empty = the one the person painted in."""
         self._look_at_s: float | None = None
         self._news_at_s = 0.0
         self._wake = asyncio.Event()
@@ -187,7 +190,14 @@ class Work:
             return
         if time.monotonic() >= self._look_at_s:
             self._look_at_s = None
-            self.session.look()
+            self._look()
+
+    def _look(self) -> None:
+        volume = self.session.ready_volume if self.view else None
+        if self.view and volume is None and self.session.volume_node is not None:
+            self.look_soon()  # which axis a view is, the volume says once it has been read
+        else:
+            self.session.look(volume.axis_of(self.view) if self.view and volume else None)
 
     def _ask_for_news(self) -> None:
         now_s = time.monotonic()

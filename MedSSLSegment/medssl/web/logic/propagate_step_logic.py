@@ -210,6 +210,7 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
         return self.session.axis_of(self.data.view) if self.data.view else None
 
     def _on_view(self, *_: Any) -> None:
+        self.work.view = self.data.view
         self.work.attempt(lambda: self.session.look(self._axis()))
 
     def _on_nodes_chosen(self) -> None:

@@ -48,7 +48,10 @@ class StatusUI(VFooter):  # type: ignore[misc]
         with self:
             VIcon("mdi-circle", size="x-small", color=(name.worker_color,))
             Span(f"{{{{ {name.worker} }}}}", classes="text-caption text-no-wrap", **named("worker"))
-            Span(f"{{{{ {name.text} }}}}", classes="text-body-2 flex-grow-1 text-truncate", **named("status"))
+            Span(
+                f"{{{{ {name.text} }}}}", title=(name.text,),
+                classes="text-body-2 flex-grow-1 text-truncate", **named("status"),
+            )  # fmt: skip
             with Div(v_if=(name.is_running,), classes="d-flex align-center ga-3"):
                 Span(f"{{{{ {name.time_left} }}}}", classes="text-caption text-no-wrap")
                 VProgressLinear(
