@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +20,7 @@ from .errors import InputError, MedSSLError
 from .events import Eta, Log, Progress
 from .formats.imagefile import write_image
 from .segmentation import Segmentation
-from .storage import atomic_path, make_folder
+from .storage import atomic_path, make_folder, move
 from .volume import read_volume, write_volume
 
 __all__ = ["Pair", "export_monai", "export_nnunet", "import_dicom_seg", "import_pairs"]
@@ -99,7 +102,7 @@ def export_nnunet(
 
     Args:
         store: at least one case.
-        folder: a new folder, e.g. Dataset501_Liver.
+        folder: a new folder, e.g. Dataset501_Liver; it appears when all is written.
         segments: which segments, in this order; None takes all.
 
     Raises:
@@ -107,6 +110,11 @@ def export_nnunet(
         StorageError: no space or no permission.
     """
     cases, names = _chosen(store, folder, segments)
+    with _whole(folder) as draft:
+        yield from _write_nnunet(cases, names, draft)
+
+
+def _write_nnunet(cases: Sequence[Case], names: Sequence[str], folder: Path) -> Iterator[Progress]:
     for part in ("imagesTr", "labelsTr"):
         make_folder(folder / part)
     ignore = len(names) + 1
@@ -144,6 +152,11 @@ def export_monai(store: CaseStore, folder: Path, segments: Sequence[str] | None 
         StorageError: no space or no permission.
     """
     cases, names = _chosen(store, folder, segments)
+    with _whole(folder) as draft:
+        yield from _write_monai(cases, names, draft)
+
+
+def _write_monai(cases: Sequence[Case], names: Sequence[str], folder: Path) -> Iterator[Progress]:
     for below in _MONAI_FOLDERS.values():
         make_folder(folder / below)
     patients = sorted({case.patient for case in cases})
@@ -160,6 +173,18 @@ def export_monai(store: CaseStore, folder: Path, segments: Sequence[str] | None 
         yield eta.step(done, case.name)
     labels_by_value = {"0": "background", **{str(n): name for n, name in enumerate(names, start=1)}}
     _write_json(folder / "datalist.json", {"labels": labels_by_value, "training": entries, "testing": []})
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """Give a folder to write to beside a new one; it takes its name once the block ends without an error."""
+    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        make_folder(draft)
+        yield draft
+        move(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _chosen(store: CaseStore, folder: Path, segments: Sequence[str] | None) -> tuple[list[Case], list[str]]:

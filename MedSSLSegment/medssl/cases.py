@@ -397,13 +397,21 @@ class CaseStore:
         from filelock import FileLock, Timeout  # torch brings it; the panel's process never writes a store
 
         make_folder(self.folder / "locks")
+        lock = FileLock(self.folder / "locks" / f"{_slug(case_id)}.lock", timeout=_LOCK_SECONDS)
         try:
-            with FileLock(self.folder / "locks" / f"{_slug(case_id)}.lock", timeout=_LOCK_SECONDS):
-                yield
+            lock.acquire()
         except Timeout:
             raise StorageError(
                 f"Another program has been writing {case_id} for {_LOCK_SECONDS:.0f} s; try again."
             ) from None
+        except OSError as error:
+            raise StorageError(
+                f"The case store {self.folder} cannot be written ({error.strerror}); choose another."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def _folders_in(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +120,23 @@ def test_what_cannot_be_exported_is_said_before_anything_is_written(tmp_path: Pa
     with pytest.raises(InputError, match="holds nothing to export"):
         drain(export(CaseStore(tmp_path / "empty"), tmp_path / "out"), lambda event: None)  # type: ignore[operator]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("export", [export_nnunet, export_monai])
+def test_an_export_that_breaks_off_leaves_nothing_and_may_be_asked_for_again(
+    tmp_path: Path, export: Callable[[CaseStore, Path], Iterator[Progress]]
+) -> None:
+    store = store_of(tmp_path / "store", ALL, SOME)
+    given_up = export(store, tmp_path / "out")
+    next(given_up)
+    given_up.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    second = store.cases()[1]
+    kept = second.volume_path.read_bytes()
+    second.volume_path.unlink()
+    with pytest.raises(InputError, match="is gone"):
+        list(export(store, tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    second.volume_path.write_bytes(kept)
+    assert len(list(export(store, tmp_path / "out"))) == 2
+    assert (tmp_path / "out").is_dir()

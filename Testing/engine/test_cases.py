@@ -204,6 +204,15 @@ def test_no_space_leaves_the_case_as_it_was(tmp_path: Path, monkeypatch: pytest.
     assert np.array_equal(case.segmentation().labels_kji, an_annotation(a_volume()).labels_kji)
 
 
+def test_a_store_whose_locks_cannot_be_taken_is_said_not_to_be_writable(tmp_path: Path) -> None:
+    store = CaseStore(tmp_path)
+    case = add(store)
+    (tmp_path / "locks" / f"{case.id}.lock").mkdir()
+    with pytest.raises(StorageError, match=r"cannot be written .*; choose another"):
+        store.remove(case.id)
+    assert store.case(case.id) == case
+
+
 _UPDATE_FOREVER = """
 import sys, itertools
 sys.path.insert(0, {here!r})
