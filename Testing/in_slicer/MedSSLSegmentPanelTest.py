@@ -1,8 +1,12 @@
 """The panel inside the real application: it opens, asks for what is missing, and survives a closed scene."""
 
+import os
+import subprocess
 import sys
 import unittest
+from pathlib import Path
 
+import numpy as np
 import slicer
 
 
@@ -50,6 +54,43 @@ class MedSSLSegmentPanelTest(unittest.TestCase):
         views.onPlaced = before
         assert placed == [[1.0, 2.0, 3.0]]
         assert views._markupsNode().GetNumberOfControlPoints() == 0
+
+    def test_the_segment_editor_module_does_not_share_the_panels_editor_node(self) -> None:
+        slicer.util.selectModule("SegmentEditor")
+        slicer.util.selectModule("MedSSLSegment")
+        modules_own = slicer.mrmlScene.GetSingletonNode("SegmentEditor", "vtkMRMLSegmentEditorNode")
+        assert self.widget.ui.segmentEditor.mrmlSegmentEditorNode() is not modules_own
+
+    def test_a_scene_that_is_opened_shows_what_was_chosen_in_it(self) -> None:
+        volumeNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "first")
+        volumeNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "second")
+        slicer.util.updateVolumeFromArray(volumeNode, np.zeros((4, 5, 6), np.int16))
+        self.widget.ui.volumeSelector.setCurrentNode(volumeNode)
+        path = Path(slicer.app.temporaryPath, "MedSSLSegmentPanelTest.mrb")
+        assert slicer.util.saveScene(str(path))
+        slicer.mrmlScene.Clear()
+        slicer.util.loadScene(str(path))
+        slicer.app.processEvents()
+        path.unlink()
+        assert self.widget.ui.volumeSelector.currentNode().GetName() == "second"
+        assert self.widget.panel.session.volume_node.GetName() == "second"
+
+    def test_slicers_own_python_runs_without_its_launcher_and_with_the_environments_packages_first(
+        self,
+    ) -> None:
+        from MedSSLSegmentLib import Environment
+
+        command = Environment.environmentCommand(Path(slicer.app.temporaryPath))
+        code = "import ssl, sys, numpy; print(*sys.path, sep='\\n')"
+        ran = subprocess.run(
+            [command.python, "-c", code],
+            env=dict(command.environment()),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        folders = [os.path.basename(folder) for folder in ran.stdout.split("\n")]
+        assert folders.index(Environment.PACKAGES) < folders.index("site-packages")
 
     def test_closing_the_scene_empties_the_panel(self) -> None:
         self.test_the_list_shows_the_segments_of_the_chosen_segmentation()
