@@ -39,6 +39,8 @@ TIMEOUT_S = 60
 
 _LIST_MISSING = """
 import importlib.metadata, sys
+if sys.version_info < (3, 11):
+    print("Python 3.11 or newer")
 for name in sys.argv[1:]:
     try:
         importlib.metadata.distribution(name)
@@ -125,7 +127,7 @@ def workerCommand() -> WorkerCommand:
 
 
 def missingPackages(command: WorkerCommand) -> list[str]:
-    """Names of the packages the worker needs and its Python does not have.
+    """Names of the packages the worker needs and its Python does not have; a Python too old lacks a newer one.
 
     Raises:
         WorkerError: the program cannot be run, or is not a Python.
@@ -147,7 +149,7 @@ def missingPackages(command: WorkerCommand) -> list[str]:
         raise WorkerError(
             f"{command.python} cannot be run as the worker's Python ({error}); choose another in the settings."
         ) from error
-    return listed.stdout.split()
+    return listed.stdout.splitlines()
 
 
 def requirePackages(command: WorkerCommand) -> None:

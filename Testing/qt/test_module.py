@@ -326,6 +326,19 @@ def test_a_python_without_the_packages_is_named_with_the_command_that_installs_t
     assert a_desk.client.was_closed
 
 
+def test_a_python_that_is_too_old_is_said_to_be(
+    a_desk: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = sys.modules["MedSSLSegmentLib.WorkerPython"]
+    monkeypatch.setattr(
+        python, "_LIST_MISSING", "import sys; sys.version_info = (3, 9)\n" + python._LIST_MISSING
+    )
+    monkeypatch.setattr(python, "_requiredNames", lambda: ["numpy"])
+    python.setChosenPython(sys.executable)
+    with pytest.raises(WorkerError, match=r"lacks Python 3\.11 or newer; press Set up"):
+        python.requirePackages(python.workerCommand())
+
+
 def test_a_program_that_is_not_there_is_named(a_desk: Any) -> None:
     python = sys.modules["MedSSLSegmentLib.WorkerPython"]
     python.setChosenPython("/nowhere/python3")
