@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medssl import memory
+from medssl.checkpoints import read_checkpoint, write_checkpoint
 from medssl.cli import main
 from medssl.few_labels.segmenter import read_model
 from medssl.metrics import dice
@@ -140,6 +141,11 @@ def test_versions_are_compared_used_exported_and_deleted(medssl, trained, tmp_pa
     assert medssl("models", "use", "organs:1", *where).out == "organs now stands for organs:1.\n"
     assert medssl("models", "export", "organs", tmp_path / "one.safetensors", *where).code == 0
     assert "Ready: one:1" in medssl("models", "import", tmp_path / "one.safetensors", *where).out
+    weights, header = read_checkpoint(tmp_path / "one.safetensors")
+    write_checkpoint(tmp_path / "other.safetensors", weights, {**header, "backbone": "unet2d_16"})
+    refused = medssl("models", "import", tmp_path / "other.safetensors", *where)
+    assert (refused.code, refused.out) == (1, "")
+    assert "other" not in medssl("models", "list", *where).out.split()
     assert medssl("models", "delete", "organs:1", *where).code == 0
     own = json.loads(medssl("models", "list", "--json", *where).out)["own"]
     assert [(m["name"], m["in_use"]) for m in own] == [("one", 1), ("organs", 2)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from medssl.checkpoints import read_weights, write_checkpoint
+from medssl.checkpoints import read_checkpoint, read_weights, write_checkpoint
 from medssl.datasets.input_contract import InputContract
 from medssl.errors import InputError, ModelError, StorageError
 from medssl.events import Log
@@ -114,6 +114,38 @@ def test_what_is_no_model_is_refused_and_leaves_nothing(store: ModelStore, tmp_p
     with pytest.raises(ModelError, match="no segmentation model"):
         store.add(tmp_path / "encoder.safetensors", "spleen")
     assert [model.name for model in store.models()] == ["liver"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"format_version": 2, "version": "7.0"},
+            r"made by medssl 7\.0 and has the format 2, but.*update the program",
+        ),
+        ({"contract": "64 x 64"}, "input contract cannot be used"),
+        ({"segments": "liver"}, "header is damaged"),
+    ],
+)
+def test_a_model_this_program_cannot_use_is_not_kept(
+    store: ModelStore, tmp_path: Path, change: dict[str, object], sentence: str
+) -> None:
+    path = a_model(tmp_path)
+    weights, header = read_checkpoint(path)
+    write_checkpoint(path, weights, {**header, **change})
+    with pytest.raises(ModelError, match=sentence):
+        store.add(path, "spleen")
+    assert [model.name for model in store.models()] == ["liver"]
+
+
+def test_the_oldest_models_which_do_not_say_their_format_are_still_read(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    path = a_model(tmp_path)
+    weights, header = read_checkpoint(path)
+    del header["format_version"]
+    write_checkpoint(path, weights, header)
+    assert store.add(path, "spleen").info.names == ("liver",)
 
 
 def test_a_damaged_version_is_named_and_the_others_stay(store: ModelStore) -> None:

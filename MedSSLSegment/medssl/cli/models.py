@@ -170,6 +170,9 @@ def _import(store: ModelStore, options: argparse.Namespace) -> None:
 
     source = Path(options.source)
     if source.is_file():
+        from ..few_labels.segmenter import read_model
+
+        read_model(source)  # a file from elsewhere: weights that do not fit are better found now
         version = store.add(source, options.name or source.stem)
         print(f"Ready: {version.id}, which finds {', '.join(version.info.names)}")
         return

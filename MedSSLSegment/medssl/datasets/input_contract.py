@@ -132,7 +132,7 @@ class InputContract:
         try:
             fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
             return cls(**fields)
-        except (TypeError, InputError) as error:
+        except (AttributeError, TypeError, InputError) as error:
             raise ModelError(f"The checkpoint's input contract cannot be used ({error}).") from error
 
 

@@ -23,6 +23,8 @@ from ..segmentation import Segment
 __all__ = ["ModelInfo", "SegmentationModel", "Segmenter", "read_model", "write_model"]
 
 _KIND = "model"
+_FORMAT_VERSION = 1
+"""Raised when an older program could not use the file rightly; the oldest files do not say theirs."""
 
 
 class Segmenter(nn.Module):
@@ -89,6 +91,7 @@ class ModelInfo:
         """Plain values for a file's header; `from_json` is the inverse."""
         return {
             "kind": _KIND,
+            "format_version": _FORMAT_VERSION,
             "backbone": self.backbone,
             "contract": self.contract.to_json(),
             "segments": [asdict(segment) for segment in self.segments],
@@ -108,11 +111,16 @@ class ModelInfo:
         """Read what `to_json` gave.
 
         Raises:
-            ModelError: the header is not that of a model, or a field is missing.
+            ModelError: the header is not that of a model, is of a newer version, or a field is missing.
         """
         if values.get("kind") != _KIND:
             raise ModelError(
                 "The file holds no segmentation model; give one that 'medssl finetune' has written."
+            )
+        if values.get("format_version", 1) != _FORMAT_VERSION:
+            raise ModelError(
+                f"The model was made by medssl {values.get('version')} and has the format {values['format_version']},"
+                f" but this program ({__version__}) reads {_FORMAT_VERSION}; update the program."
             )
         try:
             return cls(
@@ -129,7 +137,7 @@ class ModelInfo:
                 dice=values["dice"],
                 version=values["version"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"The model's header is damaged ({error}).") from error
 
 
