@@ -130,6 +130,24 @@ def test_prompts_stay_with_their_slice_and_can_be_taken_back_one_by_one(a_desk: 
     assert a_desk.prompts.places() == (second,)
 
 
+def test_a_preview_that_is_looked_at_again_can_be_accepted_or_dropped(a_desk: Desk) -> None:
+    first = a_desk.click(3, 5, 4)
+    mask = a_desk.answer(0.8)
+    second = a_desk.click(5, 6, 6)
+    a_desk.prompts.return_to(0, 3)
+    assert a_desk.prompts.place == second  # its answer is still under way
+    a_desk.answer(0.6)
+    a_desk.prompts.accept()
+    assert a_desk.prompts.message == "Accepted. There is another preview on slice 3."
+    a_desk.prompts.return_to(0, 4)
+    assert a_desk.prompts.place == second
+    a_desk.prompts.return_to(0, 3)
+    assert (a_desk.prompts.place, a_desk.prompts.message) == (first, "80% sure. Enter accepts, Esc drops.")
+    a_desk.prompts.accept()
+    np.testing.assert_array_equal(a_desk.masks()[3], mask)
+    assert a_desk.prompts.message == "Accepted."
+
+
 def test_a_new_click_cancels_the_answer_to_the_one_before(a_desk: Desk) -> None:
     a_desk.click(3, 5, 4)
     a_desk.click(3, 6, 4)

@@ -41,7 +41,7 @@ class PromptDesk:
         self._masks: dict[Place, tuple[NDArray[np.bool_], float]] = {}
         self._node: Any = None
         self.place: Place | None = None
-        """The slice prompted last."""
+        """The slice in hand: the one prompted last, or the one with prompts that was looked at since."""
         self.message = ""
         """One sentence: what to do next, or what went wrong."""
         self.model = DEFAULT_MODEL
@@ -63,8 +63,25 @@ class PromptDesk:
             axis: slice axis of the view; see `axis_of_normal` for oblique ones.
             index: slice index along it.
         """
+        self.return_to(axis, index)
         self._looked_at = axis, index
         self._tell()
+
+    def return_to(self, axis: int, index: int) -> None:
+        """Take a slice in hand that is looked at again, if prompts wait on it: what can be seen can be decided about.
+
+        Args:
+            axis: slice axis of the view.
+            index: slice index along it.
+        """
+        waiting = [place for place in self.pending() if (place.axis, place.index) == (axis, index)]
+        if not waiting or self.place in waiting or self._run is not None:
+            return
+        self.place = waiting[-1]
+        if self.place in self._masks:
+            self.message = _sureness(self._masks[self.place][1])
+        else:
+            self.message = "This slice has prompts; Enter asks for the preview again, Esc drops it."
 
     def _tell(self) -> None:
         if self._looked_at is None or self.is_telling:
@@ -205,7 +222,7 @@ class PromptDesk:
                 if isinstance(event, SliceMask):
                     self._masks[place] = event.mask, event.confidence
                     self._show(place, event.mask)
-                    self.message = f"{event.confidence:.0%} sure. Enter accepts, Esc drops."
+                    self.message = _sureness(event.confidence)
             if is_done:
                 self._run = None
                 run.result()
@@ -248,8 +265,8 @@ class PromptDesk:
         tags.note_confidences(node, place.segment, {(place.axis, place.index): confidence})
         self._book().note_pending(place, False)
         self._show(place, None)
-        waiting = len(self._masks)
-        more = f" {waiting} more wait on other slices." if waiting else ""
+        waiting = sorted({other.index for other in self._masks})
+        more = f" There is another preview on slice {', '.join(map(str, waiting))}." if waiting else ""
         gave_way = f" {', '.join(losers)} gave way; undo brings it back." if losers else ""
         self.message = f"Accepted.{gave_way}{more}"
         return place
@@ -324,3 +341,8 @@ class PromptDesk:
             segmentation = self._node.GetSegmentation()
             segmentation.AddEmptySegment("preview", "preview", _PREVIEW_COLOR)
         return self._node
+
+
+def _sureness(confidence: float) -> str:
+    """How sure the model is of a preview, 0 .. 1, and what can be done with it."""
+    return f"{confidence:.0%} sure. Enter accepts, Esc drops."

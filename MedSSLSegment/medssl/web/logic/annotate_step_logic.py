@@ -149,15 +149,19 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
 
     def _on_view_moved(self, view: SliceView) -> None:
         """Once the view rests: the slices in between are no business of the worker's, which needs the same cores."""
-        if self._effect.is_active:
+        if self._effect.is_active or self._prompts.pending():
             if self._rest is not None:
                 self._rest.cancel()
             self._rest = asyncio.get_running_loop().call_later(_REST_S, self._look_at, view)
 
     def _look_at(self, view: SliceView) -> None:
-        """Have the worker get ready for prompts on the slice that is looked at."""
-        if (shown := slice_in_view(self.session, view)) is not None:
+        """Have the slice that is looked at in hand, and the worker ready for prompts on it."""
+        shown = slice_in_view(self.session, view)
+        if shown is not None and self._effect.is_active:
             self._prompts.look_at(*shown)
+        elif shown is not None:
+            self._prompts.return_to(*shown)
+        self.show()
 
     def _on_model(self, model: str) -> None:
         self._prompts.model = model
