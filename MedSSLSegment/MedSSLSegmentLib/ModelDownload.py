@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+
 import qt
 import slicer
 import slicer.util
 from medssl.errors import Cancelled
 from medssl.events import Progress
 from medssl.registry import ModelEntry, download, find_entry, is_available, user_folder
+from medssl.scene.background import Task
 from slicer.i18n import tr as _
 
 __all__ = ["ensureModel", "modelTitle", "sizeText"]
 
 PROGRESS_STEPS = 1000
+TURN_S = 0.02
+"""Between two turns of the event loop while a model arrives: a server that keeps silent keeps nothing else waiting."""
 
 
 def ensureModel(modelId: str) -> bool:
@@ -70,12 +75,19 @@ def _download(entry: ModelEntry) -> bool:
         windowModality=qt.Qt.ApplicationModal,
     )
 
-    def show(progress: Progress) -> None:
-        dialog.value = round(PROGRESS_STEPS * progress.done / progress.total)
-        slicer.app.processEvents()
+    arrived, stop = [0.0], threading.Event()
 
+    def hear(progress: Progress) -> None:
+        arrived[0] = progress.done / progress.total
+
+    work = Task(lambda: download(entry, hear, stop.is_set, acknowledged=True))
     try:
-        download(entry, show, lambda: dialog.wasCanceled, acknowledged=True)
+        while not work.wait(TURN_S):
+            dialog.value = round(PROGRESS_STEPS * arrived[0])
+            slicer.app.processEvents()
+            if dialog.wasCanceled:
+                stop.set()
+        work.result()
     except Cancelled:
         return False
     finally:

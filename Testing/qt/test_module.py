@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ pytest.importorskip("PySide6.QtUiTools")
 from medssl.errors import Cancelled, ModelError, WorkerDied, WorkerError
 from medssl.events import Progress
 from medssl.registry import DEFAULT_MODEL, ModelEntry, find_entry, model_path
-from PySide6 import QtWidgets
+from PySide6 import QtCore, QtWidgets
 from shibokensupport import feature
 
 feature.set_selection(2, __name__)
@@ -188,22 +190,37 @@ def test_a_model_is_not_downloaded_unless_the_user_agrees(a_desk: Any) -> None:
 
 @pytest.fixture
 def a_download(a_desk: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Stands in for the network: gives the file, or does what the test puts in its place."""
+    """Stands in for the network: gives the file, or does what the test puts in its place, once half is shown."""
 
     class Download:
+        def __init__(self) -> None:
+            self.shown = threading.Event()
+            self.looks = 0
+
         def __call__(self, entry: ModelEntry, progress: Any, cancelled: Any, *, acknowledged: bool) -> None:
             assert acknowledged
             progress(Progress(entry.size_bytes // 2, entry.size_bytes))
-            (dialog,) = a_desk.application.progress_dialogs
-            assert dialog.value == 500
-            self.then(entry, dialog, cancelled)
+            assert self.shown.wait(30)
+            self.then(entry, cancelled)
 
-        def then(self, entry: ModelEntry, dialog: Any, cancelled: Any) -> None:
+        def look(self) -> None:
+            """A turn of the event loop."""
+            self.looks += 1
+            (dialog,) = a_desk.application.progress_dialogs
+            if dialog.value == 500 and not self.shown.is_set():
+                self.at_half(dialog)
+                self.shown.set()
+
+        def at_half(self, dialog: Any) -> None:
+            assert dialog.windowModality == QtCore.Qt.ApplicationModal
+
+        def then(self, entry: ModelEntry, cancelled: Any) -> None:
             assert not cancelled()
             put_on_this_computer(entry)
 
     download = Download()
     monkeypatch.setattr(sys.modules["MedSSLSegmentLib.ModelDownload"], "download", download)
+    monkeypatch.setattr(sys.modules["slicer"].app, "processEvents", download.look)
     a_desk.application.says_yes = True
     a_desk.choose_nodes()
     a_desk.choose_model("medsam2")
@@ -218,19 +235,34 @@ def test_a_model_is_downloaded_when_the_user_agrees_and_used_at_once(a_desk: Any
 
 
 def test_a_download_can_be_cancelled(a_desk: Any, a_download: Any) -> None:
-    def cancel(entry: ModelEntry, dialog: Any, cancelled: Any) -> None:
-        dialog.cancel()
+    def wait(entry: ModelEntry, cancelled: Any) -> None:
+        deadline = time.monotonic() + 30
+        while not cancelled() and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert cancelled()
         raise Cancelled("Getting medsam2 was cancelled.")
 
-    a_download.then = cancel
+    a_download.at_half, a_download.then = (lambda dialog: dialog.cancel()), wait
     a_desk.ui.propagateButton.click()
     assert a_desk.client.asked == []
     assert a_desk.application.errors_shown == []
 
 
+def test_a_server_that_keeps_silent_keeps_nothing_else_waiting(a_desk: Any, a_download: Any) -> None:
+    def stall(entry: ModelEntry, cancelled: Any) -> None:
+        before, deadline = a_download.looks, time.monotonic() + 30
+        while a_download.looks < before + 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert a_download.looks >= before + 5
+        put_on_this_computer(entry)
+
+    a_download.then = stall
+    a_desk.ui.propagateButton.click()
+    assert a_desk.client.asked[0]["model"] == "medsam2"
+
+
 def test_a_download_that_fails_says_why(a_desk: Any, a_download: Any) -> None:
-    def fail(entry: ModelEntry, dialog: Any, cancelled: Any) -> None:
+    def fail(entry: ModelEntry, cancelled: Any) -> None:
         raise ModelError("The download of medsam2 stopped; check the network.")
 
     a_download.then = fail
