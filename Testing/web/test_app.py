@@ -104,6 +104,16 @@ def test_a_neighbour_is_in_hand_when_the_first_segment_is_removed(a_page: Workst
     assert in_hand(a_page) == "Segment 2"
 
 
+def test_segments_that_a_prediction_has_made_are_listed_and_the_first_of_them_is_in_hand(
+    a_page: Workstation,
+) -> None:
+    a_page.volume.begin_segmentation()
+    a_page.work.session.segmentation_node.GetSegmentation().AddEmptySegment("", "liver")
+    a_page.work.poll()
+    assert [segment.name for segment in a_page.editor.data.segment_list.segments] == ["liver"]
+    assert in_hand(a_page) == "liver"
+
+
 def test_a_name_that_is_undone_is_gone_from_the_field_it_was_typed_in(a_page: Workstation) -> None:
     editor, field = a_page.work.editor, a_page.volume._edited.data.segment_state
     renamed = editor.get_segment_properties(a_page.work.segment)

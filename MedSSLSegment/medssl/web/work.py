@@ -16,6 +16,7 @@ from undo_stack import Signal
 
 from ..client import WorkerClient
 from ..errors import MedSSLError
+from ..scene.nodes import SegmentInfo
 from ..scene.predicting import PredictDesk
 from ..scene.session import Session, State
 from ..scene.teaching import TeachDesk
@@ -72,6 +73,8 @@ class Work:
         self._look_at_s: float | None = None
         self._news_at_s = 0.0
         self._wake = asyncio.Event()
+        self._listed: tuple[SegmentInfo, ...] = ()
+        """The segments the editor has heard of."""
         self._place = 0
         """Of the segment in hand, in the list of segments."""
         self.editor.segmentation_modified.connect(self.look_soon)
@@ -172,8 +175,15 @@ class Work:
         if was_running and not self.is_running:
             self._say_what_failed()
             self.look_soon()
+        self._tell_editor()
         self._look_if_due()
         self.polled()
+
+    def _tell_editor(self) -> None:
+        """Have the editor list the segments that a prediction has made: it hears of those it makes itself only."""
+        if (segments := self.session.segments()) != self._listed:
+            self._listed = segments
+            self.editor.segmentation_modified()
 
     @property
     def _is_busy(self) -> bool:

@@ -17,7 +17,11 @@ from .parts import Choice, IconButton, named
 __all__ = ["SliceLabelState", "ViewsState", "ViewsUI", "create_slice_view_ui"]
 
 
-_OVER_THE_IMAGE = "position: absolute; color: #d0d7de; pointer-events: none; text-shadow: 0 0 3px black"
+_OVER_THE_IMAGE = (
+    "position: absolute; color: #d0d7de; pointer-events: none;"
+    " text-shadow: 0 0 2px black, 0 0 3px black, 0 0 5px black"
+)
+"""To be read over a white image too."""
 
 
 @dataclass
