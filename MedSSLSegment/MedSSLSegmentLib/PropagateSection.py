@@ -186,10 +186,12 @@ class PropagateSection:
         self.onChanged()
 
     def onAddSegment(self) -> None:
-        """Add a segment to the segmentation, and a segmentation where there is none."""
+        """Add a segment to the segmentation, and a segmentation where there is none; undo takes it away."""
         self.requireSegmentation()
-        segmentation = self.parameterNode.segmentation.GetSegmentation()
-        self.ui.segmentEditor.setCurrentSegmentID(segmentation.AddEmptySegment())
+        node = self.parameterNode.segmentation
+        self.session.history.save(node)
+        self.ui.segmentEditor.setCurrentSegmentID(node.GetSegmentation().AddEmptySegment())
+        self.onChanged()
 
     def requireSegmentation(self) -> None:
         """Make a segmentation for the chosen volume where none is chosen; nothing happens without a volume."""

@@ -408,6 +408,18 @@ def test_adding_a_segment_makes_a_segmentation_where_there_is_none(a_desk: Any) 
     assert made.GetSegmentation().GetNumberOfSegments() == 1
 
 
+def test_an_added_segment_is_one_step_of_undo(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    painted = a_desk.masks()
+    a_desk.ui.addSegmentButton.click()
+    assert len(a_desk.panel.session.segments()) == 2
+    a_desk.ui.undoButton.click()
+    assert [segment.name for segment in a_desk.panel.session.segments()] == ["liver"]
+    np.testing.assert_array_equal(a_desk.masks(), painted)
+    a_desk.ui.redoButton.click()
+    assert len(a_desk.panel.session.segments()) == 2
+
+
 def test_a_tool_stays_in_hand_from_click_to_click(a_desk: Any) -> None:
     a_desk.choose_nodes()
     for x in (4.0, 5.0, 6.0):
