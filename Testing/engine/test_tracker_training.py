@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from medssl.checkpoints import read_checkpoint, read_weights
+from medssl.checkpoints import read_checkpoint, read_weights, write_checkpoint
 from medssl.datasets.sources import exclusions
 from medssl.errors import Cancelled, InputError, ModelError
 from medssl.events import Log, Progress
+from medssl.foundation.nano_fusion import Fusion
 from medssl.foundation.nano_model import NanoConfig, load_nano
 from medssl.registry import DEFAULT_MODEL, find_entry, model_path
 from medssl.runs.detached import resume_detached
@@ -285,6 +286,20 @@ def test_a_clinic_adapts_trained_weights_as_they_are(data: Path, tmp_path: Path)
     start = tmp_path / "first" / "checkpoint.safetensors"
 
     assert same(new_model(TINY, start).state_dict(), read_weights(start))
+
+
+def test_adapted_weights_are_settled_as_those_they_started_from(data: Path, tmp_path: Path) -> None:
+    train(a_config(data, tmp_path / "first", steps=1))
+    scratch = tmp_path / "first" / "checkpoint.safetensors"
+    tensors, meta = read_checkpoint(scratch)
+    fitted = replace(Fusion(), memory=0.3)
+    start = tmp_path / "fitted.safetensors"
+    write_checkpoint(start, tensors, {**meta, "fusion": fitted.to_meta()})
+
+    train(a_config(data, tmp_path / "second", steps=1, start_from=start))
+
+    assert load_nano(scratch, torch.device("cpu"))[1] == Fusion()
+    assert load_nano(tmp_path / "second" / "checkpoint.safetensors", torch.device("cpu"))[1] == fitted
 
 
 @pytest.mark.parametrize("phantoms", [0, 6])

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..checkpoints import load_into, read_weights, write_checkpoint
+from ..checkpoints import load_into, read_header, read_weights, write_checkpoint
 from ..datasets.sources import exclusions
 from ..errors import Cancelled, InputError, ModelError
 from ..events import Eta, Log, Progress
@@ -174,6 +174,8 @@ class _Learner:
     average: NanoModel
     optimiser: torch.optim.Optimizer
     device: torch.device
+    fusion: Mapping[str, Any] | None
+    """How the weights that are adapted are settled with the intensity tracker; None for weights from scratch."""
 
     @classmethod
     def new(cls, size: NanoConfig, config: TrackerTrainConfig, device: torch.device) -> _Learner:
@@ -181,7 +183,7 @@ class _Learner:
         torch.manual_seed(config.seed)
         model = new_model(size, config.start_from).to(device)
         optimiser = torch.optim.AdamW(_parameter_groups(model), lr=config.learning_rate, betas=(0.9, 0.98))
-        return cls(model, copy.deepcopy(model).eval(), optimiser, device)
+        return cls(model, copy.deepcopy(model).eval(), optimiser, device, _fusion_of(config.start_from))
 
     def descend(
         self,
@@ -243,6 +245,14 @@ def new_model(size: NanoConfig, start_from: Path | None) -> NanoModel:
     return model
 
 
+def _fusion_of(start_from: Path | None) -> Mapping[str, Any] | None:
+    """How weights are settled with the intensity tracker; None where they say nothing of it."""
+    if start_from is None or start_from.suffix != ".safetensors":
+        return None
+    fusion: Mapping[str, Any] | None = read_header(start_from).get("fusion")
+    return fusion
+
+
 def _clips_at(step: int, config: TrackerTrainConfig) -> tuple[int, int]:
     """Clips and slices of a step: in the last third fewer and longer clips, about the same number of slices."""
     if step < 0.67 * config.steps:
@@ -297,5 +307,6 @@ def _save(
         "step": step,
         "recipe": {name: value for name, value in asdict(config).items() if name not in _LOCAL},
         "excluded": exclusions(config.exclude),
+        **({} if learner.fusion is None else {"fusion": learner.fusion}),
     }
     write_checkpoint(run.checkpoint, learner.average.state_dict(), meta)
