@@ -31,6 +31,8 @@ from .volume import Volume
 
 __all__ = ["BatchItem", "run_batch"]
 
+_ENCODING, _NO_TEXT = "utf-8", "surrogateescape"
+"""How names are written down, and those of files that are no text."""
 _COLUMNS = ("volume", "state", "segment", "volume_ml", "seconds", "output", "problem")
 
 
@@ -172,7 +174,10 @@ def _require_same(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _write_summary(path: Path, items: Mapping[str, BatchItem]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding=_ENCODING, errors=_NO_TEXT, newline="") as file,
+    ):
         rows = csv.writer(file)
         rows.writerow(_COLUMNS)
         for item in items.values():
@@ -188,7 +193,7 @@ def _read_summary(path: Path) -> list[BatchItem]:
     if not path.is_file():
         return []
     items: dict[str, BatchItem] = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(encoding=_ENCODING, errors=_NO_TEXT, newline="") as file:
         for row in csv.DictReader(file):
             before = items.get(row["volume"])
             sizes = {} if before is None else dict(before.volumes_ml)

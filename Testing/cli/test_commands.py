@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,3 +230,13 @@ def test_what_comes_while_a_command_makes_its_options_ends_as_it_does_later(
     monkeypatch.setitem(COMMANDS, "finetune", replace(COMMANDS["finetune"], configure=configure))
     outcome = medssl("finetune", "--help")
     assert (outcome.code, outcome.out, outcome.err) == (code, "", last_line + "\n")
+
+
+def test_a_name_the_terminal_has_no_letters_for_is_written_all_the_same(small_case, tmp_path: Path) -> None:
+    shutil.copy(small_case.ct, tmp_path / "Zo\xeb \u65e5.nii.gz")
+    done = subprocess.run(
+        [sys.executable, "-m", "medssl.cli", "info", str(tmp_path / "Zo\xeb \u65e5.nii.gz")],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0].endswith(r"Zo\xeb \u65e5.nii.gz")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,20 @@ def test_a_header_that_asks_for_more_memory_than_there_is_stops_nobody(scans: Pa
     assert items["huge.nii"].state == "failed"
     assert "more than there is" in items["huge.nii"].problem
     assert sum(item.state == "done" for item in items.values()) == 4
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are text everywhere else")
+def test_names_that_are_no_text_fail_alone(scans: Path, tmp_path: Path) -> None:
+    write_scan(tmp_path / "b.nii", 6)
+    os.rename(tmp_path / "b.nii", os.fsencode(scans) + b"/b\xff.nii")
+    (scans / "dicom").mkdir()
+    (scans / "dicom" / os.fsdecode(b"\xff.dcm")).write_bytes(b"")
+    for _ in range(2):
+        items, _ = run(scans, tmp_path / "out")
+        assert [item.state for item in items.values()].count("done") == 4
+        failed = {os.fsencode(name): item.problem for name, item in items.items() if item.state == "failed"}
+        assert set(failed) == {b"b\xff.nii", b"dicom"}
+        assert all("is not valid text (UTF-8)" in problem for problem in failed.values())
 
 
 def test_a_folder_of_results_that_cannot_be_written_ends_it_at_once(scans: Path, tmp_path: Path) -> None:

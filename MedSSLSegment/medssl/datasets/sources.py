@@ -112,7 +112,11 @@ class Source:
             except MedSSLError as error:
                 yield error
             return
-        found = list_dicom_series(self.path)
+        try:
+            found = list_dicom_series(self.path)
+        except MedSSLError as error:
+            yield error
+            return
         if not found:
             yield InputError(f"{self.name} holds DICOM files, but no images.")
         for number, series in enumerate(found, start=1):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .imagefile import RawImage, grid_of, simpleitk
+from .imagefile import RawImage, grid_of, itk_name, simpleitk
 
 __all__ = ["DicomSeries", "choose_series", "list_dicom_series", "patient_id", "read_dicom", "read_series"]
 
@@ -51,13 +51,16 @@ def list_dicom_series(folder: str | Path) -> tuple[DicomSeries, ...]:
         folder: holds the DICOM files themselves; folders inside it are not searched.
 
     Raises:
-        InputError: the folder does not exist.
+        InputError: the folder does not exist, or a name in it is not text.
     """
     if not Path(folder).is_dir():
         raise InputError(f"The folder {folder} does not exist; check its name.")
+    for file in Path(folder).iterdir():  # it will open them all
+        itk_name(file)
     with simpleitk() as sitk:
-        uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-        found = [_series_of(sitk, str(folder), uid) for uid in uids]
+        name = itk_name(Path(folder))
+        uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(name)
+        found = [_series_of(sitk, name, uid) for uid in uids]
     return tuple(sorted((s for s in found if s is not None), key=lambda s: (-s.slices, s.uid)))
 
 

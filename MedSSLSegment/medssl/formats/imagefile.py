@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..storage import atomic_path
 from .nifti import read_nifti, write_nifti
 
-__all__ = ["RawImage", "grid_of", "is_dicom", "read_image", "simpleitk", "write_image"]
+__all__ = ["RawImage", "grid_of", "is_dicom", "itk_name", "read_image", "simpleitk", "write_image"]
 
 _NIFTI = (".nii", ".nii.gz")
 _READABLE = (*_NIFTI, ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -68,7 +68,7 @@ def read_image(path: Path) -> RawImage:
         return RawImage(*read_nifti(path))
     try:
         with simpleitk() as sitk:
-            image = sitk.ReadImage(str(path))
+            image = sitk.ReadImage(itk_name(path))
     except RuntimeError as error:
         raise InputError(
             f"{path.name} cannot be read as {_kind(path)}; it is damaged, cut short or of another kind, so"
@@ -94,15 +94,18 @@ def write_image(
         fields: text fields for the header (NRRD only).
 
     Raises:
-        InputError: unknown suffix.
+        InputError: unknown suffix, or a name that is no text.
         StorageError: no space, no permission.
     """
     if not path.name.lower().endswith(_WRITABLE):
         raise InputError(
             f"{path.name} has no suffix that can be written; choose one of {', '.join(_WRITABLE)}."
         )
+    is_nifti = path.name.lower().endswith(_NIFTI)
+    if not is_nifti:
+        itk_name(path)
     with atomic_path(path) as temporary:
-        if path.name.lower().endswith(_NIFTI):
+        if is_nifti:
             write_nifti(temporary, voxels_kji, ijk_to_ras)
         else:
             _write_with_itk(temporary, voxels_kji, ijk_to_ras, fields or {})
@@ -134,6 +137,23 @@ def simpleitk() -> Iterator[Any]:
             heard.seek(0)
             for line in heard.read().decode(errors="replace").splitlines():
                 _log.debug("SimpleITK: %s", line)
+
+
+def itk_name(path: Path) -> str:
+    """A path as SimpleITK takes it; one that is no text would end the whole program there.
+
+    Raises:
+        InputError: it is not.
+    """
+    name = str(path)
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        raise InputError(
+            f"The name {shown} is not valid text (UTF-8), which this kind of file needs; rename it."
+        ) from error
+    return name
 
 
 def grid_of(image: Any) -> NDArray[np.float64]:
@@ -185,7 +205,7 @@ def _write_with_itk(
             image.SetOrigin((_LPS @ ijk_to_ras[:3, 3]).tolist())
             for key, value in fields.items():
                 image.SetMetaData(key, value)
-            sitk.WriteImage(image, str(path), useCompression=True)
+            sitk.WriteImage(image, itk_name(path), useCompression=True)
     except RuntimeError as error:
         # ITK does not pass the system's reason on; atomic_path adds how much room there is.
         raise OSError("the file could not be opened or the disk is full") from error
