@@ -22,10 +22,20 @@ def test_a_terminal_shows_one_bar_that_ends_its_line() -> None:
         bar(Progress(5, 10, 3.0, "liver"))
         bar(Progress(10, 10, 0.0))
     text = screen.getvalue()
-    assert "[############............]  50 %  liver  3.0 s left" in text
+    assert "[############............]  50 %  3.0 s left  liver" in text
     assert "100 %" in text
     assert text.endswith("\n")
     assert text.count("\n") == 1
+
+
+def test_a_line_too_long_for_the_terminal_still_shows_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    screen = Screen()
+    with ProgressBar(screen, "Fine-tuning") as bar:
+        bar(Progress(5, 10, 754.0, "carrying annotated slices of " + "a" * 40))
+    (line,) = screen.getvalue().strip().splitlines()
+    assert len(line) < 80
+    assert "50 %  12 min 34 s left  carrying" in line
 
 
 def test_anything_else_gets_a_line_for_each_quarter() -> None:

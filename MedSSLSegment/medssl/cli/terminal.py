@@ -94,9 +94,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[i
 
 
 def _describe(progress: Progress) -> str:
+    """What is done comes last: of a line too long for the terminal, the time left is still to be seen."""
     text = f"{100 * progress.done // progress.total:3d} %"
-    if progress.text:
-        text += f"  {progress.text}"
     if progress.seconds_left is not None and progress.done < progress.total:
         text += f"  {duration(progress.seconds_left)} left"
+    if progress.text:
+        text += f"  {progress.text}"
     return text
