@@ -420,7 +420,7 @@ def _runProcess(
 def _end(process: subprocess.Popen[str]) -> None:
     """End an installer and what it has started, e.g. the build of a package."""
     for by_force in (False, True):
-        end_tree(process.pid, by_force=by_force)
+        end_tree(process, by_force=by_force)
         try:
             process.wait(_GRACE_S)
             return

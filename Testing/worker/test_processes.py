@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from medssl.runs.processes import is_alive
-from medssl.wire.processes import apart, end_tree
+from medssl.wire.processes import apart, end_group, end_tree
 
 LAUNCHER = """
 import subprocess, sys
@@ -20,25 +22,41 @@ child.wait()
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="asks for groups of processes")
+@pytest.mark.parametrize("end", [end_group, end_tree])
 @pytest.mark.parametrize("by_force", [False, True])
-def test_what_a_launcher_has_started_ends_with_it(by_force: bool) -> None:
+def test_what_a_launcher_has_started_ends_with_it(end: Callable[..., None], by_force: bool) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE, text=True, **apart()
     ) as launcher:
         assert launcher.stdout is not None
         child = int(launcher.stdout.readline())
-        end_tree(launcher.pid, by_force=by_force)
+        end(launcher, by_force=by_force)
         assert launcher.wait(10) < 0
     deadline = time.monotonic() + 10
     while is_alive(child) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not is_alive(child)
-    end_tree(launcher.pid, by_force=by_force)  # it is gone already
+    end(launcher, by_force=by_force)  # it is gone already
 
 
-def test_windows_ends_the_tree_with_its_own_tool(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[list[str]] = []
+class Windows:
+    """A process there, and what was done to end it."""
+
+    pid = 4711
+
+    def __init__(self) -> None:
+        self.done: list[list[str] | str] = []
+
+    def kill(self) -> None:
+        self.done.append("kill")
+
+
+def test_on_windows_an_installers_tree_ends_and_a_workers_training_runs_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process: Any = Windows()
     monkeypatch.delattr(os, "killpg", raising=False)
-    monkeypatch.setattr(subprocess, "run", lambda words, **_: called.append(words))
-    end_tree(4711)
-    assert called == [["taskkill", "/T", "/F", "/PID", "4711"]]
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: process.done.append(words))
+    end_tree(process)
+    end_group(process)
+    assert process.done == [["taskkill", "/T", "/F", "/PID", "4711"], "kill"]

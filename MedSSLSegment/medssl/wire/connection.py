@@ -34,7 +34,7 @@ from ..messages import (
 )
 from .framing import read_frame, write_frame
 from .launch import WorkerCommand
-from .processes import apart, end_tree
+from .processes import apart, end_group
 from .ticket import Ticket
 
 if TYPE_CHECKING:
@@ -372,9 +372,9 @@ class Connection:
                     _log.debug("worker: %s", text)
 
     def _end_by_force(self) -> None:
-        """Ask the whole tree of processes to end, then make it: a launcher's child must not stay behind."""
+        """Ask the whole process group to end, then make it: a launcher's child must not stay behind."""
         for by_force in (False, True):
-            end_tree(self._process.pid, by_force=by_force)
+            end_group(self._process, by_force=by_force)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE_SECONDS / 4)
                 return

@@ -1,4 +1,4 @@
-"""Processes of our own: apart from this one, without a window, and ended together with all that they have started."""
+"""Processes of our own: apart from this one, without a window, and ended together with what belongs to them."""
 
 from __future__ import annotations
 
@@ -8,30 +8,40 @@ import subprocess
 from contextlib import suppress
 from typing import Any
 
-__all__ = ["apart", "end_tree"]
+__all__ = ["apart", "end_group", "end_tree"]
 
 _NO_WINDOW: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)
 
 
 def apart() -> dict[str, Any]:
-    """What `subprocess.Popen` has to be told, so that `end_tree` finds all of it and Windows opens no console for it.
+    """What `subprocess.Popen` has to be told, so that it leads a group of its own and Windows opens no console for it.
 
-    The process leads a group of its own: Ctrl-C in a terminal is then this program's affair.
+    Ctrl-C in a terminal is then this program's affair.
     """
     return {"start_new_session": True, "creationflags": _NO_WINDOW}
 
 
-def end_tree(pid: int, *, by_force: bool = False) -> None:
-    """Ask a process that was started `apart`, and all that it has started, to end; nothing happens if it is gone.
+def end_group(process: subprocess.Popen[Any], *, by_force: bool = False) -> None:
+    """Ask a process that was started `apart` and its group to end; nothing happens if it is gone.
+
+    What it has started apart, such as a training run, is not of its group and goes on. Windows has no such groups: the
+    process alone ends, without being asked.
 
     Args:
-        pid: its number.
-        by_force: do not ask. Windows, whose own tool walks the tree, cannot ask a program without a window.
+        process: leads the group.
+        by_force: do not ask.
     """
     if hasattr(os, "killpg"):
         with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL if by_force else signal.SIGTERM)
-        return
-    subprocess.run(
-        ["taskkill", "/T", "/F", "/PID", str(pid)], capture_output=True, check=False, creationflags=_NO_WINDOW
-    )
+            os.killpg(process.pid, signal.SIGKILL if by_force else signal.SIGTERM)
+    else:
+        process.kill()
+
+
+def end_tree(process: subprocess.Popen[Any], *, by_force: bool = False) -> None:
+    """`end_group` for a program that has started nothing which is to go on: on Windows all that it started ends too."""
+    if hasattr(os, "killpg"):
+        end_group(process, by_force=by_force)
+    else:
+        words = ["taskkill", "/T", "/F", "/PID", str(process.pid)]
+        subprocess.run(words, capture_output=True, check=False, creationflags=_NO_WINDOW)
