@@ -10,11 +10,12 @@ A volume whose result is there is not done again; one that failed is tried again
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import glob
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -75,7 +76,7 @@ def run_batch(
         What was left out and why, an item for each volume, those of an earlier run first, and progress.
 
     Raises:
-        InputError: no volumes, or the folder of results belongs to another request.
+        InputError: no volumes, or the folder of results belongs to another request, or another program fills it.
         StorageError: the folder of results cannot be written, or is full; the same command goes on.
         Cancelled: `cancelled` said so.
     """
@@ -86,8 +87,18 @@ def run_batch(
             f"The folder {data} holds no image; give one with .nii.gz, .nrrd, .mha or DICOM files."
         )
     make_folder(out)
-    _require_same(out / "batch.json", settings)
-    yield from left_out(found)
+    with _alone(out):
+        _require_same(out / "batch.json", settings)
+        yield from left_out(found)
+        yield from _results(sources, out, segment, cancelled)
+
+
+def _results(
+    sources: Sequence[Source],
+    out: Path,
+    segment: Callable[[Volume], Segmentation],
+    cancelled: Callable[[], bool],
+) -> Iterator[BatchItem | Progress]:
     items = {item.name: item for item in _read_summary(out / "summary.csv") if (out / item.output).is_file()}
     items = {name: item for name, item in items.items() if item.state == "done"}
     yield from items.values()
@@ -98,6 +109,28 @@ def run_batch(
             _write_summary(out / "summary.csv", items)
             yield item
         yield eta.step(done, source.name)
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep a second program out of a folder of results; each would write a summary of its own volumes only."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(out / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"Another batch is filling {out} now; wait for its end, or choose another folder."
+        ) from None
+    except OSError as error:
+        raise StorageError(
+            f"The folder {out} cannot be written ({error.strerror}); choose another."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _items(

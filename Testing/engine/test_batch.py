@@ -134,6 +134,16 @@ def test_a_folder_of_results_that_cannot_be_written_ends_it_at_once(scans: Path,
     assert calls == ["A.mha"]
 
 
+def test_two_batches_do_not_fill_one_folder_at_once(scans: Path, tmp_path: Path) -> None:
+    first = run_batch(scans, tmp_path / "out", {"model": "bright"}, bright_parts)
+    next(first)
+    with pytest.raises(InputError, match="Another batch is filling"):
+        run(scans, tmp_path / "out")
+    first.close()
+    items, _ = run(scans, tmp_path / "out")
+    assert all(item.state == "done" for item in items.values())
+
+
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no image"):
