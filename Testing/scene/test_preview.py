@@ -9,6 +9,7 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
+import vtk  # noqa: E402
 from medssl.errors import InputError, WorkerDied  # noqa: E402
 from medssl.results import SliceMask  # noqa: E402
 from medssl.scene import nodes, tags  # noqa: E402
@@ -90,6 +91,23 @@ def test_the_preview_is_shown_and_only_accepting_changes_the_segment(a_desk: Des
     assert (step.what, step.references) == ("prompt", (3,))
     a_desk.session.undo()
     assert not a_desk.masks().any()
+
+
+def test_a_dicom_seg_that_slicer_exports_says_that_a_program_took_part_until_that_is_undone(
+    a_desk: Desk,
+) -> None:
+    def told() -> dict[str, str]:
+        value, segment = vtk.reference(""), a_desk.node.GetSegmentation().GetSegment(a_desk.liver)
+        names = ("Type", "Name")
+        return {n: str(value) for n in names if segment.GetTag(f"DICOM.SegmentAlgorithm{n}", value)}
+
+    assert told() == {}
+    a_desk.click(3, 5.0, 4.0)
+    a_desk.answer()
+    a_desk.prompts.accept()
+    assert told() == {"Type": "SEMIAUTOMATIC", "Name": "MedSSLSegment medssl-nano"}
+    a_desk.session.undo()
+    assert told() == {}
 
 
 def test_the_preview_is_hidden_from_lists_and_files_before_they_hear_of_it(a_desk: Desk) -> None:

@@ -30,6 +30,8 @@ _CONFIDENCE = "MedSSLSegment.Confidence"
 _LEFT_OUT = "MedSSLSegment.LeftOut"
 _STEPS = "MedSSLSegment.Provenance"
 _STEPS_KEPT = 50
+_DICOM_TYPE, _DICOM_NAME = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
+"""What 3D Slicer writes into a DICOM SEG (DICOMSegmentationPlugin.py); without them it says that a person drew all."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,10 @@ def steps(segmentation_node: Any, segment_id: str) -> tuple[Step, ...]:
 
 
 def add_step(segmentation_node: Any, segment_id: str, step: Step) -> None:
-    """Remember one more step; the oldest go when there are many."""
+    """Remember one more step, also for an export as DICOM SEG; the oldest go when there are many."""
     kept = [*steps(segmentation_node, segment_id), step][-_STEPS_KEPT:]
+    _write(segmentation_node, segment_id, _DICOM_TYPE, "SEMIAUTOMATIC")
+    _write(segmentation_node, segment_id, _DICOM_NAME, f"MedSSLSegment {step.model}".replace("|", "/"))
     text = json.dumps([asdict(each) for each in kept], separators=(",", ":"))
     _write(segmentation_node, segment_id, _STEPS, text.replace("|", "\\u007c"))
 
