@@ -196,7 +196,7 @@ def references_from_annotation(
         annotation: a segmentation on the volume's grid in which only some slices are filled.
         axis: slice axis 0, 1 or 2; None takes the one that `choose_axis` finds.
         slices: None takes every non-empty slice of a segment, but refuses a segment that is filled on more than
-            20 slices in a row: that is a finished segmentation, and starting from all of it would only give it
+            20 slices without a gap: that is a finished segmentation, and starting from all of it would only give it
             back. "all" takes it as it is; slice numbers pick some. Numbers by segment are about these segments;
             of the others, finished ones are then left out unless `segments` names them.
         segments: names of the segments to use; None means all that are annotated.

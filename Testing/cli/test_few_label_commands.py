@@ -274,7 +274,15 @@ def test_batch_goes_past_a_bad_file_and_on_where_it_stopped(
         (["segment", "CT", "--model", "organs", "-o", "OUT", "-a", "ANNOTATION"], "give both or neither"),
         (["models", "compare", "organs"], "Give either --case, or --volume with --truth"),
         (["suggest", "CT"], "Give a model of your own with --model, or slices you have drawn"),
+        (
+            ["suggest", "CT", "-a", "ANNOTATION", "--count", "0"],
+            "At least 1 suggestion must be asked for, not 0",
+        ),
         (["batch", "EMPTY", "--model", "organs", "--out", "NEW"], "holds no image"),
+        (
+            ["finetune", "--cases", "STORE", "--steps", "0", "--out", "NEW"],
+            "steps of fine-tuning must be above 0",
+        ),
         (["finetune", "--cases", "EMPTY", "--out", "NEW"], "The case store is empty"),
         (
             ["finetune", "--cases", "STORE", "--segments", "heart", "--out", "NEW"],

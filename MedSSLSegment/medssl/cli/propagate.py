@@ -37,7 +37,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference-slices", metavar="SLICES", nargs="+",
         help="use only these slices of the annotation: 40,52 for every segment, liver:40,52 for one, or 'all';"
-        " needed when the annotation fills more than 20 slices in a row, as a finished segmentation does; other"
+        " needed when the annotation fills more than 20 slices without a gap, as a finished segmentation does; other"
         " finished segments than the named ones are left out",
     )  # fmt: skip
     parser.add_argument(

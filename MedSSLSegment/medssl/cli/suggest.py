@@ -47,6 +47,8 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.model is None and options.annotation is None:
         raise InputError("Give a model of your own with --model, or slices you have drawn with --annotation.")
+    if options.count < 1:
+        raise InputError(f"At least 1 suggestion must be asked for, not {options.count}.")
     folder = Path(options.volume)
     sources = find_sources(folder).sources if folder.is_dir() else ()
     if sources and not (len(sources) == 1 and sources[0].path == folder):
