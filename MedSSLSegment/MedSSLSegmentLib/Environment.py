@@ -39,7 +39,6 @@ __all__ = [
     "outsideEnvironment",
     "removeEnvironment",
     "slicerPython",
-    "typedPython",
 ]
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
@@ -73,11 +72,6 @@ def slicerPython() -> str:
     leave behind what it started when it is ended. In Slicer's build tree there is only the launcher.
     """
     return shutil.which("python-real") or shutil.which("PythonSlicer") or sys.executable
-
-
-def typedPython(python: str) -> str:
-    """What a person types for a Python: the launcher, where it is 3D Slicer's own."""
-    return (shutil.which("PythonSlicer") or python) if python == slicerPython() else python
 
 
 def findUv() -> str | None:

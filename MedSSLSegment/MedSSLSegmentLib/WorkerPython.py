@@ -153,13 +153,21 @@ def missingPackages(command: WorkerCommand) -> list[str]:
 
 
 def requirePackages(command: WorkerCommand) -> None:
-    """Raise WorkerError, with the command that installs them, when packages are missing."""
+    """Raise WorkerError, with what to do about it, when packages are missing."""
     missing = missingPackages(command)
     if missing:
-        raise WorkerError(
-            f"The worker's Python lacks {', '.join(missing)}; press Set up in the settings, or run: "
-            f'"{Environment.typedPython(command.python)}" -m pip install -r "{REQUIREMENTS}"'
+        raise WorkerError(_whatToDo(command.python, ", ".join(missing)))
+
+
+def _whatToDo(python: str, missing: str) -> str:
+    if chosenPython():
+        return (
+            f'The worker\'s Python lacks {missing}; run: "{python}" -m pip install -r "{REQUIREMENTS}", or empty the'
+            " field Worker's Python in the settings and press Set up."
         )
+    if Environment.isReady():
+        return f"The worker's environment lacks {missing}; press Set up in the settings, which mends it."
+    return f"The worker is not set up yet; press Set up in the settings. (3D Slicer's own Python lacks {missing}.)"
 
 
 def _requiredNames() -> list[str]:

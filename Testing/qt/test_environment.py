@@ -191,7 +191,6 @@ def test_slicers_python_is_the_interpreter_itself_where_there_is_one_and_its_own
         assert command[command.index("--target") + 1] == str(tmp_path / "new" / "packages")
     started = environment.environmentCommand(tmp_path / "new")
     assert started.argv()[:3] == [python, "-m", "medssl.worker"]
-    assert environment.typedPython(python) == str(tmp_path / "PythonSlicer")
 
 
 def test_packages_of_the_environment_come_before_those_of_slicer(
@@ -248,6 +247,11 @@ def test_an_environment_is_made_verified_broken_repaired_and_removed_for_real(
     for path in (plan.folder / "packages").iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert python.missingPackages(command) == ["lungfish"]
+    monkeypatch.setattr(environment, "environmentFolder", lambda: plan.folder)
+    with pytest.raises(
+        WorkerError, match="environment lacks lungfish; press Set up in the settings, which mends"
+    ):
+        python.requirePackages(command)
     assert python.missingPackages(setUp()) == []
     with monkeypatch.context() as newer:
         newer.setattr(environment.sys.implementation, "cache_tag", "cpython-399")

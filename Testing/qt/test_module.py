@@ -352,10 +352,20 @@ def test_a_python_without_the_packages_is_named_with_the_command_that_installs_t
     a_desk.ui.workerPythonEdit.editingFinished.emit()
     a_desk.ui.checkPythonButton.click()
     (shown,) = a_desk.application.errors_shown
-    assert shown.startswith("The worker's Python lacks torch, sam2; press Set up in the settings, or run")
+    assert shown.startswith("The worker's Python lacks torch, sam2; run: ")
     assert f'"{bare}" -m pip install -r' in shown
     assert a_desk.application.settings == {"MedSSLSegment/WorkerPython": str(bare)}
     assert a_desk.client.was_closed
+
+
+def test_without_any_set_up_the_person_is_sent_there_and_not_to_slicers_own_python(
+    a_desk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = sys.modules["MedSSLSegmentLib.WorkerPython"]
+    monkeypatch.setattr(python, "_requiredNames", lambda: ["lungfish"])
+    with pytest.raises(WorkerError, match="not set up yet; press Set up in the settings") as caught:
+        python.requirePackages(python.workerCommand())
+    assert "pip" not in str(caught.value)
 
 
 def test_a_python_that_is_too_old_is_said_to_be(
@@ -367,7 +377,7 @@ def test_a_python_that_is_too_old_is_said_to_be(
     )
     monkeypatch.setattr(python, "_requiredNames", lambda: ["numpy"])
     python.setChosenPython(sys.executable)
-    with pytest.raises(WorkerError, match=r"lacks Python 3\.11 or newer; press Set up"):
+    with pytest.raises(WorkerError, match=r"lacks Python 3\.11 or newer; run"):
         python.requirePackages(python.workerCommand())
 
 
