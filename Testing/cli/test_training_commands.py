@@ -130,7 +130,9 @@ def test_a_run_survives_its_parent_can_be_stopped_and_goes_on(medssl, settings: 
     pid = again.status.pid or 0
     os.kill(pid, signal.SIGKILL)
     assert follow(again).state == "lost"
-    assert "ended without a word" in medssl("runs", "follow", out).out
+    lost = medssl("runs", "follow", out)
+    assert (lost.code, lost.out) == (1, "")
+    assert "ended without a word" in lost.err
     assert _leaves_the_table(pid)
 
 

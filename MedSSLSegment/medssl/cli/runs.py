@@ -51,7 +51,7 @@ def _list(options: argparse.Namespace) -> None:
 
 def _follow(options: argparse.Namespace) -> None:
     run = RunFolder.open(options.run)
-    if follow(run).state == "failed":
+    if follow(run).state in ("failed", "lost"):
         raise MedSSLError(state_in_words(run))
     print(state_in_words(run))
 
