@@ -61,6 +61,7 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = None
         self._parameterNodeGuiTag = None
         self._observedSegmentation = None
+        self._effects = None
 
     def setup(self) -> None:
         """Make the panel, when the module is opened for the first time."""
@@ -72,6 +73,8 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = MedSSLSegmentLogic()
         self.selectSegmentEditorNode()
         self.ui.segmentEditor.setMRMLScene(slicer.mrmlScene)
+        self._effects = slicer.qSlicerSegmentEditorEffectFactory.instance()
+        self._effects.connect("effectRegistered(QString)", self.onEffectRegistered)
         self.panel = Panel(
             self.ui,
             self.logic.session,
@@ -89,9 +92,16 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Leave nothing running, when the application closes or the module is reloaded."""
         self.setParameterNode(None)
         self.removeObservers()
+        if self._effects:
+            self._effects.disconnect("effectRegistered(QString)", self.onEffectRegistered)
+            self._effects = None
         if self.panel:
             self.panel.close()
             self.logic.close()
+
+    def onEffectRegistered(self) -> None:
+        """Offer effects of other extensions too, which come later where 3D Slicer starts with this module."""
+        self.ui.segmentEditor.updateEffectList()
 
     def enter(self) -> None:
         """Follow the scene again, when the user comes to the module."""

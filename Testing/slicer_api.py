@@ -131,8 +131,14 @@ CLASSES = {
         properties="segmentationNodeSelectorVisible sourceVolumeNodeSelectorVisible maximumNumberOfUndoStates",
         methods="activeEffect currentSegmentID mrmlSegmentEditorNode redo removeViewObservations saveStateForUndo"
         " segmentationNode setActiveEffect setCurrentSegmentID setMRMLScene setMRMLSegmentEditorNode"
-        " setSegmentationNode setSourceVolumeNode setupViewObservations undo",
+        " setSegmentationNode setSourceVolumeNode setupViewObservations undo updateEffectList",
         bases=("QWidget",),
+    ),
+    "qSlicerSegmentEditorEffectFactory": Known(
+        "Slicer Modules/Loadable/Segmentations/EditorEffects/qSlicerSegmentEditorEffectFactory.h",
+        methods="connect disconnect instance",
+        signals="effectRegistered",
+        bases=("QObject",),
     ),
     "qSlicerApplication": Known(
         "Slicer Base/QTGUI/qSlicerApplication.h",
@@ -192,6 +198,7 @@ CALLABLES = {
     "slicer.app.connect": "(signal, receiver)",
     "slicer.app.processEvents": "(flags=None, maxtime=None)",
     "slicer.modules.segmentations.logic": "()",
+    "slicer.qSlicerSegmentEditorEffectFactory.instance": "()",
     "SampleData.SampleDataLogic.registerCustomSampleDataSource": (
         "(category='Custom', sampleName=None, uris=None, fileNames=None, nodeNames=None, customDownloader=None,"
         " thumbnailFileName=None, loadFileTypes=None, loadFiles=None, loadFileProperties={}, checksums=None,"

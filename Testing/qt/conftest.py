@@ -107,6 +107,7 @@ class qMRMLSegmentEditorWidget(QtWidgets.QFrame):
         self.scene = self.editor_node = self.node = self.volume = self.effect = None
         self.segment = ""
         self.observes_views = False
+        self.effect_lists = 1
         self.history = slicer_core.vtkSegmentationHistory()
         self.history.SetMaximumNumberOfStates(30)
         self.history.AddObserver(vtk.vtkCommand.ModifiedEvent, self._show_history)
@@ -152,6 +153,9 @@ class qMRMLSegmentEditorWidget(QtWidgets.QFrame):
 
     def setActiveEffect(self, effect: Any) -> None:
         self.effect = effect
+
+    def updateEffectList(self) -> None:
+        self.effect_lists += 1
 
     def setupViewObservations(self) -> None:
         self.observes_views = True
@@ -444,8 +448,15 @@ class Application:
     def processEvents(self, flags: Any = None, maxtime: int | None = None) -> None:
         pass
 
+    def disconnect(self, signal: str, receiver: Any) -> None:
+        assert self.connections.pop(signal) == receiver
+
     def logic(self) -> Any:
         return self.segmentations_logic
+
+    def instance(self) -> Any:
+        """The factory of the Segment Editor's effects, as far as its signal goes."""
+        return types.SimpleNamespace(connect=self.connect, disconnect=self.disconnect)
 
     def registerCustomSampleDataSource(
         self,
@@ -499,6 +510,7 @@ class Application:
             mrmlScene=self.scene,
             modules=types.SimpleNamespace(segmentations=types.SimpleNamespace(logic=self.logic)),
             app=types.SimpleNamespace(connect=self.connect, processEvents=self.processEvents),
+            qSlicerSegmentEditorEffectFactory=types.SimpleNamespace(instance=self.instance),
         )
         identity = module("slicer.i18n", tr=lambda text: text, translate=lambda context, text: text)
         bases = module(

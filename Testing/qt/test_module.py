@@ -294,6 +294,14 @@ def test_closing_the_scene_while_running_cancels_and_leaves_an_empty_panel(a_des
     assert a_desk.ui.statusLabel.text == "Choose a volume."
 
 
+def test_effects_of_other_extensions_are_offered_though_they_come_after_the_panel(a_desk: Any) -> None:
+    before = a_desk.ui.segmentEditor.effect_lists
+    a_desk.application.connections["effectRegistered(QString)"]()
+    assert a_desk.ui.segmentEditor.effect_lists == before + 1
+    a_desk.widget.cleanup()
+    assert "effectRegistered(QString)" not in a_desk.application.connections
+
+
 def test_a_label_map_is_not_taken_for_the_volume_to_segment(a_desk: Any) -> None:
     scene = a_desk.application.scene
     scene.Clear(0)
