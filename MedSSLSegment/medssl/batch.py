@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import glob
+import itertools
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -149,20 +150,23 @@ def _items(
             yield BatchItem(source.name, "failed", problem=str(read))
         elif (name := source.name + read.suffix) not in known:
             taken = {item.output.casefold() for item in known.values() if item.name != name}
-            yield _item(name, read.volume, out, _output_name(source.name, read.suffix, taken), segment)
+            yield _item(name, read.volume, out, _output_name(source, read.suffix, taken), segment)
 
 
-def _output_name(name: str, suffix: str, taken: Collection[str]) -> Path:
+def _output_name(source: Source, suffix: str, taken: Collection[str]) -> Path:
     """File name of a result, below the folder of results: without the image's own suffix where that is free.
 
     Args:
-        name: of the source.
+        source: an image, or a DICOM folder, which may be the folder of images itself.
         suffix: of the series.
         taken: results of other volumes, case-folded, as some systems take no notice of case.
     """
-    path = PurePosixPath(name)
-    plain = path.with_name(f"{image_stem(path.name)}{suffix}.seg.nrrd")
-    return Path(path.with_name(f"{path.name}{suffix}.seg.nrrd") if str(plain).casefold() in taken else plain)
+    path = PurePosixPath(source.name if source.name != "." else source.path.resolve().name)
+    stems = itertools.chain(
+        [image_stem(path.name), path.name], (f"{path.name} {n}" for n in itertools.count(2))
+    )
+    outputs = (path.with_name(f"{stem}{suffix}.seg.nrrd") for stem in stems)
+    return Path(next(output for output in outputs if str(output).casefold() not in taken))
 
 
 def _item(

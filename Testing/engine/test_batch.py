@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engine.test_dicom import stack, stored, write_series
 from medssl.batch import BatchItem, run_batch
 from medssl.errors import InputError, StorageError
 from medssl.events import Log
@@ -132,6 +133,19 @@ def test_a_folder_of_results_that_cannot_be_written_ends_it_at_once(scans: Path,
     with pytest.raises(StorageError, match="folder of that name"):
         run(scans, tmp_path / "out", breaks_the_folder)
     assert calls == ["A.mha"]
+
+
+def test_a_folder_that_holds_the_slices_themselves_is_a_volume(tmp_path: Path) -> None:
+    folder = tmp_path / "thorax"
+    write_series(folder, stored(), stack(5))
+    write_scan(folder / "thorax.nii.gz", 1)
+    for _ in range(2):
+        items, _ = run(folder, tmp_path / "out")
+        assert {name: item.output for name, item in items.items()} == {
+            ".": "thorax.seg.nrrd", "thorax.nii.gz": "thorax.nii.gz.seg.nrrd",
+        }  # fmt: skip
+    expected = bright_parts(read_volume(folder)).labels_kji
+    assert np.array_equal(read_segmentation(tmp_path / "out" / "thorax.seg.nrrd").labels_kji, expected)
 
 
 def test_two_batches_do_not_fill_one_folder_at_once(scans: Path, tmp_path: Path) -> None:

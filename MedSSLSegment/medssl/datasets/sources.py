@@ -118,12 +118,13 @@ class Source:
             yield error
             return
         if not found:
-            yield InputError(f"{self.name} holds DICOM files, but no images.")
+            yield InputError(f"{self.path} holds DICOM files, but no images.")
         for number, series in enumerate(found, start=1):
             suffix = f" [series {number}]" if len(found) > 1 else ""
             try:
                 raw = read_series(series, self.path.name)
-                volume = Volume(raw.voxels, raw.ijk_to_ras, self.name + suffix)
+                name = self.path.resolve().name if self.name == "." else self.name
+                volume = Volume(raw.voxels, raw.ijk_to_ras, name + suffix)
                 yield ReadScan(suffix, volume, series.modality, _hashed(patient_id(series)))
             except MedSSLError as error:
                 yield error
