@@ -161,6 +161,17 @@ def test_another_segmentation_is_not_saved_under_the_name_of_the_one_before(
     path.unlink()
 
 
+def test_the_name_that_is_offered_for_a_dicom_series_is_one_that_can_be_saved(
+    a_page: Workstation, ct_file: Path
+) -> None:
+    files = a_page.files
+    files.data.format, files.data.place = ".seg.nrrd", str(ct_file.parent)
+    a_page.volume.begin_segmentation()
+    a_page.work.session.segmentation_node.SetName("3: Thorax a/b segmentation")
+    files.show_save()
+    assert files._target().name == "3- Thorax a-b segmentation.seg.nrrd"
+
+
 def test_a_scene_replaces_what_is_not_saved_only_when_it_is_opened_twice(
     a_page: Workstation, tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ _FORMATS = [
 _DOWNLOAD = Choice("Download with the browser", "")
 _SCENES = (".mrb", ".mrml")
 _NO_LABELS = (*_SCENES, ".seg.nrrd")
+_NOT_IN_NAMES = '/\\:*?"<>|'
 _SHOWN_S = 0.15
 """How long a page gets to show that something is being read or written."""
 _LARGE_MB = 10.0
@@ -168,7 +169,7 @@ class FilesLogic(SectionLogic[FilesState]):
         if node is not self._named:  # another patient's file must not be replaced by accident
             self._named, self.data.file_name = node, ""
             self._replaced.clear()
-        self.data.file_name = self.data.file_name or node.GetName().replace("/", "-")
+        self.data.file_name = self.data.file_name or _as_file_name(node.GetName())
         self.data.is_save_shown = True
 
     async def save(self) -> None:
@@ -218,7 +219,7 @@ class FilesLogic(SectionLogic[FilesState]):
 
     def _file_name(self) -> str:
         name = self.data.file_name.strip()
-        if not name or name.startswith(".") or set(name) & set('/\\:*?"<>|'):
+        if not name or name.startswith(".") or set(name) & set(_NOT_IN_NAMES):
             raise InputError(f"'{name}' cannot be the name of a file; use letters, digits, spaces, - and _.")
         return f"{name}{self.data.format}"
 
@@ -237,6 +238,11 @@ class FilesLogic(SectionLogic[FilesState]):
         else:
             await asyncio.to_thread(self._documents.writer(form, self.session.volume(), opened), path)
         self._documents.note_saved(stamps)
+
+
+def _as_file_name(name: str) -> str:
+    """A node's name as a file may be called; 3D Slicer calls a DICOM series "3: Thorax", for example."""
+    return "".join("-" if each in _NOT_IN_NAMES else each for each in name).lstrip(".") or "segmentation"
 
 
 def _size_text(path: Path) -> str:
