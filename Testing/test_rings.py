@@ -42,6 +42,7 @@ LIGHT = {
     "segmentation",
     "suggest",
     "volume",
+    "wire",
 }
 """Engine files that the panel's process may import; a further test follows where they lead."""
 
