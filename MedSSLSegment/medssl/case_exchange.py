@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .cases import Case, CaseStore, vouch_for_all, vouched_voxels
 from .datasets.labelled import LabelledCase
+from .datasets.sources import image_stem
 from .errors import InputError, MedSSLError
 from .events import Eta, Log, Progress
 from .formats.imagefile import write_image
@@ -69,7 +70,7 @@ def import_pairs(
                 volume,
                 segmentation,
                 vouch_for_all(segmentation),
-                name=pair.name,
+                name=image_stem(pair.name),
                 reference=None if copy else pair.image,
                 patient=pair.patient,
             )

@@ -87,15 +87,14 @@ def test_pairs_come_in_and_bad_ones_are_named(tmp_path: Path) -> None:
         volume, labels = pair(seed)
         write_volume(volume, tmp_path / f"{seed}.nii.gz")
         write_segmentation(labels, tmp_path / f"{seed}-labels.nii.gz")
-        pairs.append(
-            Pair(tmp_path / f"{seed}.nii.gz", tmp_path / f"{seed}-labels.nii.gz", f"case {seed}", "p")
-        )
+        image = tmp_path / f"{seed}.nii.gz"
+        pairs.append(Pair(image, tmp_path / f"{seed}-labels.nii.gz", f"case {seed}.nii.gz", "p"))
     (tmp_path / "1-labels.nii.gz").write_bytes(b"rubbish")
     store = CaseStore(tmp_path / "store")
     events = list(import_pairs(store, [*pairs, pairs[0]]))
     assert [e.name for e in events if isinstance(e, Case)] == ["case 0", "case 2"]
     said = [e.text for e in events if isinstance(e, Log)]
-    assert said[0].startswith("case 1 was skipped")
+    assert said[0].startswith("case 1.nii.gz was skipped")
     assert "already in the store" in said[1]
     assert store.cases()[0].vouched_slices("liver") == 5
     assert [e.done for e in events if isinstance(e, Progress)] == [1, 2, 3, 4]
