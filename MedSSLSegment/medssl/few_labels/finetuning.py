@@ -99,7 +99,9 @@ class FinetuneSettings:
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and not value >= low:
-                raise InputError(f"The {name.replace('_', ' ')} of fine-tuning must be above 0, not {value:g}.")
+                raise InputError(
+                    f"The {name.replace('_', ' ')} of fine-tuning must be above 0, not {value:g}."
+                )
         if self.validations < 1 or self.patience < 0 or self.weight_decay < 0:
             raise InputError(
                 "Fine-tuning needs one validation or more, a patience and weight decay of 0 or more."
