@@ -146,8 +146,9 @@ def test_another_segmentation_is_not_saved_under_the_name_of_the_one_before(
     a_page: Workstation, ct_file: Path
 ) -> None:
     files = a_page.files
-    files.data.format, files.data.place = ".seg.nrrd", str(ct_file.parent)
+    files.data.format, files.data.place = ".seg.nrrd", "the folder of the patient before"
     files.show_save()
+    assert files.data.place == str(ct_file.parent)
     files.data.file_name = "patient one"
     path = files._target()
     path.touch()

@@ -220,7 +220,12 @@ class Documents:
 
     def sources(self) -> set[Path]:
         """Files and folders that the open volumes were read from."""
-        return {Path(source) for node in self.volumes() if (source := node.GetAttribute(_SOURCE))}
+        return {source for node in self.volumes() if (source := self.source_of(node)) is not None}
+
+    def source_of(self, volume_node: Any) -> Path | None:
+        """File or folder that a volume was read from; None for one that came with a scene from elsewhere."""
+        source = volume_node.GetAttribute(_SOURCE)
+        return Path(source) if source else None
 
     def segmentations(self) -> list[Any]:
         """Segmentations a person can choose."""
@@ -263,8 +268,8 @@ class Documents:
         segmentation = as_segmentation(opened.segmentation_node, volume)
         if form is Format.NIFTI:
             return lambda path: write_segmentation(segmentation, path)
-        source = Path(opened.volume_node.GetAttribute(_SOURCE) or "")
-        if not source.is_dir():
+        source = self.source_of(opened.volume_node)
+        if source is None or not source.is_dir():
             raise InputError(
                 "DICOM SEG refers to DICOM images; save as .seg.nrrd or .nii.gz, or open a DICOM folder."
             )

@@ -169,8 +169,15 @@ class FilesLogic(SectionLogic[FilesState]):
         if node is not self._named:  # another patient's file must not be replaced by accident
             self._named, self.data.file_name = node, ""
             self._replaced.clear()
+            self.data.place = self._place_beside(self.session.volume_node)
         self.data.file_name = self.data.file_name or _as_file_name(node.GetName())
         self.data.is_save_shown = True
+
+    def _place_beside(self, volume_node: Any) -> str:
+        """The folder that a volume is from, if files may be saved there; else, and for downloads, what was chosen."""
+        source = None if volume_node is None else self._documents.source_of(volume_node)
+        found = [root for root in self._folders.roots if source is not None and source.is_relative_to(root)]
+        return str(found[0]) if found and self.data.place else self.data.place
 
     async def save(self) -> None:
         """Write into the chosen folder."""
