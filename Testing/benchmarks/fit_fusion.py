@@ -3,12 +3,13 @@ and keeps them on request in the weights' metadata.
 
     fit_fusion.py --data FOLDER [--model FILE] [--cases 44] [--write]
 
-Uses patients of the data folder that `holdout.json` does not hold out, and phantoms for organs of the trunk. Every
-object is tracked once from its middle slice, past its end, without ever stopping; features and the overlap with the
-truth are noted on every slice. A small net then learns on which slices the object is there, from these ways and from
-the same ways as they would look had another slice been annotated: a user does not always take the middle one. How much
-of the score is remembered from slice to slice is chosen by five-fold cross-validation over patients. A second net
-learns how well the mask fits where the object is, which becomes the confidence that a user sees for every slice.
+Uses patients of the data folder that `holdout.json` does not hold out, and phantoms for organs of the trunk. How much
+say the network has on a slice is learnt first (`mixing.py`). Then every object is tracked once from its middle slice,
+past its end, without ever stopping; features and the overlap with the truth are noted on every slice. A small net
+learns on which slices the object is there, from these ways and from the same ways as they would look had another
+slice been annotated: a user does not always take the middle one. How much of the score is remembered from slice to
+slice is chosen by five-fold cross-validation over patients. A last net learns how well the mask fits where the object
+is, which becomes the confidence that a user sees for every slice.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import torch
 from medssl.checkpoints import read_checkpoint, write_checkpoint
 from medssl.foundation.nano import NanoTracker
 from medssl.foundation.nano_fusion import (
-    SLICE_FEATURES,
     Fusion,
     FusionState,
     LogitNet,
@@ -39,6 +39,8 @@ from medssl.prompts import SlicePrompt
 from medssl.propagate import PropagateOptions
 from medssl.registry import find_entry, model_path
 from medssl.volume import WINDOWS
+from mixing import fit_mixing
+from nets import train_net
 from numpy.typing import NDArray
 from protocol import Case, ObjectTask, held_out_cases, object_tasks, read_case
 from torch.nn import functional as F
@@ -47,9 +49,7 @@ _PHANTOM = "phantom_"
 _MANY = ("rib_", "vertebrae_")  # they would outnumber all other organs of a phantom
 _PHANTOM_SEEDS = (5001, 5002)
 _OTHERS = ("ct_ts_aorta_dissection", "ct_sts_001", "ct_sts_002")  # labelled CTs of the trunk and of limbs
-_NETWORK_WEIGHT = 0.45  # the intensity tracker is the stronger of the two, by a little
 _BEYOND = 20  # slices tracked past an object's end
-_UNITS, _STEPS, _BATCH, _RATE, _DECAY = 16, 500, 1024, 1e-2, 1e-2
 _MOVES = 2  # other annotated slices an object is imagined with, besides its middle one
 _OTHER_WEIGHT = 2.0  # of an object that is not of the head and neck: there are few
 _MEMORIES = (0.3, 0.6, 0.8)
@@ -111,7 +111,8 @@ class _Recording(Fusion):
         self, probability: NDArray[np.float32], presence: float, other: TrackedSlice, state: FusionState
     ) -> Settled:
         now = replace(state, steps=state.steps + 1)
-        features = slice_features(probability, presence, other, self._mixed(probability, other), now)
+        mixed = self._mixed(probability, presence, other, state)
+        features = slice_features(probability, presence, other, mixed, now)
         self.notes[other.object_id, other.index] = features
         return replace(super().settle(probability, presence, other, state), score=1.0)
 
@@ -127,8 +128,9 @@ def main() -> None:
     options = parser.parse_args()
     path = Path(options.model) if options.model else model_path(find_entry("medssl-nano"))
     model, _ = load_nano(path, torch.device("cpu"))
-    cases = _cases(Path(options.data), options.cases)
-    best = fit([way for case in cases for way in _track(model, case)])
+    cases = list(_cases(Path(options.data), options.cases))
+    mixing = fit_mixing(model, cases)
+    best = fit([way for case in cases for way in _track(model, mixing, case)], mixing)
     if options.write:
         keep(path, best)
 
@@ -139,8 +141,8 @@ def keep(path: Path, fusion: Fusion) -> None:
     write_checkpoint(path, tensors, {**meta, "fusion": fusion.to_meta()})
 
 
-def fit(ways: list[_Way]) -> Fusion:
-    """The settlement that ends objects best, judged on patients it was not fitted to."""
+def fit(ways: list[_Way], mixing: LogitNet) -> Fusion:
+    """The settlement that ends objects best, judged on patients it was not fitted to (but for the mixing)."""
     moved = [way for seed in range(_MOVES) for way in _moved(ways, seed)]
     judged = _moved(ways, _MOVES)
     patients = sorted({way.patient for way in ways})
@@ -161,7 +163,7 @@ def fit(ways: list[_Way]) -> Fusion:
         values[memory] = sum(sum(value) for kinds in each.values() for value in kinds.values())
     _print_quality(ways, patients)
     return Fusion(
-        network=_NETWORK_WEIGHT,
+        mixing=mixing,
         presence=_train_presence(ways + moved),
         memory=max(_MEMORIES, key=values.__getitem__),
         quality=_train_quality(ways),
@@ -184,11 +186,9 @@ def _cases(root: Path, count: int) -> Iterator[Case]:
         yield Case(f"{_PHANTOM}{seed}", phantom.volume, phantom.segmentation.labels_kji, organs)
 
 
-def _track(model: NanoModel, case: Case) -> Iterator[_Way]:
+def _track(model: NanoModel, mixing: LogitNet, case: Case) -> Iterator[_Way]:
     """The ways of every object of a case."""
-    session = NanoTracker(model, _Recording(network=_NETWORK_WEIGHT)).open(
-        case.volume, 0, WINDOWS["soft-tissue"]
-    )
+    session = NanoTracker(model, _Recording(mixing=mixing)).open(case.volume, 0, WINDOWS["soft-tissue"])
     tasks = list(object_tasks(case))
     jobs = []
     for number, task in enumerate(tasks):
@@ -276,36 +276,10 @@ def _patient_weights(ways: list[_Way]) -> NDArray[np.float64]:
 
 
 def _train(x: NDArray[np.float64], target: NDArray[np.float64], weights: NDArray[np.float64]) -> LogitNet:
-    """Weighted cross-entropy of (n, features) with n targets 0 .. 1, by seeded AdamW."""
-    middle, spread = x.mean(axis=0), x.std(axis=0) + 1e-6
-    middle[0], spread[0] = 0.0, 1.0
-    scaled, wanted, weight = map(torch.from_numpy, ((x - middle) / spread, target, weights))
-
-    random = torch.Generator().manual_seed(0)
-    count = len(SLICE_FEATURES)
-    linear = torch.zeros(count, dtype=torch.float64, requires_grad=True)
-    units = (torch.randn(_UNITS, count, generator=random, dtype=torch.float64) / count**0.5).requires_grad_()
-    out = (torch.randn(_UNITS, generator=random, dtype=torch.float64) / _UNITS**0.5).requires_grad_()
-    optimiser = torch.optim.AdamW([linear, units, out], lr=_RATE, weight_decay=_DECAY)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, _STEPS)
-    for _ in range(_STEPS):
-        rows = torch.randint(0, len(scaled), (_BATCH,), generator=random)
-        logit = scaled[rows] @ linear + torch.tanh(scaled[rows] @ units.T) @ out
-        loss = F.binary_cross_entropy_with_logits(logit, wanted[rows], weight[rows])
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        optimiser.step()
-        falling.step()
-
-    def unscaled(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        plain = weights / spread
-        plain[..., 0] -= (weights * (middle / spread)).sum(axis=-1)
-        return np.round(plain, 4)
-
-    return LogitNet(
-        linear=tuple(unscaled(linear.detach().numpy()).tolist()),
-        units=tuple(map(tuple, unscaled(units.detach().numpy()).tolist())),
-        out=tuple(np.round(out.detach().numpy(), 4).tolist()),
+    """Weighted cross-entropy of (n, features) with n targets 0 .. 1."""
+    wanted, weight = map(torch.from_numpy, (target, weights))
+    return train_net(
+        x, lambda logits, rows: F.binary_cross_entropy_with_logits(logits, wanted[rows], weight[rows])
     )
 
 

@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 from medssl.foundation.nano_fusion import (
+    MIXING_FEATURES,
     SLICE_FEATURES,
     Fusion,
     FusionState,
     LogitNet,
     distance_features,
+    mixing_features,
     slice_features,
 )
 from medssl.foundation.protocols import TrackedSlice
@@ -31,15 +33,52 @@ def a_state(previous: np.ndarray | None = None) -> FusionState:
     return FusionState(64, 4.0, 5.0, a_square(6, 14) > 0.5 if previous is None else previous)
 
 
-def test_probabilities_are_mixed_by_the_networks_weight() -> None:
+def always(logit: float) -> LogitNet:
+    return LogitNet(linear=(logit, *(0.0,) * (len(MIXING_FEATURES) - 1)))
+
+
+def test_probabilities_are_mixed_by_the_weight_that_the_net_tells() -> None:
     network, other = a_square(5, 15, 0.8), a_square(8, 18, 0.6)
-    settled = Fusion(network=0.25).settle(network, 0.9, an_answer(other), a_state())
+    settled = Fusion(mixing=always(-np.log(3.0))).settle(network, 0.9, an_answer(other), a_state())
     np.testing.assert_allclose(settled.probability, 0.25 * network + 0.75 * other, rtol=1e-6)
+
+
+def test_the_weight_depends_on_how_sure_the_two_are() -> None:
+    sure = LogitNet(
+        linear=tuple(8.0 * ("mean probability inside the network" in name) for name in MIXING_FEATURES)
+    )
+    other = a_square(8, 18, 0.6)
+    shares = [
+        Fusion(mixing=sure).settle(a_square(5, 15, p), 0.9, an_answer(other), a_state()).probability[6, 6] / p
+        for p in (0.6, 0.9)
+    ]
+    np.testing.assert_allclose(shares, 1 / (1 + np.exp(-8.0 * np.array([0.6, 0.9]))), rtol=1e-5)
+
+
+def test_mixing_features_say_what_their_names_say() -> None:
+    network, other, before = a_square(6, 14, 0.9), a_square(6, 12, 0.7), a_square(7, 14) > 0.5
+    values = mixing_features(network, 0.75, other, 0.25, before)
+    assert dict(zip(MIXING_FEATURES, values, strict=True)) == {
+        "constant": 1.0,
+        "logit of the network's object score": pytest.approx(np.log(3.0)),
+        "logit of the intensity tracker's object score": pytest.approx(-np.log(3.0)),
+        "Dice of the two masks": pytest.approx(2 * 36 / (64 + 36)),
+        "mean probability inside the network's mask": pytest.approx(0.9),
+        "mean probability inside the intensity tracker's mask": pytest.approx(0.7),
+        "Dice of the network's mask with the mask of the slice before": pytest.approx(2 * 49 / (64 + 49)),
+        "Dice of the intensity tracker's mask with the mask of the slice before": pytest.approx(
+            2 * 25 / (36 + 49)
+        ),
+        "log of the network's area over that of the slice before": pytest.approx(np.log(65 / 50)),
+        "log of the intensity tracker's area over that of the slice before": pytest.approx(np.log(37 / 50)),
+    }
+    nothing = np.zeros_like(network)
+    assert np.isfinite(mixing_features(nothing, 0.0, nothing, 1.0, nothing > 0)).all()
 
 
 def test_an_intensity_tracker_that_found_nothing_has_no_say_in_the_mask() -> None:
     network = a_square(5, 15)
-    settled = Fusion(network=0.25).settle(network, 0.9, an_answer(np.zeros_like(network)), a_state())
+    settled = Fusion(mixing=always(0.0)).settle(network, 0.9, an_answer(np.zeros_like(network)), a_state())
     np.testing.assert_array_equal(settled.probability, network)
 
 
@@ -96,11 +135,11 @@ def test_the_presence_net_equals_its_sum_written_out() -> None:
 
 
 def test_the_score_follows_the_slices_slowly_by_its_memory() -> None:
-    always = LogitNet(linear=(-2.0, *(0.0,) * (COUNT - 1)))
+    gone = LogitNet(linear=(-2.0, *(0.0,) * (COUNT - 1)))
     state = a_state()
     state.logit = 4.0
     scores = [
-        Fusion(presence=always, memory=0.5)
+        Fusion(presence=gone, memory=0.5)
         .settle(a_square(6, 14), 0.9, an_answer(a_square(6, 14)), state)
         .score
         for _ in range(3)
@@ -128,7 +167,13 @@ def test_the_expected_fit_is_that_of_its_net_on_this_slice_alone() -> None:
 
 def test_weights_survive_the_metadata_of_a_checkpoint() -> None:
     net = LogitNet(linear=tuple(range(COUNT)), units=((0.5,) * COUNT, (0.25,) * COUNT), out=(1.0, -1.0))
-    fusion = Fusion(network=0.4, presence=net, memory=0.7, quality=LogitNet(linear=(1.0,) * COUNT))
+    fusion = Fusion(mixing=always(-0.5), presence=net, memory=0.7, quality=LogitNet(linear=(1.0,) * COUNT))
     meta = json.loads(json.dumps({"fusion": fusion.to_meta()}))
     assert Fusion.from_meta(meta) == fusion
     assert Fusion.from_meta({}) == Fusion()
+
+
+def test_weights_from_before_the_mixing_was_learnt_are_mixed_evenly() -> None:
+    fusion = Fusion(mixing=always(-0.5), memory=0.7)
+    kept = {name: value for name, value in fusion.to_meta().items() if name != "mixing"}
+    assert Fusion.from_meta({"fusion": {**kept, "network": 0.45}}) == Fusion(memory=0.7)

@@ -222,7 +222,7 @@ class NanoSession:
         classical = np.zeros_like(probability)
         classical[_within(window, (other.rows, other.cols))] = other.probability
         seen = TrackedSlice(track.job.object_id, track.index, classical > 0.5, classical, other.score)
-        track.fusion.previous = track.found[window]
+        track.fusion.previous, track.fusion.window = track.found[window], window
         settled = self._fusion.settle(probability, presence, seen, track.fusion)
 
         track.found, track.probability = np.zeros_like(track.found), np.zeros_like(track.probability)

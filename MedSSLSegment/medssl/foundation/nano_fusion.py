@@ -1,9 +1,10 @@
 """Settles what the small network and the intensity tracker say about one slice.
 
 They fail on different organs: the network loses bone, lung and many-part objects, the intensity tracker loses soft
-organs of low contrast. Their probabilities are mixed, and both trackers go on from the mixture. Whether the object is
-still there is decided by a few numbers - both object scores, how the mask behaves, how large the object is and how far
-it has been followed - put through a net of a dozen units and smoothed over the slices.
+organs of low contrast. Their probabilities are mixed, and both trackers go on from the mixture; how much say the
+network has, a small net tells from how sure each of the two is and how each mask moves. Whether the object is still
+there is decided by a few numbers - both object scores, how the mask behaves, how large the object is and how far it has
+been followed - put through another net and smoothed over the slices.
 ``Testing/benchmarks/fit_fusion.py`` chooses the weights, on patients that the benchmark does not score.
 """
 
@@ -19,14 +20,30 @@ from numpy.typing import NDArray
 from .protocols import TrackedSlice
 
 __all__ = [
+    "MIXING_FEATURES",
     "SLICE_FEATURES",
     "Fusion",
     "FusionState",
     "LogitNet",
     "Settled",
     "distance_features",
+    "mixing_features",
     "slice_features",
 ]
+
+MIXING_FEATURES = (
+    "constant",
+    "logit of the network's object score",
+    "logit of the intensity tracker's object score",
+    "Dice of the two masks",
+    "mean probability inside the network's mask",
+    "mean probability inside the intensity tracker's mask",
+    "Dice of the network's mask with the mask of the slice before",
+    "Dice of the intensity tracker's mask with the mask of the slice before",
+    "log of the network's area over that of the slice before",
+    "log of the intensity tracker's area over that of the slice before",
+)
+"""Nothing of sizes and distances: they would tell the organs of the fitting patients apart, and no others."""
 
 SLICE_FEATURES = (
     "constant",
@@ -56,6 +73,8 @@ class FusionState:
     """Distance between slices."""
     previous: NDArray[np.bool_]
     """Mask on the slice before, of the same shape as the probabilities that are settled next."""
+    window: tuple[slice, slice] = (slice(None), slice(None))
+    """Rows and columns of the slice that these cover."""
     logit: float = _START_LOGIT
     """Logit of the object score on the slice before."""
     steps: int = 0
@@ -75,7 +94,7 @@ class Settled:
 
 @dataclass(frozen=True, kw_only=True)
 class LogitNet:
-    """A weighted sum of `SLICE_FEATURES` and of a few tanh units over them."""
+    """A weighted sum of features and of a few tanh units over them."""
 
     linear: tuple[float, ...]
     """(n,) weights of the features."""
@@ -99,22 +118,24 @@ class LogitNet:
         )
 
 
-def _weights(of: Mapping[int, float]) -> tuple[float, ...]:
-    return tuple(of.get(place, 0.0) for place in range(len(SLICE_FEATURES)))
+def _weights(of: Mapping[int, float], features: tuple[str, ...] = SLICE_FEATURES) -> tuple[float, ...]:
+    return tuple(of.get(place, 0.0) for place in range(len(features)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fusion:
     """Weights of the settlement."""
 
-    network: float = 0.5
-    """Weight of the network's probability against the intensity tracker's, 0 .. 1."""
+    mixing: LogitNet = LogitNet(linear=_weights({}, MIXING_FEATURES))
+    """Weight of the network's probability against the intensity tracker's, of `MIXING_FEATURES`: one half, unless it
+    was fitted."""
     presence: LogitNet = LogitNet(linear=_weights({1: 0.5, 2: 0.5}))
-    """The object score: the mean of both trackers', unless it was fitted."""
+    """The object score, of `SLICE_FEATURES`: the mean of both trackers', unless it was fitted."""
     memory: float = 0.5
     """Share of the slices before in the object score's logit, 0 .. 1."""
     quality: LogitNet = LogitNet(linear=_weights({0: -4.0, 4: 8.0}))
-    """The mask's IoU where the object is: steeper than the mean probability inside it, unless it was fitted."""
+    """The mask's IoU where the object is, of `SLICE_FEATURES`: steeper than the mean probability inside it, unless it
+    was fitted."""
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> Fusion:
@@ -123,7 +144,7 @@ class Fusion:
         if kept is None:
             return cls()
         return cls(
-            network=kept["network"],
+            mixing=LogitNet.from_meta(kept["mixing"]) if "mixing" in kept else cls.mixing,
             presence=LogitNet.from_meta(kept["presence"]),
             memory=kept["memory"],
             quality=LogitNet.from_meta(kept["quality"]),
@@ -144,7 +165,7 @@ class Fusion:
             other: the intensity tracker's answer on the same part.
             state: what is known from the slices before; brought up to this slice.
         """
-        mixed = self._mixed(probability, other)
+        mixed = self._mixed(probability, presence, other, state)
         state.steps += 1
         features = slice_features(probability, presence, other, mixed, state)
         logit = float(self.presence.logit(features))
@@ -152,10 +173,46 @@ class Fusion:
         state.previous = mixed > 0.5
         return Settled(mixed, _share(state.logit), _share(float(self.quality.logit(features))))
 
-    def _mixed(self, probability: NDArray[np.float32], other: TrackedSlice) -> NDArray[np.float32]:
+    def _mixed(
+        self, probability: NDArray[np.float32], presence: float, other: TrackedSlice, state: FusionState
+    ) -> NDArray[np.float32]:
         if other.probability is None or not other.mask.any():
             return probability
-        return np.float32(self.network) * probability + np.float32(1.0 - self.network) * other.probability
+        features = mixing_features(probability, presence, other.probability, other.score, state.previous)
+        network = np.float32(_share(float(self.mixing.logit(features))))
+        return network * probability + (np.float32(1.0) - network) * other.probability
+
+
+def mixing_features(
+    network: NDArray[np.float32],
+    network_score: float,
+    intensity: NDArray[np.float32],
+    intensity_score: float,
+    previous: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """The values of `MIXING_FEATURES` on one slice.
+
+    Args:
+        network: (H, W) probability of the network.
+        network_score: its object score, 0 .. 1.
+        intensity: (H, W) probability of the intensity tracker.
+        intensity_score: its object score, 0 .. 1.
+        previous: (H, W) mask on the slice before.
+    """
+    masks = (network > 0.5, intensity > 0.5)
+    before = int(np.count_nonzero(previous))
+    return np.array(
+        [
+            1.0,
+            _logit(network_score),
+            _logit(intensity_score),
+            _dice(*masks),
+            _mean_inside(network, masks[0]),
+            _mean_inside(intensity, masks[1]),
+            *(_dice(mask, previous) for mask in masks),
+            *(np.log((int(np.count_nonzero(mask)) + 1) / (before + 1)) for mask in masks),
+        ]
+    )
 
 
 def slice_features(
@@ -173,7 +230,7 @@ def slice_features(
         _logit(presence),
         _logit(other.score),
         _dice(probability > 0.5, other.mask),
-        float(mixed[mask].mean()) if area else 0.0,
+        _mean_inside(mixed, mask),
         _dice(mask, state.previous),
     )
     return np.concatenate(
@@ -205,6 +262,10 @@ def distance_features(
             distance_mm / 50.0,
         ]
     )
+
+
+def _mean_inside(probability: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
+    return float(probability[mask].mean()) if mask.any() else 0.0
 
 
 def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
