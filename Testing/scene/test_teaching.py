@@ -92,6 +92,20 @@ def test_what_was_said_during_a_run_does_not_stand_for_how_it_ended(a_desk: Desk
     a_desk.client.answer("read_run", run={**run, "state": "done"}, **nothing)
     a_desk.teach.poll()
     assert a_desk.teach.message == ""
+    assert a_desk.client.asked_for("list_encoders") == []
+
+
+def test_a_pretraining_that_ends_has_its_encoder_listed(a_desk: Desk) -> None:
+    run = {"path": "/runs/1", "state": "running", "message": "", "kind": "pretrain", "has_result": False}
+    nothing = {"events": [], "first_event": 0, "picture": None, "picture_step": -1}
+    a_desk.teach.follow("/runs/1")
+    for state in ("running", "done"):
+        a_desk.client.answer("read_run", run={**run, "state": state}, **nothing)
+        a_desk.teach.poll()
+        a_desk.teach.look()
+    a_desk.client.answer("list_encoders", encoders=[{"path": "/runs/1/encoder"}], problems=[])
+    a_desk.teach.poll()
+    assert a_desk.teach.best_encoder == "/runs/1/encoder"
 
 
 def test_an_error_of_the_worker_becomes_the_message(a_desk: Desk) -> None:

@@ -280,6 +280,8 @@ class TeachDesk:
         self.run = facts["run"]
         if was_running and self.run is not None and self.run["state"] != "running":
             self.message = ""  # what was said meanwhile must not stand for how it ended
+            if self.run["kind"] == "pretrain":  # there is an encoder more to start from
+                self._ask(self._client.list_encoders(), lambda listed: self._take("encoders", listed))
         self.events[facts["first_event"] :] = facts["events"]
         if facts["picture"] is not None:
             self.picture, self._picture_step = facts["picture"], facts["picture_step"]

@@ -19,10 +19,11 @@ __all__ = ["TeachStepLogic"]
 
 _ENDED = {
     "done": "Done. Keep model makes it a version that step 4 can use.",
+    "encoder": "Done. Its encoder can be chosen under Start from.",
     "stopped": "Stopped. Resume goes on where it was.",
     "lost": "The run has ended without a word. Resume goes on from what it had saved.",
 }
-"""By the state of a run."""
+"""By the state of a run; a pre-training that is done has made an encoder."""
 _PRESETS = ("auto", "cpu", "gpu", "paper")
 
 
@@ -140,13 +141,14 @@ def _progress_text(run: dict[str, Any] | None) -> str:
     if run is None:
         return ""
     if run["state"] != "running":
-        return _ENDED.get(run["state"], "") if not run["message"] else ""
+        has_encoder = run["state"] == "done" and run["kind"] == "pretrain"
+        return _ENDED.get("encoder" if has_encoder else run["state"], "") if not run["message"] else ""
     progress = run["progress"] or {}
     if not progress:
         return "Running."
-    what = f"{progress['text']}," if progress.get("text") else "step"
-    left = time_left_text(progress.get("seconds_left"))
-    return f"Running: {what} {progress['done']} of {progress['total']}. {left}"
+    count, text = f"{progress['done']} of {progress['total']}", progress.get("text") or ""
+    what = text if count in text else f"{text}, {count}" if text else f"step {count}"
+    return f"Running: {what}. {time_left_text(progress.get('seconds_left'))}".rstrip()
 
 
 def _points(curve: Curve) -> list[list[float]]:
