@@ -6,7 +6,8 @@
 Of every labelled object two axial slices are drawn from a seed. A click lies somewhere in the inner half of the object,
 a box is drawn tightly around it; each is the only thing that the model is told. Scored are the Dice with the truth, and
 how well the model's score goes with it (Pearson's correlation): the score chooses between answers, and tells which
-refined slices to trust. Writes RESULTS_PROMPTS.md beside this file.
+refined slices to trust. Then the answer is corrected as a person would: up to three more points, each in the middle of
+the largest mistake that is left. Writes RESULTS_PROMPTS.md beside this file.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import datetime
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from scipy import ndimage
 _HERE = Path(__file__).resolve().parent
 _LEAST_PX = 12
 _SLICES = 2
+_CORRECTIONS = 3
 _FIRST_PHANTOM = 9001
 
 
@@ -47,6 +49,14 @@ class Answer:
     dice: float
     score: float
     """The model's."""
+    corrected: tuple[float, ...] = ()
+    """Dice after each of up to `_CORRECTIONS` correcting points; fewer where nothing was left to correct."""
+    heeded: int = 0
+    """Correcting points that lie on the side of the answer's edge that they name."""
+
+    def dice_after(self, points: int) -> float:
+        """Dice after so many correcting points, or after the last one that was needed."""
+        return (self.dice, *self.corrected)[: points + 1][-1]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,7 +91,41 @@ def ask(predictor: ImagePredictor, case: Case, rng: np.random.Generator) -> Iter
             )
             for kind, prompt in _prompts(truth[index], int(index), rng):
                 found = predictor.predict(prompt)
-                yield Answer(patient_of(case.name), organ, kind, dice(found.mask, truth[index]), found.score)
+                first = dice(found.mask, truth[index])
+                corrected, heeded = _correct(predictor, prompt, found.mask, truth[index])
+                yield Answer(patient_of(case.name), organ, kind, first, found.score, corrected, heeded)
+
+
+def _correct(
+    predictor: ImagePredictor, prompt: SlicePrompt, mask: NDArray[np.bool_], truth: NDArray[np.bool_]
+) -> tuple[tuple[float, ...], int]:
+    """Dice after each correcting point, and how many of the points were heeded."""
+    after: list[float] = []
+    heeded = 0
+    while len(after) < _CORRECTIONS and (mistake := _largest_part(mask != truth)).any():
+        row, column = _middle(mistake)
+        on = bool(truth[row, column])
+        prompt = replace(
+            prompt,
+            points_xy_px=np.concatenate([prompt.points_xy_px, np.array([[column, row]], np.float32)]),
+            point_labels=np.append(prompt.point_labels, np.int32(on)),
+        )
+        mask = predictor.predict(prompt).mask
+        after.append(dice(mask, truth))
+        heeded += bool(mask[row, column]) == on
+    return tuple(after), heeded
+
+
+def _largest_part(mistake: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    parts, count = ndimage.label(mistake)
+    return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]) if count else mistake
+
+
+def _middle(part: NDArray[np.bool_]) -> tuple[int, int]:
+    """Row and column of the pixel farthest from the part's edge."""
+    depth = ndimage.distance_transform_edt(np.pad(part, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return int(row), int(column)
 
 
 def _prompts(
@@ -117,6 +161,20 @@ def render(answers: Sequence[Answer], model: str, words: str) -> str:
             f"| {kind} | {len(values)} | {mean} | {np.mean(values[:, 0] < 0.3):.0%} |"
             f" {np.corrcoef(values.T)[0, 1]:.2f} |"
         )
+    lines += [
+        "",
+        "Corrected point by point, each in the middle of the largest mistake; *heeded*: points that lie on the right"
+        " side of the next answer's edge.",
+        "",
+        "| prompt | Dice | 1 point more | 2 more | 3 more | heeded |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind in ("click", "box"):
+        of_kind = [answer for answer in answers if answer.kind == kind]
+        means = [np.mean([answer.dice_after(n) for answer in of_kind]) for n in range(_CORRECTIONS + 1)]
+        points = sum(len(answer.corrected) for answer in of_kind)
+        heeded = sum(answer.heeded for answer in of_kind) / max(points, 1)
+        lines.append(f"| {kind} | {' | '.join(f'{mean:.3f}' for mean in means)} | {heeded:.0%} |")
     lines += ["", "| organ | slices | click | box |", "|---|---|---|---|"]
     for organ in sorted({answer.organ for answer in answers}):
         click, box = (

@@ -340,6 +340,31 @@ class IsSure(Planted):
         return logits
 
 
+@pytest.mark.parametrize("box", [None, np.array([15, 15, 60, 40], np.float32)])
+def test_a_correcting_point_is_heeded_whatever_the_network_says(
+    bright_model: NanoModel, box: np.ndarray | None
+) -> None:
+    two = a_stack([(28.0, 25.0)])[0] | a_stack([(28.0, 50.0)])[0]
+    predictor = NanoImagePredictor(bright_model)
+    predictor.set_image(np.where(two, 150, 10).astype(np.int16), SOFT_TISSUE, (1.0, 1.0))
+
+    def answer(*points: tuple[float, float, int]) -> np.ndarray:
+        xy = np.array([point[:2] for point in points], np.float32).reshape(-1, 2)
+        labels = np.array([point[2] for point in points], np.int32)
+        return predictor.predict(
+            SlicePrompt(0, 0, points_xy_px=xy, point_labels=labels, box_xyxy_px=box)
+        ).mask
+
+    before = answer((25, 28, 1))
+    assert before[28, 25]
+    assert before[28, 50]
+    assert not before[28, 38]
+    after = answer((25, 28, 1), (50, 28, 0), (38, 28, 1))
+    assert after[28, 25]
+    assert not after[28, 50]
+    assert after[28, 38]
+
+
 def test_the_score_of_an_answer_is_the_mean_probability_of_what_was_found() -> None:
     model = IsSure(TINY).eval()
     model.chances = (0.8,)

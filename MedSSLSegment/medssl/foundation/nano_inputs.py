@@ -64,6 +64,10 @@ class Appearance:
             self.outside[index],
         )
 
+    def scaled(self, image_hu: Tensor) -> Tensor:
+        """(B, 1, S, S) intensities against the middle of each object's window, in halves of its width."""
+        return _scaled(image_hu, self.centre_hu, self.half_width_hu)
+
     @classmethod
     def joined(cls, parts: Sequence[Appearance]) -> Appearance:
         """The rows of several, one after the other."""
@@ -195,8 +199,11 @@ def _log_likelihood_ratio(appearance: Appearance, fitted: Tensor) -> Tensor:
 
 
 def _fitted(image_hu: Tensor, centre_hu: Tensor, half_width_hu: Tensor) -> Tensor:
-    shifted = image_hu - centre_hu[:, None, None, None]
-    return (shifted / half_width_hu[:, None, None, None]).clamp(-_RANGE, _RANGE)
+    return _scaled(image_hu, centre_hu, half_width_hu).clamp(-_RANGE, _RANGE)
+
+
+def _scaled(image_hu: Tensor, centre_hu: Tensor, half_width_hu: Tensor) -> Tensor:
+    return (image_hu - centre_hu[:, None, None, None]) / half_width_hu[:, None, None, None]
 
 
 def _bin_index(fitted: Tensor) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["prior_mask"]
+__all__ = ["point_reach", "prior_mask"]
 
-_BOX_FIRST, _BOX_LAST, _ON = 2, 3, 1
+_BOX_FIRST, _BOX_LAST, _ON, _OFF = 2, 3, 1, 0
+_LIKE = 0.25  # difference in scaled intensity at which a pixel stops being like a point's
+_NEXT_TO_PX = 3.0
 
 
 def prior_mask(points_xy_px: Tensor, labels: Tensor, size: int) -> Tensor:
@@ -29,6 +31,44 @@ def prior_mask(points_xy_px: Tensor, labels: Tensor, size: int) -> Tensor:
     if boxed.any():
         guess = torch.where(boxed[:, None, None], _ellipse(points_xy_px, labels, place), guess)
     return guess[:, None]
+
+
+def point_reach(
+    scaled: Tensor, points_xy_px: Tensor, labels: Tensor, radius_px: float
+) -> tuple[Tensor, Tensor]:
+    """The pixels for which points on the object, and points off it, speak.
+
+    They are those near a point with an intensity like that around it, and those next to it whatever they look like.
+
+    Args:
+        scaled: (B, 1, S, S) the crop's intensities in halves of the width of a window fitted to the object.
+        points_xy_px: (B, P, 2) x, y in crop pixels.
+        labels: (B, P) as for `prior_mask`; box corners and padding say nothing here.
+        radius_px: distance at which a point's say has fallen to 1 / e.
+
+    Returns:
+        (B, 1, S, S) of the points on the object and (B, 1, S, S) of those off it, 0 .. 1.
+    """
+    size = scaled.shape[-1]
+    place = torch.arange(size, device=scaled.device, dtype=torch.float32) + 0.5
+    across, down = (place - points_xy_px[..., None]).square().unbind(2)  # (B, P, S) columns, rows
+    distance2 = down[..., None] + across[:, :, None]  # (B, P, S, S)
+    unlike = (scaled - _around(scaled[:, 0], points_xy_px)[..., None, None]) / _LIKE
+    reach = torch.exp(-distance2 / radius_px**2 - unlike.square() / 2)
+    reach = torch.maximum(reach, torch.exp(-distance2 / _NEXT_TO_PX**2))
+    on, off = ((reach * (labels == kind)[..., None, None]).amax(1, keepdim=True) for kind in (_ON, _OFF))
+    return on, off
+
+
+def _around(image: Tensor, points_xy_px: Tensor) -> Tensor:
+    """(B, P) median of the 3 x 3 pixels round each point of (B, S, S) images."""
+    last = image.shape[-1] - 1
+    col, row = points_xy_px.floor().long().clamp(0, last).unbind(2)
+    beside = torch.arange(-1, 2, device=image.device)
+    rows = (row[..., None] + beside).clamp(0, last)[..., :, None]  # (B, P, 3, 1)
+    cols = (col[..., None] + beside).clamp(0, last)[..., None, :]
+    batch = torch.arange(len(image), device=image.device)[:, None, None, None]
+    return image[batch, rows, cols].flatten(2).median(2).values
 
 
 def _ellipse(points_xy_px: Tensor, labels: Tensor, place: Tensor) -> Tensor:
