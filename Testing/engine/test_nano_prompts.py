@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
-from medssl.foundation.nano_prompts import point_reach
+from medssl.foundation.nano_prompts import point_reach, prior_mask
 
 SIZE = 24
 
@@ -32,6 +33,16 @@ def test_a_point_speaks_for_pixels_near_it_that_look_like_it_and_for_those_besid
                             like = np.exp(-away2 / 36.0 - unlike**2 / 2)
                             expected[i, j] = max(expected[i, j], like, np.exp(-away2 / 9.0))
             np.testing.assert_allclose(reach[row, 0].numpy(), expected, atol=1e-5)
+
+
+def test_a_box_is_first_taken_for_the_ellipse_that_fills_it() -> None:
+    corners = torch.tensor([[[4.0, 6.0], [20.0, 18.0], [12.0, 12.0]]])
+    guess = prior_mask(corners, torch.tensor([[2, 3, -1]]), SIZE)[0, 0].numpy()
+    y, x = np.mgrid[:SIZE, :SIZE] + 0.5
+    inside = ((x - 12) / 8) ** 2 + ((y - 12) / 6) ** 2 <= 1
+    assert (guess > 0.5).tolist() == inside.tolist()
+    assert guess.sum() == pytest.approx(np.pi * 8 * 6, rel=0.03)
+    assert np.mean((guess > 0) & (guess < 1)) < 0.12
 
 
 def test_a_point_beyond_the_crop_is_no_error_and_says_little() -> None:

@@ -64,8 +64,8 @@ class NanoImagePredictor:
         """Answer one prompt.
 
         A box says how large the object is. A click does not: crops from small to large are tried, and of the answers
-        that lie wholly within their crop the one that the model is surest of is taken. The first answer's own box then
-        gives the crop for the second, final one.
+        that lie wholly within their crop the one that the model is surest of is taken. That answer's own box then gives
+        the crop for the final one.
 
         How sure it is, its score, is the mean probability of the pixels found. What the network itself estimates of its
         mask's quality says next to nothing (`bench_prompts.py` prints how the score goes with the Dice).
@@ -76,8 +76,7 @@ class NanoImagePredictor:
                 return self._nothing()
             return self._ask([Crop.around(box, self._spacing)], prompt, prompt.mask)[0]
         if prompt.box_xyxy_px is not None:
-            first = self._ask([Crop.around(prompt.box_xyxy_px, self._spacing)], prompt, prompt.mask)[0]
-            return self._again([prompt], [first])[0]
+            return self._ask([Crop.around(prompt.box_xyxy_px, self._spacing)], prompt, prompt.mask)[0]
         crops = [self._crop_at(prompt, side_mm) for side_mm in _FIRST_CROPS_MM]
         answers = self._ask(crops, prompt, prompt.mask)
         tries = [
@@ -89,7 +88,7 @@ class NanoImagePredictor:
             return self._nothing()
         whole = [(answer, score) for crop, answer, score in tries if not crop.cuts_off(answer.mask)]
         best = max(whole, key=lambda each: each[1])[0] if whole else tries[-1][1]
-        return self._again([prompt], [best])[0]
+        return self._again(prompt, best)
 
     def predict_boxes(
         self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
@@ -97,22 +96,13 @@ class NanoImagePredictor:
         """Answer (B, 4) boxes in one batch; a coarse mask as a hint says what in the boxes is meant."""
         prompts = [SlicePrompt(0, 0, box_xyxy_px=box) for box in boxes_xyxy_px]
         crops = [Crop.around(box, self._spacing) for box in boxes_xyxy_px]
-        if hint is not None and prompts:
-            return self._answer(crops, prompts, [_inside(hint, box) for box in boxes_xyxy_px])
-        return self._again(prompts, self._answer(crops, prompts, [None] * len(prompts))) if prompts else []
+        hints = [None if hint is None else _inside(hint, box) for box in boxes_xyxy_px]
+        return self._answer(crops, prompts, hints) if prompts else []
 
-    def _again(self, prompts: list[SlicePrompt], first: list[Prediction]) -> list[Prediction]:
-        """Ask once more, closer, with the first answer as a hint; an empty first answer stands."""
-        found = [number for number, answer in enumerate(first) if answer.mask.any()]
-        if not found:
-            return first
-        hints = [first[number].mask for number in found]
-        boxes = [box for hint in hints if (box := box_of_mask(hint)) is not None]
-        crops = [Crop.around(box, self._spacing) for box in boxes]
-        answers = dict(
-            zip(found, self._answer(crops, [prompts[number] for number in found], hints), strict=True)
-        )
-        return [answers.get(number, answer) for number, answer in enumerate(first)]
+    def _again(self, prompt: SlicePrompt, first: Prediction) -> Prediction:
+        """Ask once more, closer, with the first answer as a hint."""
+        box = box_of_mask(first.mask)
+        return first if box is None else self._ask([Crop.around(box, self._spacing)], prompt, first.mask)[0]
 
     def _ask(
         self, crops: list[Crop], prompt: SlicePrompt, hint: NDArray[np.bool_] | None
@@ -187,7 +177,10 @@ def _points(
     for prompt, crop in zip(prompts, crops, strict=True):
         xy, labels = prompt.points_xy_px, prompt.point_labels
         if prompt.box_xyxy_px is not None:
-            xy = np.concatenate([prompt.box_xyxy_px.reshape(2, 2), xy])
+            corners = prompt.box_xyxy_px.reshape(2, 2) + np.array(
+                [[-0.5], [0.5]]
+            )  # the outer edges of its pixels
+            xy = np.concatenate([corners, xy])
             labels = np.concatenate([[2, 3], labels])
         rows_xy.append(crop.to_crop(xy, size))
         rows_labels.append(labels.astype(np.int32))

@@ -13,7 +13,7 @@ _NEXT_TO_PX = 3.0
 
 
 def prior_mask(points_xy_px: Tensor, labels: Tensor, size: int) -> Tensor:
-    """A soft guess of the object: the ellipse inside a box, else a small disc at each click inside.
+    """A guess of the object: the ellipse inside a box, else a small, soft disc at each click inside.
 
     Args:
         points_xy_px: (B, P, 2) x, y in crop pixels.
@@ -77,7 +77,8 @@ def _ellipse(points_xy_px: Tensor, labels: Tensor, place: Tensor) -> Tensor:
     centre, half = (first + last) / 2, ((last - first) / 2).clamp(min=1.0)
     across = ((place[None] - centre[:, :1]) / half[:, :1]).square()  # (B, S) over columns
     down = ((place[None] - centre[:, 1:]) / half[:, 1:]).square()  # (B, S) over rows
-    return torch.exp(-((across[:, None, :] + down[:, :, None]) ** 2))
+    radius = (across[:, None, :] + down[:, :, None]).sqrt()
+    return ((1.0 - radius) * half.amin(1)[:, None, None] + 0.5).clamp(0.0, 1.0)  # an edge of about one pixel
 
 
 def _corner(points_xy_px: Tensor, chosen: Tensor) -> Tensor:
