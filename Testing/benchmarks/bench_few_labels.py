@@ -10,7 +10,8 @@ each stage the Dice and the 95 % Hausdorff distance are kept: the network's own 
 the mask refined by the promptable model, the propagated one, and the pipeline's final one. No patient of `holdout.json`
 is trained on, and no encoder that has seen one may take part.
 
-It says first how long it will take. Every run is one JSON file in --out, so a run that was stopped goes on.
+It says first how long it will take. Every run is one JSON file in --out, so a run that was stopped goes on; --done
+reports what there is.
 """
 
 from __future__ import annotations
@@ -210,6 +211,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     _refuse_encoders_that_saw(work.test, options)
     runs = planned(options.encoders, options.cases, options.slices, options.seeds, len(work.train))
     left = [run for run in runs if not (options.out / run.file).exists()]
+    if options.done:
+        runs, left = [run for run in runs if run not in left], []
     if left:
         seconds = sum(estimated_seconds(left, work)) / options.jobs
         print(
@@ -224,6 +227,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             done += 1
             minutes = (time.perf_counter() - started) / done * (len(left) - done) / 60
             print(f"{futures[future].file}; about {minutes:.0f} min left", file=sys.stderr, flush=True)
+    if not runs:
+        raise SystemExit(f"No such run is done in {options.out}.")
     found = [(run, carry_out(run, work)) for run in runs]
     text = report(found, work)
     print(text)
@@ -424,6 +429,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of fine-tuning; automatic: from the number of cases")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="promptable model that refines and propagates")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
+    parser.add_argument(
+        "--done", action="store_true", help="report the runs that are done, and begin no others"
+    )
     parser.add_argument("--results", type=Path, default=_HERE / "RESULTS_FEW_LABELS.md", help="markdown file")
     return parser.parse_args(argv)
 
