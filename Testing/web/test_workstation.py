@@ -15,10 +15,10 @@ from medssl.segmentation import read_segmentation
 
 from .conftest import ORGAN, PATIENCE_S, SIZE_PX, Page, Running, centre, depth, wait_until
 
-INDEX = 26
+INDEX = 28
 """A slice through the middle of the liver."""
-GOOD_DICE = 0.75
-"""What one annotated slice and one correction come to at least; the shipped model is small."""
+GOOD_DICE = 0.65
+"""What one prompted slice and one rough stroke come to at least on so coarse a phantom; the shipped model is small."""
 
 
 def mask_of(page: Page, folder: Path) -> np.ndarray:
