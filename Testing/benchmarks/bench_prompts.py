@@ -28,7 +28,7 @@ from medssl.prompts import SlicePrompt, box_of_mask
 from medssl.registry import DEFAULT_MODEL
 from medssl.volume import WINDOWS
 from numpy.typing import NDArray
-from protocol import Case, bootstrap_mean, data_root, held_out_cases, patient_of, phantom_case, read_case
+from protocol import Case, bootstrap_mean, data_root, held_out_folders, patient_of, phantom_case, read_case
 from scipy import ndimage
 
 _HERE = Path(__file__).resolve().parent
@@ -191,8 +191,7 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
         for number in range(options.phantoms or 2):
             yield phantom_case(_FIRST_PHANTOM + number)
         return
-    held_out = held_out_cases()
-    names = [name for group in ("head_neck", "abdomen") for name in held_out[group] if (root / name).is_dir()]
+    names = held_out_folders(root, "head_neck", "abdomen")
     names = names or sorted(path.name for path in root.iterdir() if (path / "ct.nii.gz").is_file())
     for name in names[: options.limit]:
         yield read_case(root / name)

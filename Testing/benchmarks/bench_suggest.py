@@ -49,6 +49,7 @@ from protocol import (
     bootstrap_mean,
     data_root,
     held_out_cases,
+    held_out_folders,
     mean_dice,
     object_tasks,
     read_case,
@@ -314,9 +315,8 @@ def _tracker(model: str) -> SliceTracker:
 def _case_names(root: Path | None, patients: str, limit: int | None) -> list[str]:
     if root is None:
         return [str(seed) for seed in _PHANTOM_SEEDS[:limit]]
-    hidden = held_out_cases()["head_neck"] + held_out_cases()["abdomen"]
     if patients == "hidden":
-        names = [name for name in hidden if (root / name).is_dir()]
+        names = held_out_folders(root, "head_neck", "abdomen")
     else:
         never = {name for group in held_out_cases().values() for name in group}
         names = sorted(f.name for f in root.glob("ct_hn*") if f.name not in never)

@@ -66,6 +66,12 @@ def held_out_cases() -> dict[str, list[str]]:
     return {name: list(folders) for name, folders in groups.items() if name != "rule"}
 
 
+def held_out_folders(root: Path, *groups: str) -> list[str]:
+    """Names of the held-out cases of some groups that a data folder has."""
+    held_out = held_out_cases()
+    return [name for group in groups for name in held_out[group] if (root / name).is_dir()]
+
+
 def patient_of(case: str) -> str:
     """Patient behind a case folder; the two folders cut from one TotalSegmentator example are one patient."""
     groups = held_out_cases()

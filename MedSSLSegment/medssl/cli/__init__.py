@@ -77,9 +77,8 @@ follows it through the volume. `medssl demo` shows it on a built-in phantom.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # a name the terminal has no letters for is no reason to fail
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name the terminal has no letters for is no reason to fail.
         sys.stdout.reconfigure(errors="backslashreplace")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # other packages' advice to programmers is not for the user

@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..prompts import SlicePrompt, box_of_mask
 from ..volume import WINDOWS, Volume, Window, as_stack
 from .intensity import IntensityOptions, IntensityTrack
-from .nano_crop import CROP_FACTOR, Crop, resized_to
+from .nano_crop import CROP_FACTOR, Crop, shown
 from .nano_fusion import Fusion, FusionState, Settled
 from .nano_image import NanoImagePredictor
 from .nano_inputs import Appearance, learn_appearance, make_channels, update_appearance
@@ -277,7 +277,7 @@ class NanoSession:
 
     def _images(self, places: Sequence[tuple[int, Crop]]) -> Tensor:
         """(B, 1, S, S) HU: each slice in its crop."""
-        return self._resized([crop.cut(self._slices[index]) for index, crop in places])
+        return shown([crop.cut(self._slices[index]) for index, crop in places], self._model)
 
     def _latest(self, tracks: Sequence[_Track]) -> Tensor:
         """(B, 1, S, S) 0 .. 1: what was found on the slice tracked last; nothing where the object was not there."""
@@ -287,12 +287,7 @@ class NanoSession:
 
     def _masks(self, places: Sequence[tuple[NDArray[np.generic], Crop]]) -> Tensor:
         """(B, 1, S, S) 0 .. 1: each mask in its crop."""
-        return self._resized([crop.cut_mask(mask) for mask, crop in places])
-
-    def _resized(self, cuts: Sequence[NDArray[np.float32]]) -> Tensor:
-        size = self._model.config.image_size
-        device = next(self._model.parameters()).device
-        return torch.cat([resized_to(torch.from_numpy(cut).to(device), size) for cut in cuts])
+        return shown([crop.cut_mask(mask) for mask, crop in places], self._model)
 
 
 @dataclass(eq=False)

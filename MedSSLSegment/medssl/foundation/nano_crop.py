@@ -5,15 +5,20 @@ Axis letters: H, W rows and columns of a slice, S side of what the model is show
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["CROP_FACTOR", "Crop", "resized_to"]
+if TYPE_CHECKING:
+    from .nano_model import NanoModel
+
+__all__ = ["CROP_FACTOR", "Crop", "shown"]
 
 CROP_FACTOR = 2.0
 """Side of the crop over the larger side of the object's box."""
@@ -102,8 +107,13 @@ class Crop:
         return (inside[0], inside[1]), (whole[0], whole[1])
 
 
-def resized_to(cut: Tensor, size: int) -> Tensor:
-    """(1, 1, S, S) from (height, width), smoothed first where it shrinks."""
+def shown(cuts: Sequence[NDArray[np.float32]], model: NanoModel) -> Tensor:
+    """(B, 1, S, S) cuts (height, width) as a model is shown them, on its device; smoothed first where they shrink."""
+    size, device = model.config.image_size, next(model.parameters()).device
+    return torch.cat([_resized(torch.from_numpy(cut).to(device), size) for cut in cuts])
+
+
+def _resized(cut: Tensor, size: int) -> Tensor:
     shrinks = max(cut.shape) > size
     return F.interpolate(
         cut[None, None], size=(size, size), mode="bilinear", align_corners=False, antialias=shrinks

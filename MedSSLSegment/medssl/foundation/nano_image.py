@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..errors import InputError
 from ..prompts import SlicePrompt, box_of_mask
 from ..volume import Window
-from .nano_crop import CROP_FACTOR, Crop, resized_to
+from .nano_crop import CROP_FACTOR, Crop, shown
 from .nano_inputs import learn_appearance, make_channels
 from .nano_model import NanoModel, load_nano
 from .nano_prompts import point_reach, prior_mask
@@ -113,28 +113,22 @@ class NanoImagePredictor:
     def _answer(
         self, crops: list[Crop], prompts: list[SlicePrompt], hints: Sequence[NDArray[np.bool_] | None]
     ) -> list[Prediction]:
-        slice_hu = self._shown()
-        size = self._model.config.image_size
-        device = next(self._model.parameters()).device
-        image = torch.cat([resized_to(torch.from_numpy(crop.cut(slice_hu)), size) for crop in crops]).to(
-            device
-        )
-        points = _points(prompts, crops, size, device)
-        guess = prior_mask(*points, size)
+        image = shown([crop.cut(self._shown()) for crop in crops], self._model)
+        points = _points(prompts, crops, self._model.config.image_size, image.device)
+        guess = prior_mask(*points, self._model.config.image_size)
         for row, hint in enumerate(hints):
             if hint is not None:
-                guess[row : row + 1] = resized_to(torch.from_numpy(crops[row].cut_mask(hint)), size).to(
-                    device
-                )
+                guess[row : row + 1] = shown([crops[row].cut_mask(hint)], self._model)
         appearance = learn_appearance(image, guess)
-        correcting = torch.tensor([_corrects(prompt) for prompt in prompts], device=device).view(-1, 1, 1, 1)
-        if correcting.any():
+        corrects = [_corrects(prompt) for prompt in prompts]
+        correcting = torch.tensor(corrects, device=image.device).view(-1, 1, 1, 1)
+        if any(corrects):
             on, off = point_reach(appearance.scaled(image), *points, _GUESS_REACH_PX)
             guess = torch.where(correcting, (guess + on).clamp(max=1.0) * (1.0 - off), guess)
             appearance = learn_appearance(image, guess)
         encoded = self._model.encode(make_channels(appearance, image, image, guess))
         logits = self._model.decode(self._model.alone(encoded), encoded, points=points).logits.float()
-        if correcting.any():
+        if any(corrects):
             on, off = point_reach(appearance.scaled(image), *points, _ANSWER_REACH_PX)
             logits = torch.where(correcting, _heeded(logits, on, off), logits)
         logits = logits.cpu()

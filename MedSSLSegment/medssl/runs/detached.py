@@ -151,9 +151,8 @@ def _log_of(folder: Path) -> Path:
 
 def _apart() -> dict[str, Any]:
     """What keeps a process alive when its parent, its terminal or its ssh connection goes."""
-    if (
-        sys.platform == "win32"
-    ):  # a console of its own, unseen: without one, each reader of scans would open another
+    if sys.platform == "win32":
+        # A console of its own, unseen: without one, each reader of scans would open another.
         return {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}
 
