@@ -44,6 +44,7 @@ class AnnotateSection:
         self.onChanged = onChanged
         self.onTold = onTold
         self.views = SliceViews(scene, self.onPlaced, self.onStopped, self.onMoved)
+        session.prompts.accepted = onChanged
         self.marks = PromptMarks(session)
         self._way: list[list[float]] = []
         self._told: tuple[object, ...] = ()

@@ -33,11 +33,11 @@ class Desk:
     def click(self, index: int, column: float, row: float, positive: bool = True, axis: int = 0) -> Place:
         return self.prompts.add_point(self.liver, self.at(index, column, row, axis), axis, positive)
 
-    def answer(self, confidence: float = 0.8) -> np.ndarray:
+    def answer(self, confidence: float = 0.8, first_row: int = 2) -> np.ndarray:
         prompt = self.client.asked[-1]["prompt"]
         shape = [n for a, n in enumerate(self.volume.shape_kji) if a != prompt.axis]
         mask = np.zeros(shape, bool)
-        mask[2:6, 3:8] = True
+        mask[first_row:6, 3:8] = True
         self.client.run.say(SliceMask(self.liver, prompt.axis, prompt.index, mask, confidence))
         self.client.run.end()
         self.session.poll()
@@ -250,6 +250,38 @@ def test_after_opening_a_scene_the_prompts_wait_and_the_preview_is_asked_for_whe
     again.prompts.accept()
     np.testing.assert_array_equal(a_desk.masks()[3], mask)
     assert again.prompts.pending() == ()
+
+
+def test_accepting_while_an_answer_is_under_way_takes_that_answer_and_not_the_preview_before_it(
+    a_desk: Desk,
+) -> None:
+    told: list[str] = []
+    a_desk.prompts.accepted = lambda: told.append(a_desk.prompts.message)
+    a_desk.click(3, 5, 4)
+    before = a_desk.answer()
+    a_desk.click(3, 7, 6)
+    a_desk.prompts.accept()
+    assert not a_desk.masks()[3].any()
+    mask = a_desk.answer(first_row=4)
+    assert (mask != before).any()
+    np.testing.assert_array_equal(a_desk.masks()[3], mask)
+    assert told == ["Accepted."]
+    assert a_desk.prompts.previews == {}
+
+
+@pytest.mark.parametrize("changes_its_mind", ["drop", "another prompt"])
+def test_what_follows_an_early_accept_takes_it_back(a_desk: Desk, changes_its_mind: str) -> None:
+    a_desk.click(3, 5, 4)
+    a_desk.prompts.accept()
+    if changes_its_mind == "drop":
+        a_desk.prompts.drop()
+        a_desk.session.poll()
+        assert a_desk.prompts.previews == {}
+    else:
+        place = a_desk.click(3, 7, 6)
+        a_desk.answer()
+        assert set(a_desk.prompts.previews) == {place}
+    assert not a_desk.masks()[3].any()
 
 
 def test_restored_prompts_can_be_dropped_and_those_of_a_removed_segment_do_not_come_back(

@@ -6,7 +6,7 @@ browser, draws it as it draws any segment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +50,9 @@ class PromptDesk:
         """What the volume's image was, and where, when a prompt was last answered."""
         self._looked_at: tuple[int, int] | None = None
         self._telling: Run | None = None
+        self._accepts_answer = False
+        self.accepted: Callable[[], None] = lambda: None
+        """Called when an answer that was accepted before it was here has become the segment's."""
 
     # Looking
 
@@ -226,6 +229,7 @@ class PromptDesk:
             if is_done:
                 self._run = None
                 run.result()
+                self._accept_answer()
         except Cancelled:
             self._run = None
         except MedSSLError as error:
@@ -241,16 +245,27 @@ class PromptDesk:
             self._forget_previews()
             self.message = "The volume was moved or has got another image; Enter asks for the preview again."
 
+    def _accept_answer(self) -> None:
+        if self._accepts_answer:
+            self._accepts_answer = False
+            self.accept()
+            self.accepted()
+
     def accept(self) -> Place:
         """Make the preview of the slice prompted last the segment's: one step of undo, and a reference slice.
 
-        Where its prompts are from a saved scene, the preview is asked for first, and accepted the next time.
+        While the answer to its prompts is under way, that answer is what is accepted, once it is here. Where its
+        prompts are from a saved scene, the preview is asked for first, and accepted the next time.
 
         Raises:
             InputError: there is no preview yet, or its segment was removed.
         """
         place = self.place
-        if place is not None and place not in self._masks and self._run is None and place in self.pending():
+        if place is not None and self._run is not None:
+            self._accepts_answer = True
+            self.message = "Looking at the slice; what is found there will be accepted..."
+            return place
+        if place is not None and place not in self._masks and place in self.pending():
             self.ask(place)
             return place
         if place is None or place not in self._masks:
@@ -312,6 +327,7 @@ class PromptDesk:
         return PromptBook(node)
 
     def _stop(self) -> None:
+        self._accepts_answer = False
         if self._run is not None:
             self._run[1].cancel()
             self._run = None

@@ -41,7 +41,7 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         super().__init__(server, work, AnnotateStepState)
         self._prompts = self.session.prompts
         self._marks = PromptMarks(self.session)
-        self._accepts_answer = False
+        self._prompts.accepted = work.look_soon
         self._focus = focus
         self._prompted_view: SliceView | None = None
         self._rest: asyncio.TimerHandle | None = None
@@ -74,9 +74,7 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
 
     def accept(self) -> None:
         """Make the preview the segment's; while its answer is under way, as soon as that is here."""
-        self._accepts_answer = self._prompts.is_waiting
-        if not self._accepts_answer:
-            self._decide(self._prompts.accept)
+        self._decide(self._prompts.accept)
 
     def take_back(self) -> None:
         """Take the last prompt of the slice back."""
@@ -88,10 +86,6 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
 
     def show(self) -> None:
         """Show what there is to accept."""
-        if self._accepts_answer and not self._prompts.is_waiting:
-            self._accepts_answer = False
-            if self._prompts.place in self._prompts.previews:
-                self._decide(self._prompts.accept)
         if self.data.is_waiting and not self._prompts.is_waiting and self._prompted_view is not None:
             self._focus.on(self._prompted_view, _DRAWN_S)
         place = self._prompts.place
@@ -133,7 +127,6 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
 
     def _place(self, place: Callable[[str, int], Place], normal: list[float]) -> None:
         def act() -> None:
-            self._accepts_answer = False
             place(self._require_segment(), axis_of_normal(self.session.volume(), normal))
 
         self.work.attempt(act)
