@@ -307,7 +307,9 @@ def test_cancelling_ends_the_installer_and_what_it_has_started(environment: Any)
     status = environment._runProcess([sys.executable, "-c", script], os.environ, hear, cancelled)
     assert status < 0
     deadline = time.monotonic() + 30
-    while is_alive(int(said[0])) and time.monotonic() < deadline:  # the system takes it away when it comes to it
+    while (
+        is_alive(int(said[0])) and time.monotonic() < deadline
+    ):  # the system takes it away when it comes to it
         time.sleep(0.01)
     assert not is_alive(int(said[0]))
 
