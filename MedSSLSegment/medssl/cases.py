@@ -7,7 +7,7 @@
     store/removed/<id>-<time>/           what was taken out; `CaseStore.restore` brings it back
 
 Every write ends with one rename, so a half-written case or revision never appears, and a killed program leaves at most
-a file that nobody reads. Two programs may use a store at once: writers take the case's lock; readers need none, because
+what nobody reads, and a later one clears away. Two programs may use a store at once: writers take the case's lock; readers need none, because
 the labels before the current ones are kept too.
 """
 
@@ -42,6 +42,8 @@ Origin = Literal["drawn", "propagated", "predicted", "imported"]
 
 _FORMAT = 1
 _LOCK_SECONDS = 20.0
+_DRAFT_SECONDS = 24 * 3600.0
+"""A case that has been half-written for so long is nobody's work any more."""
 _LABELS_FILE = re.compile(r"labels-\d+\.seg\.nrrd")
 
 
@@ -384,6 +386,10 @@ class CaseStore:
         if not self._marker.is_file():
             _write_text(self._marker, json.dumps({"format": _FORMAT}))
         make_folder(self._cases)
+        for draft in self._cases.glob(".*"):
+            with contextlib.suppress(OSError):  # another program cleared it away
+                if time.time() - draft.stat().st_mtime > _DRAFT_SECONDS:
+                    shutil.rmtree(draft)
 
     def _folder(self, case_id: str) -> Path:
         folder = self._cases / case_id

@@ -7,12 +7,13 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import StorageError
 
-__all__ = ["atomic_path", "is_leftover", "make_folder", "move"]
+__all__ = ["atomic_path", "is_leftover", "make_folder", "move", "require_writable"]
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")
 
@@ -93,6 +94,20 @@ def make_folder(folder: Path) -> None:
         raise StorageError(
             f"The folder {folder} could not be made ({error.strerror}); choose another."
         ) from error
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder and find out whether files can be written there, before hours are spent on them.
+
+    Raises:
+        StorageError: no permission, no space, or a file of that name.
+    """
+    make_folder(folder)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StorageError(_sentence(folder, error)) from error
 
 
 def move(source: Path, target: Path) -> None:

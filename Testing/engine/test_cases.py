@@ -241,6 +241,23 @@ def test_a_program_killed_while_it_writes_damages_nothing(tmp_path: Path) -> Non
         store.update(case.id, an_annotation(a_volume()), VOUCHED)  # the dead program's lock is gone
 
 
+def test_what_a_killed_program_had_half_written_goes_after_a_day_and_not_while_it_may_be_at_work(
+    tmp_path: Path,
+) -> None:
+    store = CaseStore(tmp_path)
+    add(store)
+    old, young = (tmp_path / "cases" / name for name in (".ct-1.0123abcd", ".ct-2.0123abcd"))
+    for draft in (old, young):
+        draft.mkdir()
+        (draft / "volume.nii.gz").write_bytes(b"half")
+    two_days_ago = time.time() - 2 * 24 * 3600
+    os.utime(old, (two_days_ago, two_days_ago))
+    add(store, seed=1)
+    assert not old.exists()
+    assert young.exists()
+    assert len(store.cases()) == 2
+
+
 def _update_often(store: str, case_id: str) -> None:
     for size in range(2, 7):
         CaseStore(store).update(case_id, an_annotation(a_volume(), size), VOUCHED)

@@ -13,7 +13,7 @@ from medssl.backbones import build_backbone
 from medssl.datasets.data import IGNORE, Scan, intensity_stats
 from medssl.datasets.input_contract import InputContract
 from medssl.datasets.labelled import LabelledCase
-from medssl.errors import Cancelled, InputError, ModelError
+from medssl.errors import Cancelled, InputError, ModelError, StorageError
 from medssl.events import Log, Progress
 from medssl.few_labels.annotated_samples import (
     AnnotatedCase,
@@ -480,6 +480,13 @@ def test_a_run_given_again_when_it_is_done_keeps_no_second_copy(tmp_path: Path) 
     for expected in ("Kept as b:1, which 'b' now stands for.", "It is kept as b:1 already."):
         assert finetuned(tmp_path, "1", ("bright",), name="b")[-1] == expected
     assert len(ModelStore(tmp_path / "models").models()[0].versions) == 1
+
+
+def test_a_models_folder_that_cannot_be_written_is_said_before_training(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("in the way")
+    with pytest.raises(StorageError, match=r"models could not be made .*; choose another"):
+        finetuned(tmp_path, "1", ("bright",), name="b")
+    assert not (tmp_path / "1").exists()
 
 
 def test_an_earlier_model_is_where_training_begins(tmp_path: Path) -> None:

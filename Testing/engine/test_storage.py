@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from medssl.errors import InputError, StorageError
-from medssl.storage import atomic_path
+from medssl.storage import atomic_path, require_writable
 
 
 def _no_space(*_: object, **__: object) -> None:
@@ -70,3 +70,13 @@ def test_a_folder_of_that_name_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="a folder of that name"), atomic_path(tmp_path / "out.nii.gz"):
         pytest.fail("the block must not run")
     assert (tmp_path / "out.nii.gz").is_dir()
+
+
+def test_a_folder_is_tried_out_before_hours_are_spent_and_nothing_stays_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_writable(tmp_path / "new" / "models")
+    assert os.listdir(tmp_path / "new" / "models") == []
+    monkeypatch.setattr("tempfile.TemporaryFile", _no_space)
+    with pytest.raises(StorageError, match=r"No space left .*; make room or choose another folder"):
+        require_writable(tmp_path)

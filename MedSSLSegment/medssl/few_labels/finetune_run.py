@@ -27,6 +27,7 @@ from ..foundation.runtime import pick_device
 from ..home import cases_folder, models_folder
 from ..registry import DEFAULT_MODEL
 from ..runs.run_folder import RunFolder, TrainingMetric, plain
+from ..storage import require_writable
 from ..segmentation import Segment, Segmentation, default_color
 from ..volume import looks_like_ct
 from .annotated_samples import AnnotatedCase, by_scan, hold_out
@@ -147,10 +148,12 @@ def finetune(
             the run began, or the run is another's.
         ModelError: the encoder or earlier model does not fit, or the run's state is damaged.
         NotEnoughMemory: it does not fit; the message has the figures.
-        StorageError: no space; what was saved last stays.
+        StorageError: the models' folder cannot be written, at once; no space, and what was saved last stays.
         Cancelled: `cancelled` or `medssl runs stop` said so; the run can be resumed.
     """
     config = _with_segments(config)
+    if config.name:
+        require_writable(_model_store(config).folder)
     with ExitStack() as until_the_end:
         run = RunFolder.create_or_open(config.out, "finetune", plain(config), _MAY_CHANGE)
         until_the_end.enter_context(run.occupied())
