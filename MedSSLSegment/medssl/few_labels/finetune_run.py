@@ -27,8 +27,8 @@ from ..foundation.runtime import pick_device
 from ..home import cases_folder, models_folder
 from ..registry import DEFAULT_MODEL
 from ..runs.run_folder import RunFolder, TrainingMetric, plain
-from ..storage import require_writable
 from ..segmentation import Segment, Segmentation, default_color
+from ..storage import require_writable
 from ..volume import looks_like_ct
 from .annotated_samples import AnnotatedCase, by_scan, hold_out
 from .carried_labels import with_carried_labels
