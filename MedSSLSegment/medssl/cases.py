@@ -6,9 +6,9 @@
     store/cases/<id>/labels-<n>.seg.nrrd the label map of revision n
     store/removed/<id>-<time>/           what was taken out; `CaseStore.restore` brings it back
 
-Every write ends with one rename, so a half-written case or revision never appears, and a killed program leaves at most
-what nobody reads, and a later one clears away. Two programs may use a store at once: writers take the case's lock; readers need none, because
-the labels before the current ones are kept too.
+Every write ends with one rename, so a half-written case or revision never appears; what a killed program leaves behind
+nobody reads, and a later program clears it away. Two programs may use a store at once: writers take the case's lock;
+readers need none, because the labels before the current ones are kept too.
 """
 
 from __future__ import annotations
