@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medssl.cli import COMMANDS
+from medssl.cli.program import COMMANDS
 from medssl.metrics import dice
 from medssl.segmentation import read_segmentation
 
@@ -201,6 +201,19 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(small_case, tmp_path: Path) -> 
     assert process.returncode == 130
     assert err.splitlines()[-1] == "medssl: cancelled"
     assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_while_the_commands_are_still_being_loaded_is_one_line_too(medssl, monkeypatch) -> None:
+    class Impatient:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> None:
+            if name == "medssl.cli.program":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "medssl.cli.program")
+    monkeypatch.setattr(sys, "meta_path", [Impatient, *sys.meta_path])
+    outcome = medssl("info", "ct.nii.gz")
+    assert (outcome.code, outcome.err) == (130, "medssl: cancelled\n")
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
