@@ -19,7 +19,9 @@ from medssl.few_labels.finetune_run import FinetuneConfig, finetune
 from medssl.foundation.intensity import IntensityTracker
 from medssl.foundation.protocols import SliceTracker, TrackedSlice, TrackJob
 from medssl.metrics import dice
-from medssl.prompts import SlicePrompt
+from medssl.prompts import Reference, SlicePrompt
+from medssl.propagate import propagate
+from medssl.results import SliceMask
 from medssl.runs.run_folder import RunFolder
 from medssl.segmentation import Segment, Segmentation
 from medssl.volume import Volume
@@ -45,6 +47,19 @@ def a_case(vouched: Sequence[int], known: tuple[bool, ...] = (True, True, True))
     image = (np.choose(labels, [40, 180, -120]) + noise).astype(np.int16)
     scan = Scan("scan", "scan", "patient", labels.shape, SPACING, intensity_stats(image))
     return AnnotatedCase(scan, image, labels, np.array(known)).only_slices(list(vouched))
+
+
+def ends_found(drawn: int = 15) -> tuple[int, int]:
+    """First and last slice on which the tracker sees the bright rod."""
+    case = a_case([drawn])
+    volume = Volume(case.image, np.diag([*SPACING[::-1], 1.0]), "scan")
+    reference = Reference("1", SlicePrompt(0, drawn, mask=truth()[drawn] == 1))
+    found = [
+        event.index
+        for event in propagate(volume, [reference], IntensityTracker())
+        if isinstance(event, SliceMask) and event.mask.any()
+    ]
+    return min(found), max(found)
 
 
 class Says:
@@ -97,10 +112,31 @@ def test_just_past_an_end_the_surroundings_of_the_object_teach_nothing() -> None
     part = carried_labels([a_case([15])], IntensityTracker())
 
     assert part is not None
-    seen = np.flatnonzero((part.labels == 1).any(axis=(1, 2)))
-    for beyond in (*range(seen[0] - 4, seen[0]), *range(seen[-1] + 1, seen[-1] + 5)):
+    first, last = ends_found()
+    for beyond in (*range(first - 4, first), *range(last + 1, last + 5)):
         assert np.all(part.labels[beyond, 10:22, 10:22] == IGNORE)
     assert np.all(part.labels[2, 10:22, 10:22] == 0)
+
+
+@pytest.mark.parametrize(("drawn", "before"), [(15, 3), (20, 1)])
+def test_just_before_an_end_the_object_teaches_nothing_but_keeps_most_of_its_way(
+    drawn: int, before: int
+) -> None:
+    """10 mm are three slices of 3 mm; of three slices two fifths are one."""
+    part = carried_labels([a_case([drawn])], IntensityTracker())
+
+    assert part is not None
+    last = ends_found(drawn)[1]
+    teaches = [bool((part.labels[index] == 1).any()) for index in range(drawn + 1, last + 1)]
+    assert teaches == [True] * (last - drawn - before) + [False] * before
+    assert np.all(part.labels[last - before + 1 : last + 1, 14:18, 14:18] == IGNORE)
+
+
+def test_an_object_that_goes_on_to_the_last_slice_of_the_volume_has_no_end_there() -> None:
+    part = carried_labels([a_case([15])], IntensityTracker())
+
+    assert part is not None
+    assert all((part.labels[index] == 2).any() for index in (0, 1, 30, 31))
 
 
 def test_annotated_slices_stay_with_those_who_drew_them() -> None:

@@ -236,6 +236,14 @@ def test_parts_are_drawn_as_often_as_they_have_slices() -> None:
     np.testing.assert_allclose(counts, [0.2, 2 / 15, 1 / 3, 1 / 3], atol=0.03)
 
 
+def test_slices_that_were_drawn_come_often_however_many_were_carried_from_them() -> None:
+    drawn, carried = case(0).only_slices([2]), replace(case(0), is_carried=True)
+    samples = AnnotatedSamples([drawn, carried, case(1)], CONTRACT)
+    rng = np.random.default_rng(0)
+    counts = np.bincount([samples._which(rng) for _ in range(3000)]) / 3000
+    np.testing.assert_allclose(counts, [0.15, 0.35, 0.5], atol=0.03)
+
+
 def test_a_scan_in_parts_is_measured_as_if_it_were_whole() -> None:
     net = network()
     segments = ["bright", "dark"]

@@ -35,6 +35,8 @@ _MARGIN = 1.25
 _HELD_OUT = 0.2
 """Share of the cases, or of the slices of few cases, that is kept for validation."""
 _FEW_CASES = 3
+_LEAST_SHARE_SEEN = 0.3
+"""Of the samples of a scan, on slices that somebody has annotated, however many more labels were carried from them."""
 _T = TypeVar("_T", bound=np.generic)
 _SIDES = re.compile(r"(^|[^a-z])(left|right|l|r|lt|rt|sin|dex)([^a-z]|$)", re.IGNORECASE)
 
@@ -50,6 +52,8 @@ class AnnotatedCase:
     """(K, J, I): 0 background, n + 1 the n-th segment, IGNORE where nobody vouched."""
     known: NDArray[np.bool_]
     """(N,) classes this case was annotated for; the background is always one."""
+    is_carried: bool = False
+    """Whether nobody has seen these labels: a tracker has carried them from annotated slices."""
 
     def __post_init__(self) -> None:
         if self.image.shape != self.labels.shape:
@@ -152,12 +156,20 @@ class AnnotatedSamples:
         return image, labels, case.known
 
     def _which(self, rng: np.random.Generator) -> int:
-        """A case: every scan as often, and of its parts each as often as it has slices."""
+        """A case: every scan as often, and its parts by their shares."""
         parts = self._scans[int(rng.integers(len(self._scans)))]
-        if len(parts) == 1:
-            return parts[0]
-        slices = np.array([self.cases[n].vouched_slices.size for n in parts])
-        return int(rng.choice(parts, p=slices / slices.sum()))
+        return parts[0] if len(parts) == 1 else int(rng.choice(parts, p=self._shares(parts)))
+
+    def _shares(self, parts: Sequence[int]) -> NDArray[np.float64]:
+        """Of the parts of a scan: each as often as it has slices, but the carried ones no more often than is good."""
+        shares = np.array([float(self.cases[n].vouched_slices.size) for n in parts])
+        shares /= shares.sum()
+        carried = np.array([self.cases[n].is_carried for n in parts])
+        seen = float(shares[~carried].sum())
+        if 0.0 < seen < _LEAST_SHARE_SEEN:
+            shares[~carried] *= _LEAST_SHARE_SEEN / seen
+            shares[carried] *= (1.0 - _LEAST_SHARE_SEEN) / (1.0 - seen)
+        return shares
 
     def _centre(self, rng: np.random.Generator, n: int) -> tuple[int, int, int]:
         """A voxel (k, j, i) to draw around: of a segment, each as often, or anywhere on a vouched slice."""

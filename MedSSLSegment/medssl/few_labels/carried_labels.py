@@ -24,13 +24,17 @@ from ..propagate import PropagateOptions, propagate
 from ..results import SliceMask
 from ..volume import Volume, as_stack, take_slice
 from .annotated_samples import AnnotatedCase, by_scan
+from .skimming import box_of
 
 __all__ = ["carried_labels", "with_carried_labels"]
 
 _SURE = 0.65
 """Confidence, the Dice that is expected of it, from which a slice teaches."""
+_UNSURE_BEFORE_MM, _UNSURE_SHARE = 10.0, 0.4
+"""So far before the slice where an object was last seen, and at most so much of its way there from the last annotated
+slice, it teaches nothing: a tracker that runs on past an end would teach that it does."""
 _UNSURE_BEYOND_MM = 12.0
-"""So far past the slice where an object was last seen, its surroundings teach nothing."""
+"""So far past that slice, the object's surroundings teach nothing."""
 _AROUND_MM = 10.0
 """What belongs to the surroundings of an object, in the plane."""
 
@@ -129,11 +133,12 @@ def carried_labels(
             take_slice(labels, axis, event.index)[event.mask] = label if event.confidence >= _SURE else IGNORE
             take_slice(owners, axis, event.index)[event.mask] += 1
     for label, indices in found.items():
-        _forget_ends(labels, label, sorted(indices), axis, scan.spacing_kji_mm)
+        drawn = [each.prompt.index for each in references if int(each.segment) == label]
+        _forget_ends(labels, label, indices, drawn, axis, scan.spacing_kji_mm)
     labels[(owners > 1) | vouched] = IGNORE
     known = np.zeros_like(parts[0].known)
     known[[0, *shown]] = True
-    return replace(parts[0], labels=labels, known=known)
+    return replace(parts[0], labels=labels, known=known, is_carried=True)
 
 
 def _axis_of_slices(vouched: NDArray[np.bool_]) -> int:
@@ -156,23 +161,36 @@ def _references(part: AnnotatedCase, axis: int) -> list[Reference]:
 def _forget_ends(
     labels: NDArray[np.uint8],
     label: int,
-    indices: list[int],
+    found: Sequence[int],
+    drawn: Sequence[int],
     axis: int,
     spacing_kji_mm: tuple[float, float, float],
 ) -> None:
-    """Where an object ends is the tracker's weakest answer: just past it, its surroundings teach nothing."""
-    reach = int(np.ceil(_UNSURE_BEYOND_MM / spacing_kji_mm[axis]))
-    in_plane = [mm for n, mm in enumerate(spacing_kji_mm) if n != axis]
-    for last, step in ((indices[0], -1), (indices[-1], 1)):
-        rows, cols = np.nonzero(take_slice(labels, axis, last) == label)
-        if not rows.size:
+    """Where an object ends is the tracker's weakest answer: just before it, the object teaches nothing, and just past
+    it, its surroundings do not.
+
+    Args:
+        labels: (K, J, I), changed in place.
+        label: of the object.
+        found: slices it was found on, the annotated ones among them.
+        drawn: the annotated ones.
+        axis: of the slices.
+        spacing_kji_mm: of the labels.
+    """
+    count, step_mm = labels.shape[axis], spacing_kji_mm[axis]
+    row_mm, column_mm = (mm for n, mm in enumerate(spacing_kji_mm) if n != axis)
+    margin = math.ceil(_AROUND_MM / row_mm), math.ceil(_AROUND_MM / column_mm)
+    for last, outermost, step in ((min(found), min(drawn), -1), (max(found), max(drawn), 1)):
+        if last in (0, count - 1):  # the volume ends here, and the object may well go on
             continue
-        margin = [int(np.ceil(_AROUND_MM / mm)) for mm in in_plane]
-        box = tuple(
-            slice(max(int(at.min()) - reach_px, 0), int(at.max()) + reach_px + 1)
-            for at, reach_px in zip((rows, cols), margin, strict=True)
-        )
-        for index in range(last + step, last + step * (reach + 1), step):
-            if 0 <= index < labels.shape[axis]:
+        way = range(last, outermost - step, -step)
+        before = round(min(_UNSURE_BEFORE_MM, _UNSURE_SHARE * (len(way) - 1) * step_mm) / step_mm)
+        boxes = (box_of(take_slice(labels, axis, index) == label, margin) for index in way)
+        box = next((each for each in boxes if each is not None), None)
+        for index in way[:before]:
+            plane = take_slice(labels, axis, index)
+            plane[plane == label] = IGNORE
+        for index in range(last + step, last + step * (math.ceil(_UNSURE_BEYOND_MM / step_mm) + 1), step):
+            if box is not None and 0 <= index < count:
                 region = take_slice(labels, axis, index)[box]
                 region[region == 0] = IGNORE
