@@ -7,6 +7,7 @@ A checkpoint of ours is one safetensors file whose header also carries what is n
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import pickle
 import re
@@ -32,7 +33,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
-_META_KEY = "medssl"
+_META_KEY, _DIGEST_KEY = "medssl", "medssl_sha256"
 _NESTED_KEYS = ("model", "state_dict", "model_state_dict")  # where official files put the state dict
 _NOT_ALLOWED = re.compile(r"global|reduce", re.IGNORECASE)  # what PyTorch says of a pickle that names code
 _NAMED_IN_A_MESSAGE = 3
@@ -94,11 +95,20 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         The tensors by name, and the metadata `write_checkpoint` stored (empty for a file from elsewhere).
 
     Raises:
-        ModelError: the file is missing or damaged.
+        ModelError: the file is missing or damaged; a file of ours also where a single number has changed since it was
+            written.
     """
     with _opened(Path(path)) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        return tensors, _header(file)
+        stated = file.metadata() or {}
+        header = _header(file)
+    written = stated.get(_DIGEST_KEY)  # none in files from elsewhere, and in the oldest of ours
+    if written is not None and written != _digest(tensors, stated.get(_META_KEY, "")):
+        raise ModelError(
+            f"The weights file {path} is damaged: it no longer holds what was written; get it again from a copy, or"
+            " take another version of the model (medssl models list)."
+        )
+    return tensors, header
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -137,14 +147,24 @@ def write_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapp
         StorageError: no space or no permission; nothing is left behind.
     """
     path = Path(path)
-    header = {_META_KEY: json.dumps(dict(meta), sort_keys=True)}
+    separate, text = _separate(tensors), json.dumps(dict(meta), sort_keys=True)
+    header = {_META_KEY: text, _DIGEST_KEY: _digest(separate, text)}
     with atomic_path(path) as temporary:
         try:
-            save_file(_separate(tensors), temporary, metadata=header)
+            save_file(separate, temporary, metadata=header)
         except SafetensorError as error:  # safetensors wraps the system's own error
             raise StorageError(
                 f"The checkpoint {path} could not be written ({error}); free some space."
             ) from error
+
+
+def _digest(tensors: Mapping[str, Tensor], meta: str) -> str:
+    """SHA-256 (hex) of metadata and contiguous CPU tensors, whatever their order."""
+    digest = hashlib.sha256(meta.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

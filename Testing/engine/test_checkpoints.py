@@ -120,6 +120,24 @@ def test_a_checkpoint_gives_back_tensors_and_metadata(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("place", [0.5, 1.0])
+def test_a_checkpoint_in_which_a_single_number_has_changed_is_refused(tmp_path: Path, place: float) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    write_checkpoint(path, {"a": torch.arange(64.0), "whole": torch.tensor(3), "none": torch.zeros(0, 2)}, {})
+    content = bytearray(path.read_bytes())
+    numbers = 64 * 4 + 8
+    content[-1 - int((numbers - 1) * (1.0 - place))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"checkpoint\.safetensors is damaged: it no longer holds what was"):
+        read_checkpoint(path)
+
+
+def test_a_checkpoint_of_an_earlier_program_without_a_checksum_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    save_file({"a": torch.arange(4.0)}, path, metadata={"medssl": '{"step": 1}'})
+    assert read_checkpoint(path)[1] == {"step": 1}
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     write_checkpoint(path, tensors(), {"step": 1})

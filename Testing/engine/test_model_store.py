@@ -156,6 +156,33 @@ def test_a_damaged_version_is_named_and_the_others_stay(store: ModelStore) -> No
     assert "v002.safetensors" in problems[0].text
 
 
+def test_no_other_version_is_taken_for_a_damaged_one_in_use(store: ModelStore) -> None:
+    damaged = store.folder / "liver" / "v003.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    for asked in ("liver", "liver:3"):
+        with pytest.raises(ModelError, match=r"liver:3 is damaged; go back with: medssl models use liver:2"):
+            store.resolve(asked)
+    assert store.in_use("liver") == "liver:3"
+    store.use("liver:2")
+    assert store.find("liver").id == "liver:2"
+    store.delete("liver:3")
+    with pytest.raises(InputError, match="has no version 3"):
+        store.find("liver:3")
+
+
+def test_a_version_with_a_changed_number_is_neither_exported_nor_added(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    damaged = store.folder / "liver" / "v003.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ModelError, match="no longer holds what was written"):
+        store.export("liver", tmp_path / "out.safetensors")
+    with pytest.raises(ModelError, match="no longer holds what was written"):
+        store.add(damaged, "spleen")
+    assert not (tmp_path / "out.safetensors").exists()
+    assert [model.name for model in store.models()] == ["liver"]
+
+
 def test_a_lost_choice_of_version_means_the_newest(store: ModelStore) -> None:
     store.use("liver:1")
     (store.folder / "liver" / "model.json").write_text("{")

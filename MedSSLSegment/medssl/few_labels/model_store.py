@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoints import read_header
+from ..checkpoints import read_checkpoint, read_header
 from ..errors import InputError, ModelError
 from ..events import Log
 from ..home import models_folder
@@ -81,15 +81,21 @@ class ModelStore:
 
         Raises:
             InputError: there is none; the message lists those there are.
+            ModelError: its file is damaged; no other version is taken for it.
         """
         name, _, number = model.partition(":")
         stored = self._stored(name)
+        versions = {str(version.number): version for version in stored.versions}
+        wanted = number or str(_chosen(self.folder / name) or stored.in_use.number)
+        if wanted in versions:
+            return versions[wanted]
+        if any(str(_number(path)) == wanted for path in _version_files(self.folder / name)):
+            raise ModelError(
+                f"The file of {name}:{wanted} is damaged; go back with: medssl models use {stored.in_use.id}"
+            )
         if not number:
             return stored.in_use
-        versions = {str(version.number): version for version in stored.versions}
-        if number not in versions:
-            raise InputError(f"Model {name} has no version {number}; it has {', '.join(versions)}.")
-        return versions[number]
+        raise InputError(f"Model {name} has no version {number}; it has {', '.join(versions)}.")
 
     def resolve(self, model: str) -> Path:
         """Path of the weights of "name", "name:3" or a file.
@@ -106,11 +112,11 @@ class ModelStore:
 
         Raises:
             InputError: the name cannot be one.
-            ModelError: the file holds no model.
+            ModelError: the file holds no model, or is damaged.
             StorageError: no space or no permission; the model stays as it was.
         """
         require_model_name(name)
-        ModelInfo.from_json(read_header(file))
+        ModelInfo.from_json(read_checkpoint(file)[1])
         folder = self.folder / name
         make_folder(folder)
         number = (
@@ -131,7 +137,9 @@ class ModelStore:
 
     def in_use(self, name: str) -> str:
         """What a name stands for now, e.g. "liver:2"; empty where there is no such model."""
-        return self.find(name).id if (self.folder / name).is_dir() else ""
+        numbers = [_number(path) for path in _version_files(self.folder / name)]
+        chosen = _chosen(self.folder / name)
+        return f"{name}:{chosen if chosen in numbers else numbers[-1]}" if numbers else ""
 
     def use(self, model: str) -> ModelVersion:
         """Go back (or forward) to a version: "name:2".
@@ -149,29 +157,36 @@ class ModelStore:
         Raises:
             InputError: there is none.
         """
-        version = self.find(model)
-        stored = self._stored(version.name)
-        chosen = [version] if ":" in model else list(stored.versions)
-        make_folder(self.folder / _REMOVED / version.name)
-        for each in chosen:
-            move(each.path, self.folder / _REMOVED / version.name / each.path.name)
-        left = [each.number for each in stored.versions if each not in chosen]
+        name, _, number = model.partition(":")
+        files = _version_files(self._folder(name))
+        chosen = [path for path in files if number in ("", str(_number(path)))]
+        if not chosen:
+            known = ", ".join(str(_number(path)) for path in files)
+            raise InputError(f"Model {name} has no version {number}; it has {known or 'none'}.")
+        in_use = _chosen(self.folder / name)
+        make_folder(self.folder / _REMOVED / name)
+        for path in chosen:
+            move(path, self.folder / _REMOVED / name / path.name)
+        left = [_number(path) for path in files if path not in chosen]
         if not left:
-            shutil.rmtree(self.folder / version.name, ignore_errors=True)
-        elif stored.in_use in chosen:
-            self._use(self.folder / version.name, left[-1])
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        elif in_use not in left:
+            self._use(self.folder / name, left[-1])
 
     def export(self, model: str, path: str | Path) -> None:
         """Write a version as one file that `add` takes on any machine.
 
         Raises:
             InputError: there is no such model, or the path does not end in .safetensors.
+            ModelError: its file is damaged.
             StorageError: no space or no permission.
         """
         if Path(path).suffix != ".safetensors":
             raise InputError(f"A model is exported to a .safetensors file, not to {Path(path).name}.")
+        version = self.find(model)
+        read_checkpoint(version.path)  # better found here than on the other machine
         with atomic_path(path) as temporary:
-            shutil.copyfile(self.find(model).path, temporary)
+            shutil.copyfile(version.path, temporary)
 
     def _folders(self) -> list[Path]:
         """Of the models, by name."""
@@ -185,14 +200,22 @@ class ModelStore:
             InputError: there is none; the message lists those there are.
         """
         problems: list[Log] = []
-        folder = next((folder for folder in self._folders() if folder.name == name), None)
-        stored = None if folder is None else self._read(folder, problems.append)
+        stored = self._read(self._folder(name), problems.append)
         if stored is not None:
             return stored
-        if problems:
-            raise InputError(f"No version of the model '{name}' can be read: {problems[0].text}")
-        known = ", ".join(folder.name for folder in self._folders())
-        raise InputError(f"There is no model '{name}'; the store holds {known or 'none'}.")
+        why = problems[0].text if problems else "its folder is empty."
+        raise InputError(f"No version of the model '{name}' can be read: {why}")
+
+    def _folder(self, name: str) -> Path:
+        """Of one model.
+
+        Raises:
+            InputError: there is none; the message lists those there are.
+        """
+        folders = {folder.name: folder for folder in self._folders()}
+        if name not in folders:
+            raise InputError(f"There is no model '{name}'; the store holds {', '.join(folders) or 'none'}.")
+        return folders[name]
 
     def _read(self, folder: Path, on_problem: Callable[[Log], None]) -> StoredModel | None:
         versions = []
@@ -205,10 +228,7 @@ class ModelStore:
             versions.append(ModelVersion(folder.name, _number(path), path, path.stat().st_mtime, info))
         if not versions:
             return None
-        try:
-            wanted = json.loads((folder / "model.json").read_text("utf-8"))["in_use"]
-        except (OSError, ValueError, KeyError):
-            wanted = versions[-1].number  # nothing is lost: the newest is what one would want
+        wanted = _chosen(folder)  # none: nothing is lost, the newest is what one would want
         in_use = next((version for version in versions if version.number == wanted), versions[-1])
         return StoredModel(folder.name, tuple(versions), in_use)
 
@@ -225,6 +245,14 @@ def require_model_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name) or name == _REMOVED:
         raise InputError(f"'{name}' cannot name a model; use letters, digits, dots, dashes and underscores.")
+
+
+def _chosen(folder: Path) -> int | None:
+    """Number of the version in use, as a model's folder states it."""
+    try:
+        return int(json.loads((folder / "model.json").read_text("utf-8"))["in_use"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _version_files(*folders: Path) -> list[Path]:
