@@ -80,7 +80,8 @@ def test_a_worker_on_another_machine_can_be_named_by_its_path(
     [
         (
             "#!/bin/sh\necho 'ssh: connect to host gpu-server port 22: No route to host' >&2\nexit 255\n",
-            r"connection to gpu-server failed \(ssh: connect to host gpu-server port 22: No route to host\); the",
+            r"connection to gpu-server failed \(ssh: connect to host gpu-server port 22: No route to host\); see that"
+            " `ssh gpu-server` works without asking",
         ),
         (
             "#!/bin/sh\necho 'me@gpu-server: Permission denied (publickey).' >&2\nexit 255\n",
@@ -90,13 +91,16 @@ def test_a_worker_on_another_machine_can_be_named_by_its_path(
             "#!/bin/sh\necho 'sh: medssl: command not found' >&2\nexit 127\n",
             r"gpu-server cannot run the command 'medssl' \(sh: medssl: command not found\); install medssl there",
         ),
-        ("#!/bin/sh\nexit 1\n", "worker on gpu-server ended with exit status 1; the next request"),
+        (
+            "#!/bin/sh\nexit 1\n",
+            "worker on gpu-server ended with exit status 1; see that `ssh gpu-server medssl --version` works",
+        ),
         ("#!/bin/sh\nkill -TERM $$\n", "connection to gpu-server was ended by SIGTERM"),
         (
             "#!/bin/sh\necho 'Welcome to the GPU server! Be nice.'\nexec sleep 60\n",
-            "damaged .*not a message; it begins with b'Welcome to the",
+            "No worker answered .*not a message; it begins with b'Welcome to the.*greeting at login, silence that",
         ),
-        ("#!/bin/sh\nprintf '\\223MSSL\\n\\001'\n", "damaged .*cut short: 7 of 20 bytes"),
+        ("#!/bin/sh\nprintf '\\223MSSL\\n\\001'\n", "No worker answered .*cut short: 7 of 20 bytes"),
     ],
 )
 def test_a_host_that_fails_is_explained_in_one_sentence(

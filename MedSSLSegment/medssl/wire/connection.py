@@ -357,7 +357,7 @@ class Connection:
         if self._complaint:
             return _damaged(f"it could not read the request: {self._complaint}")
         if problem and status == 0:
-            return _damaged(problem)
+            return _damaged(problem) if self._welcome else _no_worker(problem)
         self._threads["log"].join(_GRACE_SECONDS / 4)
         return self._command.explain(status, self._log_tail[-1] if self._log_tail else "")
 
@@ -378,6 +378,14 @@ class Connection:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE_SECONDS / 4)
                 return
+
+
+def _no_worker(problem: str) -> str:
+    """What came was not from a worker, as a greeting in the other machine's start-up files is not."""
+    return (
+        f"No worker answered ({problem.rstrip('.')}); if its machine prints a greeting at login, silence that, then"
+        " try again."
+    )
 
 
 def _damaged(problem: str) -> str:

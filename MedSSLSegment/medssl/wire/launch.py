@@ -109,15 +109,22 @@ class SshCommand:
     def explain(self, status: int, last_words: str) -> str:
         """Say in one sentence why ssh, or the worker at its other end, ended."""
         if status == 255:  # ssh's own failures, whatever they are
-            return f"The connection to {self.host} failed{_quoted(last_words)}; {_AGAIN}."
+            return (
+                f"The connection to {self.host} failed{_quoted(last_words)}; see that `ssh {self.host}` works without"
+                " asking for anything, then try again."
+            )
+        look = f"see that `ssh {self.host} {shlex.quote(self.program)} --version` works"
         if status in (126, 127):
             return (
-                f"{self.host} cannot run the command {self.program!r}{_quoted(last_words)};"
-                " install medssl there or give the command's full path."
+                f"{self.host} cannot run the command {self.program!r}{_quoted(last_words)}; install medssl there, and"
+                f" {look}."
             )
         if status < 0:
             return f"The connection to {self.host} was ended by {_signal_name(-status)}; {_AGAIN}."
-        return f"The worker on {self.host} ended with exit status {status}{_quoted(last_words)}; {_AGAIN}."
+        return (
+            f"The worker on {self.host} ended with exit status {status}{_quoted(last_words)}; {look}, then try"
+            " again."
+        )
 
 
 def _signal_name(number: int) -> str:
