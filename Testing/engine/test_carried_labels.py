@@ -190,6 +190,16 @@ def test_where_two_segments_claim_a_voxel_nothing_is_taught() -> None:
     assert np.all(part.labels[14, 40:44, 4:8] == IGNORE)
 
 
+def test_a_segment_that_another_one_hides_wholly_is_not_carried() -> None:
+    case = a_case([15])
+    rod = (case.labels == 1).astype(np.uint8)
+    same = [replace(case, labels=np.where(case.labels == IGNORE, IGNORE, rod * label)) for label in (1, 2)]
+    part = carried_labels(same, IntensityTracker())
+
+    assert part is not None
+    assert not np.isin(part.labels, (1, 2)).any()
+
+
 def test_labels_across_another_axis_are_carried_along_it() -> None:
     case = a_case(range(32), known=(True, True, False))
     labels = np.full_like(case.labels, IGNORE)

@@ -31,10 +31,10 @@ __all__ = ["carried_labels", "with_carried_labels"]
 _SURE = 0.65
 """Confidence, the Dice that is expected of it, from which a slice teaches."""
 _UNSURE_BEFORE_MM, _UNSURE_SHARE = 10.0, 0.4
-"""So far before the slice where an object was last seen, and at most so much of its way there from the last annotated
-slice, it teaches nothing: a tracker that runs on past an end would teach that it does."""
+"""Of the slices that would teach an object on its way to an end, so many millimetres are left out, the last ones, and
+at most so large a share: a tracker that runs on past an end would teach that it does."""
 _UNSURE_BEYOND_MM = 12.0
-"""So far past that slice, the object's surroundings teach nothing."""
+"""So far past the slice where an object was last seen, its surroundings teach nothing."""
 _AROUND_MM = 10.0
 """What belongs to the surroundings of an object, in the plane."""
 
@@ -181,16 +181,18 @@ def _forget_ends(
     row_mm, column_mm = (mm for n, mm in enumerate(spacing_kji_mm) if n != axis)
     margin = math.ceil(_AROUND_MM / row_mm), math.ceil(_AROUND_MM / column_mm)
     for last, outermost, step in ((min(found), min(drawn), -1), (max(found), max(drawn), 1)):
-        if last in (0, count - 1):  # the volume ends here, and the object may well go on
+        shown = [
+            (index, box)
+            for index in range(last, outermost - step, -step)
+            if (box := box_of(take_slice(labels, axis, index) == label, margin)) is not None
+        ]
+        if last in (0, count - 1) or not shown:  # the volume ends here; or another segment hides this one
             continue
-        way = range(last, outermost - step, -step)
-        before = round(min(_UNSURE_BEFORE_MM, _UNSURE_SHARE * (len(way) - 1) * step_mm) / step_mm)
-        boxes = (box_of(take_slice(labels, axis, index) == label, margin) for index in way)
-        box = next((each for each in boxes if each is not None), None)
-        for index in way[:before]:
+        before = round(min(_UNSURE_BEFORE_MM / step_mm, _UNSURE_SHARE * (len(shown) - 1)))
+        for index, _ in shown[:before]:
             plane = take_slice(labels, axis, index)
             plane[plane == label] = IGNORE
         for index in range(last + step, last + step * (math.ceil(_UNSURE_BEYOND_MM / step_mm) + 1), step):
-            if box is not None and 0 <= index < count:
-                region = take_slice(labels, axis, index)[box]
+            if 0 <= index < count:
+                region = take_slice(labels, axis, index)[shown[0][1]]
                 region[region == 0] = IGNORE
