@@ -33,7 +33,8 @@ __all__ = [
     "write_checkpoint",
 ]
 
-_META_KEY, _DIGEST_KEY = "medssl", "medssl_sha256"
+_META_KEY, _DIGEST_KEY = "medssl", "content_sha256"
+_DIGEST_AT_THE_END = re.compile(rf'(, )?"{_DIGEST_KEY}": "([0-9a-f]{{64}})"}}$')
 _NESTED_KEYS = ("model", "state_dict", "model_state_dict")  # where official files put the state dict
 _NOT_ALLOWED = re.compile(r"global|reduce", re.IGNORECASE)  # what PyTorch says of a pickle that names code
 _NAMED_IN_A_MESSAGE = 3
@@ -100,10 +101,9 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     """
     with _opened(Path(path)) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        stated = file.metadata() or {}
-        header = _header(file)
-    written = stated.get(_DIGEST_KEY)  # none in files from elsewhere, and in the oldest of ours
-    if written is not None and written != _digest(tensors, stated.get(_META_KEY, "")):
+        text, header = _header_text(file), _header(file)
+    stated = _DIGEST_AT_THE_END.search(text)  # none in files from elsewhere, and in the oldest of ours
+    if stated is not None and stated[2] != _digest(tensors, text[: stated.start()] + "}"):
         raise ModelError(
             f"The weights file {path} is damaged: it no longer holds what was written; get it again from a copy, or"
             " take another version of the model (medssl models list)."
@@ -131,8 +131,13 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _header(file: Any) -> dict[str, Any]:
-    header: dict[str, Any] = json.loads((file.metadata() or {}).get(_META_KEY, "{}"))
+    header: dict[str, Any] = json.loads(_header_text(file))
+    header.pop(_DIGEST_KEY, None)
     return header
+
+
+def _header_text(file: Any) -> str:
+    return str((file.metadata() or {}).get(_META_KEY, "{}"))
 
 
 def write_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -148,7 +153,8 @@ def write_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapp
     """
     path = Path(path)
     separate, text = _separate(tensors), json.dumps(dict(meta), sort_keys=True)
-    header = {_META_KEY: text, _DIGEST_KEY: _digest(separate, text)}
+    stated = f'{", " if meta else ""}"{_DIGEST_KEY}": "{_digest(separate, text)}"}}'
+    header = {_META_KEY: text[:-1] + stated}  # one entry: the order of several would differ from file to file
     with atomic_path(path) as temporary:
         try:
             save_file(separate, temporary, metadata=header)

@@ -132,6 +132,14 @@ def test_a_checkpoint_in_which_a_single_number_has_changed_is_refused(tmp_path: 
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("meta", [{}, {"step": 7, "of": {"b": 0.1, "a": ["x"]}}])
+def test_equal_checkpoints_are_equal_files(tmp_path: Path, meta: dict[str, object]) -> None:
+    for number in range(6):
+        write_checkpoint(tmp_path / f"{number}.safetensors", tensors(), meta)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    assert read_checkpoint(tmp_path / "0.safetensors")[1] == meta
+
+
 def test_a_checkpoint_of_an_earlier_program_without_a_checksum_is_read(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     save_file({"a": torch.arange(4.0)}, path, metadata={"medssl": '{"step": 1}'})
