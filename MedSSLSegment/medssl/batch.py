@@ -1,7 +1,8 @@
 """A folder of volumes in, a folder of segmentations out; resumable, and a bad file does not stop the others.
 
     out/batch.json        what was asked for; another request needs another folder
-    out/summary.csv       a line for every volume and segment: what was found, or what went wrong
+    out/summary.csv       a line for every volume and segment: what was found, or what went wrong, and which DICOM
+                          series "[series 1]" is; file names tell nothing of it, a description may name the patient
     out/<name>.seg.nrrd   the result of a volume, in the folders the volumes lie in; <name> has no suffix unless
                           another volume's result has that name already: a.nii.gz and a.nrrd, or a DICOM folder a
 
@@ -17,7 +18,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ __all__ = ["BatchItem", "run_batch"]
 
 _ENCODING, _NO_TEXT = "utf-8", "surrogateescape"
 """How names are written down, and those of files that are no text."""
-_COLUMNS = ("volume", "state", "segment", "volume_ml", "seconds", "output", "problem")
+_COLUMNS = ("volume", "state", "segment", "volume_ml", "seconds", "output", "problem", "series")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class BatchItem:
     seconds: float = 0.0
     problem: str = ""
     """One sentence, where it failed."""
+    series: str = ""
+    """Which DICOM series it is, for a person; empty for an image file."""
 
 
 def run_batch(
@@ -150,7 +153,8 @@ def _items(
             yield BatchItem(source.name, "failed", problem=str(read))
         elif (name := source.name + read.suffix) not in known:
             taken = {item.output.casefold() for item in known.values() if item.name != name}
-            yield _item(name, read.volume, out, _output_name(source, read.suffix, taken), segment)
+            item = _item(name, read.volume, out, _output_name(source, read.suffix, taken), segment)
+            yield replace(item, series=read.series)
 
 
 def _output_name(source: Source, suffix: str, taken: Collection[str]) -> Path:
@@ -220,9 +224,8 @@ def _write_summary(path: Path, items: Mapping[str, BatchItem]) -> None:
         for item in items.values():
             for part, size in item.volumes_ml.items() or (("", None),):
                 size_text = "" if size is None else f"{size:.3f}"
-                rows.writerow(
-                    [item.name, item.state, part, size_text, f"{item.seconds:.2f}", item.output, item.problem]
-                )
+                facts = (item.name, item.state, part, size_text, f"{item.seconds:.2f}", item.output)
+                rows.writerow([*facts, item.problem, item.series])
 
 
 def _read_summary(path: Path) -> list[BatchItem]:
@@ -237,7 +240,8 @@ def _read_summary(path: Path) -> list[BatchItem]:
             if row["segment"]:
                 sizes[row["segment"]] = float(row["volume_ml"])
             state: Literal["done", "failed"] = "done" if row["state"] == "done" else "failed"
+            series = row.get("series") or ""  # the oldest summaries lack it
             items[row["volume"]] = BatchItem(
-                row["volume"], state, row["output"], sizes, float(row["seconds"]), row["problem"]
+                row["volume"], state, row["output"], sizes, float(row["seconds"]), row["problem"], series
             )
     return list(items.values())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine.test_dicom import stack, stored, write_series
+from engine.test_dicom import FIRST, SECOND, stack, stored, write_series
 from medssl.batch import BatchItem, run_batch
 from medssl.errors import InputError, StorageError
 from medssl.events import Log
@@ -146,6 +146,23 @@ def test_a_folder_that_holds_the_slices_themselves_is_a_volume(tmp_path: Path) -
         }  # fmt: skip
     expected = bright_parts(read_volume(folder)).labels_kji
     assert np.array_equal(read_segmentation(tmp_path / "out" / "thorax.seg.nrrd").labels_kji, expected)
+
+
+def test_the_summary_says_which_series_of_a_folder_a_result_is_of_and_file_names_do_not(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "scans" / "patient"
+    folder.parent.mkdir()
+    write_series(folder, stored(), stack(5), description="Portal venous")
+    write_series(folder, stored()[:3], stack(5)[:3], SECOND, "Native")
+    for _ in range(2):  # made, and read again
+        run(tmp_path / "scans", tmp_path / "out")
+        with (tmp_path / "out" / "summary.csv").open(newline="") as file:
+            series = {row["output"]: row["series"] for row in csv.DictReader(file)}
+        assert series == {
+            "patient [series 1].seg.nrrd": f"{FIRST} (CT, 'Portal venous', 5 slices)",
+            "patient [series 2].seg.nrrd": f"{SECOND} (CT, 'Native', 3 slices)",
+        }
 
 
 def test_two_batches_do_not_fill_one_folder_at_once(scans: Path, tmp_path: Path) -> None:

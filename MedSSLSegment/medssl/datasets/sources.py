@@ -80,6 +80,8 @@ class ReadScan:
     """As stated by DICOM or by a ``meta.json`` beside the file; "" where nothing is."""
     patient: str
     """Hash of the DICOM PatientID, or ""."""
+    series: str = ""
+    """Which DICOM series it is, for a person: UID, modality, description, number of slices; "" for an image file."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Source:
                 raw = read_series(series, self.path.name)
                 name = self.path.resolve().name if self.name == "." else self.name
                 volume = Volume(raw.voxels, raw.ijk_to_ras, name + suffix)
-                yield ReadScan(suffix, volume, series.modality, _hashed(patient_id(series)))
+                yield ReadScan(suffix, volume, series.modality, _hashed(patient_id(series)), str(series))
             except MedSSLError as error:
                 yield error
 
