@@ -80,6 +80,8 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.logic.session,
             self.logic.requireWorker,
             self.logic.restartWorker,
+            self.logic.checkWorker,
+            self.logic.close,
             lambda: self.logic.isChecking,
         )
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
@@ -205,7 +207,7 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onSegmentPainted(self, caller, event) -> None:
         """Look for reference slices again, once painting pauses."""
-        self.panel.lookTimer.start()
+        self.panel.onPainted()
 
     def onSegmentsModified(self, caller, event) -> None:
         """Show added, removed and renamed segments."""
@@ -231,6 +233,7 @@ class MedSSLSegmentLogic(ScriptedLoadableModuleLogic):
         WorkerPython.useChosenHome()
         self._ownsClient = client is None
         self._check: Task[None] | None = None
+        self._ending: Task[None] | None = None
         self.session = Session(
             slicer.mrmlScene,
             slicer.modules.segmentations.logic(),
@@ -261,13 +264,18 @@ class MedSSLSegmentLogic(ScriptedLoadableModuleLogic):
     def prepareWorker(self) -> None:
         """Begin to look, in the background and once, whether the chosen Python has what the worker needs."""
         if self._ownsClient and self._check is None:
-            command = WorkerPython.workerCommand()
-            self._check = Task(lambda: WorkerPython.requirePackages(command))
+            self.checkWorker()
+
+    def checkWorker(self) -> Task[None]:
+        """Look, in the background, whether the chosen Python has what the worker needs now; its result says so."""
+        command = WorkerPython.workerCommand()
+        self._check = Task(lambda: WorkerPython.requirePackages(command))
+        return self._check
 
     @property
     def isChecking(self) -> bool:
-        """Whether it is still being looked at what the chosen Python has."""
-        return self._check is not None and not self._check.done
+        """Whether it is still being looked at what the chosen Python has, or a worker is still ending."""
+        return any(task is not None and not task.done for task in (self._check, self._ending))
 
     def requireWorker(self, wait: bool = False) -> None:
         """Raise WorkerError when the chosen Python is known to lack what the worker needs.
@@ -285,10 +293,18 @@ class MedSSLSegmentLogic(ScriptedLoadableModuleLogic):
         self.session.client = self._newClient()
         self.prepareWorker()
 
-    def close(self) -> None:
-        """End the worker's process."""
-        if self._ownsClient:
-            self.session.client.close()
+    def close(self) -> Task[None]:
+        """End the worker's process in the background: what it is putting away, such as a case, takes its time."""
+        client, before = self.session.client, self._ending
+
+        def end() -> None:
+            if before is not None:
+                before.result()
+            if self._ownsClient:
+                client.close()
+
+        self._ending = Task(end, is_awaited=True)
+        return self._ending
 
     def _newClient(self) -> WorkerClient:
         return WorkerClient(WorkerPython.workerCommand())

@@ -7,7 +7,7 @@ from typing import Any
 
 from medssl.errors import InputError
 from medssl.scene.marks import PromptMarks
-from medssl.scene.prompting import axis_of_normal, slice_at
+from medssl.scene.prompting import Place, axis_of_normal, slice_at
 from medssl.scene.session import Session
 from slicer.i18n import tr as _
 
@@ -15,6 +15,9 @@ from .Errors import errorsShown
 from .SliceViews import SliceViews
 
 __all__ = ["AnnotateSection"]
+
+TOLERANCE = 1e-3
+"""Of view normals, and of distances in mm from the slice that a view shows."""
 
 
 class AnnotateSection:
@@ -47,6 +50,10 @@ class AnnotateSection:
         session.prompts.accepted = onChanged
         self.marks = PromptMarks(session)
         self._way: list[list[float]] = []
+        self._wayStart: tuple[str, list[float]] = "", []
+        """Segment and view normal of the way's first click."""
+        self._scribbled: Place | None = None
+        """The slice of the scribble that grows."""
         self._told: tuple[object, ...] = ()
         """Volume, axis and index that the worker was told of last: panning and zooming are no news."""
         self.tools = {
@@ -110,7 +117,7 @@ class AnnotateSection:
             if self.tool in ("positive", "negative"):
                 self.session.prompts.add_point(segment, positionRas, axis, self.tool == "positive")
             else:
-                self._way.append(positionRas)
+                self._goOn(segment, positionRas, normalRas)
             if self.tool == "box" and len(self._way) == 2:
                 way, self._way = self._way, []
                 self.session.prompts.add_box(segment, *way, axis)
@@ -122,9 +129,24 @@ class AnnotateSection:
     def _replaceScribble(self, segment: str, axis: int) -> None:
         """A scribble grows with every click: the shorter one makes way."""
         prompts = self.session.prompts
-        if len(self._way) > 2 and prompts.place is not None:
+        if len(self._way) > 2 and prompts.place == self._scribbled:
             prompts.take_back()
-        prompts.add_scribble(segment, self._way, axis, True)
+        self._scribbled = prompts.add_scribble(segment, self._way, axis, True)
+
+    def _goOn(self, segment: str, positionRas: list[float], normalRas: list[float]) -> None:
+        """Add a click to a box or scribble; in another view, on another slice or for another segment it begins anew."""
+        if self._way and not self._isInReach(segment, positionRas, normalRas):
+            self._way.clear()
+        if not self._way:
+            self._wayStart = segment, normalRas
+        self._way.append(positionRas)
+
+    def _isInReach(self, segment: str, positionRas: list[float], normalRas: list[float]) -> bool:
+        startSegment, startNormal = self._wayStart
+        steps = zip(normalRas, positionRas, self._way[0], strict=True)
+        beyondMm = abs(sum(n * (here - there) for n, here, there in steps))
+        isSameView = max(abs(a - b) for a, b in zip(normalRas, startNormal, strict=True)) < TOLERANCE
+        return segment == startSegment and isSameView and beyondMm < TOLERANCE
 
     def onAccept(self) -> None:
         self._way.clear()

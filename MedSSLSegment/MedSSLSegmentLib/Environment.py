@@ -121,6 +121,9 @@ def _venvPython(folder: Path) -> Path:
 def removeEnvironment(folder: Path | None = None) -> None:
     """Delete an environment that Set up began or made; refuses any other folder.
 
+    From the first moment it is none that could be used, and to the last one that can be deleted: where this is cut off,
+    the next time goes on.
+
     Raises:
         StorageError: the folder is not such an environment, or cannot be deleted.
     """
@@ -130,7 +133,14 @@ def removeEnvironment(folder: Path | None = None) -> None:
     ours = ("pyvenv.cfg", MARKER, PACKAGES)
     if not any((folder / name).exists() for name in ours) and any(folder.iterdir()):
         raise StorageError(f"{folder} was not made by Set up, so it is not deleted.")
+    marker = folder / MARKER
     try:
+        marker.write_text("", "utf-8")
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != marker:
+                path.unlink()
         shutil.rmtree(folder)
     except OSError as error:
         raise StorageError(
@@ -289,15 +299,18 @@ class SetUp:
     Args:
         plan: what to make.
         run: runs a process; by default a real one, and tells it to stop when cancelled.
+        after: waits for what uses the environment to end.
     """
 
     def __init__(
         self,
         plan: EnvironmentPlan,
         run: Runner | None = None,
+        after: Callable[[], object] = lambda: None,
     ) -> None:
         self.plan = plan
         self._run = run or _runProcess
+        self._after = after
         self._cancelled = threading.Event()
         self._ended = threading.Event()
         self.error: Exception | None = None
@@ -339,6 +352,7 @@ class SetUp:
 
     def _work(self) -> None:
         try:
+            self._after()
             self._make()
         except Exception as error:
             self.error = error

@@ -9,6 +9,7 @@ from typing import Any
 import qt
 import slicer.util
 from medssl.errors import WorkerError
+from medssl.scene.background import Task
 from medssl.scene.predicting import PredictDesk
 from medssl.scene.session import Session, State, Status
 from medssl.scene.teaching import TeachDesk
@@ -56,7 +57,9 @@ class Panel:
         session: does the work.
         requireWorker: raises WorkerError when the worker cannot run here.
         restartWorker: uses what is chosen in the settings now.
-        isChecking: whether it is still being looked at what the worker's Python has.
+        checkWorker: looks in the background what the worker's Python has; see `SettingsSection`.
+        endWorker: ends the worker in the background.
+        isChecking: whether it is still being looked at what the worker's Python has, or a worker is still ending.
     """
 
     def __init__(
@@ -65,11 +68,13 @@ class Panel:
         session: Session,
         requireWorker: Callable[[], None],
         restartWorker: Callable[[], None],
+        checkWorker: Callable[[], Task[None]],
+        endWorker: Callable[[], Task[None]],
         isChecking: Callable[[], bool],
     ) -> None:
         self.ui = ui
         self.session = session
-        self._restart = restartWorker
+        self._restart, self._end = restartWorker, endWorker
         self.isChecking = isChecking
         self.parameterNode: MedSSLSegmentParameterNode | None = None
         self.giveWay: Callable[[float], None] = time.sleep
@@ -90,8 +95,16 @@ class Panel:
         self.pretrain = PretrainSection(ui, self.teachDesk)
         self.shortcuts = Shortcuts(self._actions())
         self.settings = SettingsSection(
-            ui, session, self.stopWorker, self.restartWorker, self.shortcuts.text()
+            ui,
+            session,
+            self.stopWorker,
+            self.restartWorker,
+            checkWorker,
+            self.propagate.titleModels,
+            self.shortcuts.text(),
         )
+        self._sentences: tuple[str, ...] = ("", "", "")
+        self._lastSentence = ""
         self.lookTimer = _timer(300, self.onLook, isSingle=True)
         self.runTimer = _timer(RUN_MS, self.teachDesk.look)
         self.timer = _timer(IDLE_MS, self.onTimer)
@@ -134,6 +147,7 @@ class Panel:
             *(ui.predictButton, ui.segmentEverythingButton, ui.addCaseButton, ui.removeCaseButton),
             *(ui.finetuneButton, ui.stopRunButton, ui.resumeRunButton, ui.adoptButton, ui.useVersionButton),
             *(ui.estimateButton, ui.pretrainButton, ui.setUpButton, ui.setUpOfflineButton),
+            *(ui.removeEnvironmentButton, ui.checkPythonButton, ui.importModelsButton),
         )
 
     def showDesks(self) -> None:
@@ -167,11 +181,11 @@ class Panel:
         self.session.close()
         self.annotate.marks.show()  # of which there are none any more
 
-    def stopWorker(self) -> None:
-        """Stop what runs and end the worker; the next request starts it again."""
+    def stopWorker(self) -> Task[None]:
+        """Stop what runs and have the worker end, in the background; the next request starts it again."""
         self.session.cancel()
         self.predictDesk.cancel()
-        self.session.client.close()
+        return self._end()
 
     def restartWorker(self) -> None:
         """Stop what runs, and use what is chosen in the settings now."""
@@ -209,6 +223,11 @@ class Panel:
         self.showStatus(self.session.status)
         self.lookTimer.start()
 
+    def onPainted(self) -> None:
+        """A segment has changed: look for reference slices again, once painting pauses."""
+        self.session.move_on()
+        self.lookTimer.start()
+
     def onLook(self) -> None:
         """Look through the segments again, now that painting has paused."""
         if self.session.status.state is not State.RUNNING:
@@ -223,7 +242,7 @@ class Panel:
         )
         self.ui.progressBar.value = round(fraction * PROGRESS_STEPS)
         self.ui.progressBar.format = timeLeftText(left)
-        said = desk.message if isPredicting else status.text or desk.message
+        said = self._lastWord(status.text, desk.message, self.settings.message)
         self.ui.statusLabel.text = said or self._hint()
         self.ui.workerLabel.text = self._workerText()
         self.ui.cancelButton.enabled = isPredicting or status.state is State.RUNNING
@@ -233,6 +252,13 @@ class Panel:
         self.propagate.showEnabled(isBusy)
         self.predict.showEnabled(isBusy)
         self.teach.showEnabled()
+
+    def _lastWord(self, *sentences: str) -> str:
+        """The sentence that has changed last: what ended some time ago does not hide what came of the next request."""
+        changed = [new for new, old in zip(sentences, self._sentences, strict=True) if new != old]
+        self._sentences = sentences
+        self._lastSentence = changed[-1] if changed else self._lastSentence
+        return self._lastSentence
 
     def _hint(self) -> str:
         """What is missing before the person can go on; nothing while a preview asks for a decision."""

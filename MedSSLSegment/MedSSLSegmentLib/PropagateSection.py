@@ -49,6 +49,7 @@ class PropagateSection:
         self.requireWorker = requireWorker
         self.onChanged = onChanged
         self.parameterNode: MedSSLSegmentParameterNode | None = None
+        self._volume: Any = None
         self.segments = SegmentList(ui.segmentList, session, onChanged)
         self.references = ReferenceList(ui.referenceList, session, self.goTo, self.onReferenceTicked)
         self.strip = ConfidenceStrip(self.goTo)
@@ -74,11 +75,18 @@ class PropagateSection:
     def setParameterNode(self, parameterNode: MedSSLSegmentParameterNode | None) -> None:
         """Follow a parameter node."""
         self.parameterNode = parameterNode
+        self._forgetRange(parameterNode.inputVolume if parameterNode else None)
         if parameterNode:
             row = self.ui.modelComboBox.findData(parameterNode.model)
             default = self.ui.modelComboBox.findData(DEFAULT_MODEL)
             self.ui.modelComboBox.currentIndex = default if row < 0 else row
             self.onModelChosen()
+
+    def _forgetRange(self, volume: Any) -> None:
+        """Fill the whole of another volume: the range that was chosen is one of slices of the one before."""
+        if volume is not self._volume:
+            self._volume = volume
+            self.ui.firstSpinBox.value = self.ui.lastSpinBox.value = -1
 
     def showSegments(self) -> None:
         """Show the segments of the segmentation."""

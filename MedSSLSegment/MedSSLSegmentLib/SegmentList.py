@@ -29,15 +29,19 @@ class SegmentList:
         self.session = session
         self.onChanged = onChanged
         self.unchecked: set[str] = set()
-        """Ids of the segments that do not take part."""
+        """Ids of the segments of this segmentation that do not take part."""
+        self._node: Any = None
         self._shown: tuple[SegmentInfo, ...] = ()
         listWidget.itemChanged.connect(self.onItem)
 
     def show(self) -> None:
         """Show the segments of the segmentation; a segment is checked until the user unchecks it."""
-        segments = self.session.segments()
-        if segments == self._shown:
+        segments, node = self.session.segments(), self.session.segmentation_node
+        if segments == self._shown and node is self._node:
             return
+        if node is not self._node:  # ids are unique in one segmentation only
+            self._node = node
+            self.unchecked.clear()
         self._shown = segments
         wasBlocked = self.listWidget.blockSignals(True)
         self.listWidget.clear()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
@@ -91,6 +92,7 @@ _KEEPING = (
 )
 """Requests that put something away; the worker is not ended before they are done."""
 _KEEPING_SECONDS = 60.0
+"""How long the end of the worker waits for all of them."""
 
 
 class WorkerClient:
@@ -486,14 +488,16 @@ class WorkerClient:
     def close(self) -> None:
         """End the worker and leave no process behind; open tickets end with `WorkerDied`.
 
-        What is being put away, such as a case, is waited for; training runs go on.
+        What is being put away, such as a case, is waited for, up to a minute: a front end calls this in a thread.
+        Training runs go on.
         """
         with self._lock:
             connection, self._connection = self._connection, None
             keeping, self._keeping = self._keeping, []
+        end_s = time.monotonic() + _KEEPING_SECONDS
         for ticket in keeping:
             with suppress(MedSSLError, TimeoutError):  # whoever asked sees it in the ticket
-                ticket.result(_KEEPING_SECONDS)
+                ticket.result(max(end_s - time.monotonic(), 0.0))
         if connection is not None:
             connection.close()
 

@@ -593,6 +593,11 @@ class Desk:
         self.ui.volumeSelector.setCurrentNode(self.volume_node)
         self.ui.segmentationSelector.setCurrentNode(self.segmentation_node)
 
+    def finish_errand(self) -> None:
+        """Let what the settings have begun in the background end, and the panel take it."""
+        while self.panel.settings._errand is not None:
+            self.panel.onTimer()
+
     def is_running(self) -> bool:
         return self.panel.session.status.state.value == "running"
 

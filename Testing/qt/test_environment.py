@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import sys
@@ -319,6 +320,31 @@ def test_a_folder_that_set_up_did_not_make_is_never_deleted(environment: Any, tm
     with pytest.raises(StorageError, match="not made by Set up"):
         environment.removeEnvironment(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_removal_that_is_cut_off_leaves_nothing_that_could_be_used_and_is_finished_the_next_time(
+    environment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "environment"
+    for name in ("packages/torch", "share"):
+        (folder / name).mkdir(parents=True)
+    (folder / environment.MARKER).write_text(json.dumps({"python": environment._thisPython()}))
+    (folder / environment.PINS).write_text("torch==2")
+    assert environment.isReady(folder)
+    remove = shutil.rmtree
+
+    def cut_off(path: Path) -> None:
+        remove(path)
+        raise OSError("the computer was switched off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(environment.shutil, "rmtree", cut_off)
+        with pytest.raises(StorageError, match="switched off"):
+            environment.removeEnvironment(folder)
+    assert not environment.isReady(folder)
+    remove(folder / "packages", ignore_errors=True)
+    environment.removeEnvironment(folder)
+    assert not folder.exists()
 
 
 def test_programs_that_are_not_slicers_do_not_see_slicers_libraries(

@@ -359,10 +359,12 @@ def test_a_python_without_the_packages_is_named_with_the_command_that_installs_t
     a_desk.ui.workerPythonEdit.text = str(bare)
     a_desk.ui.workerPythonEdit.editingFinished.emit()
     a_desk.ui.checkPythonButton.click()
+    a_desk.finish_errand()
     (shown,) = a_desk.application.errors_shown
     assert shown.startswith("The worker's Python lacks torch, sam2; run: ")
     assert f'"{bare}" -m pip install -r' in shown
     assert a_desk.application.settings == {"MedSSLSegment/WorkerPython": str(bare)}
+    a_desk.widget.logic.close().result()
     assert a_desk.client.was_closed
 
 

@@ -114,6 +114,45 @@ def test_a_box_is_two_clicks_and_taking_back_leaves_nothing(a_desk: Any) -> None
     assert not a_desk.ui.takeBackButton.enabled
 
 
+@pytest.mark.parametrize("tool", ["box", "scribble"])
+def test_a_click_on_another_slice_begins_a_box_or_scribble_anew(a_desk: Any, tool: str) -> None:
+    a_desk.choose_nodes()
+    place(a_desk, tool, (2.0, 1.0, 1.0), (2.0, 1.0, 5.0))
+    assert a_desk.client.asked_for("predict") == []
+    place(a_desk, tool, (7.0, 6.0, 5.0))
+    (asked,) = a_desk.client.asked_for("predict")
+    assert asked["prompt"].index == 5
+
+
+def test_a_scribble_on_another_slice_leaves_the_one_before_it(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    place(a_desk, "scribble", (2.0, 1.0, 1.0), (5.0, 4.0, 1.0))
+    answer(a_desk, 1)
+    place(a_desk, "scribble", (2.0, 2.0, 4.0), (6.0, 5.0, 4.0), (8.0, 6.0, 4.0))
+    prompts = a_desk.panel.session.prompts
+    kept = {each.index: [len(mark.points_xy_px) for mark in prompts.marks(each)] for each in prompts.places()}
+    assert kept == {1: [2], 4: [3]}
+
+
+def test_ticks_and_range_of_one_case_do_not_hold_for_the_next(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    a_desk.ui.segmentList.item(0).setCheckState(QtCore.Qt.Unchecked)
+    a_desk.ui.firstSpinBox.value, a_desk.ui.lastSpinBox.value = 1, 3
+    a_desk.ui.directionComboBox.currentIndex = 1
+    assert (a_desk.ui.firstSpinBox.value, a_desk.ui.lastSpinBox.value) == (1, 3)
+    assert a_desk.panel.propagate.segments.checked() == []
+
+    scene = a_desk.application.scene
+    volume_node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "CT of another patient")
+    sys.modules["slicer"].util.updateVolumeFromArray(volume_node, np.ones((4, 8, 10), np.int16))
+    node = a_desk.nodes.create_segmentation_node(scene, volume_node)
+    assert node.GetSegmentation().AddEmptySegment(a_desk.liver, "liver") == a_desk.liver
+    a_desk.ui.volumeSelector.setCurrentNode(volume_node)
+    a_desk.ui.segmentationSelector.setCurrentNode(node)
+    assert (a_desk.ui.firstSpinBox.value, a_desk.ui.lastSpinBox.value) == (-1, -1)
+    assert a_desk.panel.propagate.segments.checked() == [a_desk.liver]
+
+
 def test_laying_the_tool_down_gives_the_mouse_back(a_desk: Any) -> None:
     interaction = a_desk.application.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
     a_desk.ui.boxButton.click()
@@ -277,6 +316,7 @@ def test_the_strip_is_green_where_sure_and_red_where_not(a_desk: Any) -> None:
 
 def test_what_set_up_would_do_is_shown_before_it_does_anything(a_desk: Any, own_home: Path) -> None:
     a_desk.ui.setUpButton.click()
+    a_desk.finish_errand()
     (question,) = a_desk.application.questions_asked
     assert "Where:" in question
     assert "How large: about" in question
@@ -289,6 +329,7 @@ def test_setting_up_from_a_folder_says_so_before_it_does_anything(
 ) -> None:
     monkeypatch.setattr(QtWidgets.QFileDialog, "getExistingDirectory", lambda *_: str(tmp_path))
     a_desk.ui.setUpOfflineButton.click()
+    a_desk.finish_errand()
     (question,) = a_desk.application.questions_asked
     assert f"From: the folder {tmp_path}" in question
     assert a_desk.panel.settings.setUp is None
@@ -308,20 +349,24 @@ def test_nothing_uses_the_environment_while_it_is_made_or_removed_and_what_is_le
     a_desk.application.says_yes = True
     a_desk.panel.settings.show()
     a_desk.ui.removeEnvironmentButton.click()
+    a_desk.finish_errand()
     assert gone_while_closed == [True]
     assert a_desk.panel.session.client is not a_desk.client
 
     a_desk.panel.session.client, a_desk.client.was_closed = a_desk.client, False
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def install(command: Any, variables: Any, hear: Any, cancelled: threading.Event) -> int:
+        assert a_desk.client.was_closed
+        begun.set()
         cancelled.wait(60)
         ended.set()
         return 1
 
     monkeypatch.setattr(environment, "_runProcess", install)
     a_desk.ui.setUpButton.click()
-    assert a_desk.client.was_closed
+    a_desk.finish_errand()
+    assert begun.wait(60)
     assert a_desk.panel.settings.isSettingUp
     a_desk.widget.cleanup()
     assert ended.is_set()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 slicer = pytest.importorskip("slicer")
+vtk = pytest.importorskip("vtk")
 
 from medssl.errors import Cancelled, InputError, WorkerDied  # noqa: E402
 from medssl.events import Log, Progress  # noqa: E402
@@ -551,3 +552,29 @@ def test_a_volume_is_read_once_until_its_image_changes(a_desk: Desk) -> None:
     first, second, third = a_desk.client.asked
     assert first["volume"] is second["volume"]
     assert first["volume"].content_hash != third["volume"].content_hash
+
+
+def test_why_a_volume_cannot_be_used_is_said_as_long_as_it_is_chosen(a_scene, a_desk: Desk) -> None:
+    flat = a_scene.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "screenshot")
+    image = vtk.vtkImageData()
+    image.SetDimensions(4, 4, 4)
+    image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 3)
+    flat.SetAndObserveImageData(image)
+    a_desk.session.choose(flat, a_desk.node)
+    assert "'screenshot' has 3 values per voxel" in a_desk.session.status.text
+    a_desk.session.choose(a_desk.volume_node, a_desk.node)
+    assert a_desk.session.status.text == ""
+
+
+def test_that_a_segmentation_lies_elsewhere_is_said_until_it_does_not(a_scene, a_desk: Desk) -> None:
+    shift = np.eye(4)
+    shift[0, 3] = 2.4
+    a_desk.node.SetAndObserveTransformNodeID(a_scene.add_transform(shift).GetID())
+    a_desk.session.look()
+    a_desk.session.poll()
+    assert "another voxel grid" in a_desk.session.status.text
+    a_desk.node.SetAndObserveTransformNodeID(None)
+    a_desk.session.look()
+    while a_desk.session.is_looking:
+        a_desk.session.poll()
+    assert a_desk.session.status.text == ""

@@ -243,3 +243,38 @@ def test_why_nothing_can_be_said_of_the_cost_stands_where_the_cost_would_stand(a
     assert a_desk.teach.estimate == "The folder /scans holds no scans; choose another one."
     assert a_desk.teach.message == ""
     assert not a_desk.teach.is_estimating
+
+
+def test_that_the_worker_had_ended_is_no_news_once_it_answers(a_desk: Desk) -> None:
+    killed = WorkerDied("The worker was ended by SIGKILL; the next request starts it again.")
+    a_desk.teach.follow("runs/1")
+    facts = {"events": [], "first_event": 0, "picture": None}
+    a_desk.client.answer("read_run", run={"path": "runs/1", "state": "running", "message": ""}, **facts)
+    a_desk.settle()
+    a_desk.teach.look()
+    a_desk.client.run.fail(killed)
+    a_desk.settle()
+    assert "SIGKILL" in a_desk.teach.message
+    a_desk.teach.look()
+    a_desk.client.answer("read_run", run={"path": "runs/1", "state": "running", "message": ""}, **facts)
+    a_desk.settle()
+    assert a_desk.teach.message == ""
+
+
+def test_a_case_that_was_not_kept_stays_said_while_a_run_is_followed(a_desk: Desk) -> None:
+    a_desk.teach.follow("runs/1")
+    facts = {"events": [], "first_event": 0, "picture": None}
+    a_desk.client.answer("read_run", run={"path": "runs/1", "state": "running", "message": ""}, **facts)
+    a_desk.settle()
+    a_desk.teach.add_case(a_desk.teach.propose())
+    a_desk.settle()
+    a_desk.client.run.fail(WorkerDied("The worker was ended by SIGKILL; the next request starts it again."))
+    a_desk.settle()
+    a_desk.teach.look()
+    a_desk.client.answer("read_run", run={"path": "runs/1", "state": "running", "message": ""}, **facts)
+    a_desk.settle()
+    assert "SIGKILL" in a_desk.teach.message
+    a_desk.teach.refresh()
+    a_desk.client.answer("list_cases", cases=[])
+    a_desk.settle()
+    assert a_desk.teach.message == ""

@@ -16,14 +16,15 @@ class Task(Generic[_T]):
 
     Args:
         work: called once.
+        is_awaited: the program does not end before it has returned.
     """
 
-    def __init__(self, work: Callable[[], _T]) -> None:
+    def __init__(self, work: Callable[[], _T], *, is_awaited: bool = False) -> None:
         self._work = work
         self._result: _T
         self._error: BaseException | None = None
         self._ended = threading.Event()
-        threading.Thread(target=self._run, name="medssl scene", daemon=True).start()
+        threading.Thread(target=self._run, name="medssl scene", daemon=not is_awaited).start()
 
     @property
     def done(self) -> bool:

@@ -149,6 +149,7 @@ class PredictDesk:
 
     def _begin(self, model: str, run: Run) -> None:
         session = self._session
+        session.move_on()
         volume, node = session.volume(), session.segmentation_node
         nodes.set_reference_geometry(node, session.volume_node)
         self.overlay.clear()

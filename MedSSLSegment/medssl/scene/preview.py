@@ -149,6 +149,7 @@ class PromptDesk:
                 raise InputError("The box is empty; draw it from one corner to the opposite one.")
         self._book().add(place, Mark(kind, points, positive))
         self._book().note_pending(place, True)
+        self._session.move_on()
         self.ask(place)
         return place
 

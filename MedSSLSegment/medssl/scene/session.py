@@ -232,6 +232,8 @@ class Session:
         self._surveying: Task[Survey] | None = None
         self._survey: Survey | None = None
         self._status = Status()
+        self._obstacle = ""
+        """Why the chosen nodes cannot be worked on, as it was said."""
         self.prompts = PromptDesk(self)
 
     # Choosing
@@ -242,6 +244,7 @@ class Session:
             self.cancel()
             self._status = Status()
         if volume_node is not self._volume_node or segmentation_node is not self._segmentation_node:
+            self._clear_obstacle()
             self.prompts.leave()
             self._survey = self._surveying = self._look_wanted = None
         if volume_node is not self._volume_node:
@@ -254,7 +257,23 @@ class Session:
             try:
                 self._begin_reading()
             except InputError as error:
-                self._status = Status(text=str(error))
+                self._name_obstacle(str(error))
+
+    def _name_obstacle(self, sentence: str) -> None:
+        """Say why the chosen nodes cannot be worked on; a propagation that runs has the word."""
+        if self._propagation is None and self._asked is None:
+            self._obstacle, self._status = sentence, Status(text=sentence)
+
+    def _clear_obstacle(self) -> None:
+        """The chosen nodes are others, or can be worked on now."""
+        if self._obstacle and self._status.text == self._obstacle:
+            self._status = Status()
+        self._obstacle = ""
+
+    def move_on(self) -> None:
+        """The person does something else: why the last propagation failed is no news any more."""
+        if self._status.state is State.FAILED:
+            self._status = Status()
 
     @property
     def status(self) -> Status:
@@ -332,10 +351,10 @@ class Session:
             (axis,), self._look_wanted = self._look_wanted, None
             ids = [s.id for s in self.segments()]
             self._surveying = Task(look(self._segmentation_node, ids, self.volume(), axis))
+            self._clear_obstacle()
         except InputError as error:
             self._survey = self._look_wanted = None
-            if self._propagation is None and self._asked is None:
-                self._status = Status(text=str(error))
+            self._name_obstacle(str(error))
 
     @property
     def is_looking(self) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..cases import Vouched
-from ..errors import InputError, MedSSLError
+from ..errors import InputError, MedSSLError, WorkerDied
 from ..segmentation import Segment
 from .background import Task
 from .layers import Layer
@@ -88,6 +88,11 @@ class TeachDesk:
         self._picture_step = -1
         self.message = ""
         """One sentence: what was done last, or why not."""
+        self._death = ""
+        """How the worker was said to have ended while an answer was waited for; empty once that is no news any more."""
+        self._died_in_look = False
+        self._looking: Any = None
+        """The newest request of `look`, which nobody has asked for."""
 
     @property
     def is_waiting(self) -> bool:
@@ -105,9 +110,24 @@ class TeachDesk:
         for ticket, take in [each for each in self._waiting if each[0].done]:
             self._waiting.remove((ticket, take))
             try:
-                take(ticket.result().summary)
+                summary = ticket.result().summary
+                self._note_life(ticket)
+                take(summary)
             except MedSSLError as error:
+                if isinstance(error, WorkerDied):
+                    self._death, self._died_in_look = str(error), ticket is self._looking
                 self._note_failure(ticket, str(error))
+
+    def _note_life(self, ticket: Any) -> None:
+        """The worker answers: that it had ended is no news any more.
+
+        What a person has asked for and did not get stays said until they ask for something else.
+        """
+        if ticket is self._looking and not self._died_in_look:
+            return
+        if self._death and self.message == self._death:
+            self.message = ""
+        self._death = ""
 
     def _note_failure(self, ticket: Any, why: str) -> None:
         """Say why a request failed, where its answer would have been."""
@@ -269,11 +289,12 @@ class TeachDesk:
     def look(self) -> None:
         """Ask what is new in the run being followed; nothing while an answer is under way."""
         if self.run is not None and not self._waiting:
-            self._read(self.run["path"])
+            self._looking = self._read(self.run["path"])
 
-    def _read(self, path: str) -> None:
+    def _read(self, path: str) -> Any:
         ticket = self._client.read_run(path, after_event=len(self.events), after_picture=self._picture_step)
         self._ask(ticket, self._take_run)
+        return ticket
 
     def _take_run(self, facts: _Facts) -> None:
         was_running = self.run is not None and self.run["state"] == "running"
