@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -341,6 +343,50 @@ def test_the_best_network_is_kept_and_training_stops_early() -> None:
     assert all(torch.equal(t, net.state_dict()[n]) for n, t in state.best_network.items())
 
 
+def test_few_slices_tell_a_dice_but_do_not_choose_among_networks() -> None:
+    state = Fitted()
+    list(fit(network(), [case(0)], [case(1).only_slices([2])], CONTRACT, ["bright", "dark"],
+             replace(QUICK, steps=8, validations=8, patience=2, learning_rate=1e-9), state=state))  # fmt: skip
+    assert (state.stopped, state.best_step) == (False, 8)
+    assert state.best_dice
+
+
+CLOSING = replace(QUICK, steps=6, validations=3, closing=0.5)
+
+
+def closed(net: Segmenter, state: Fitted, stop_after: int = 100, learn_from: int = 0) -> list[Progress]:
+    """Fine-tune on one case and, in three closing steps, on the measured one too; it may be stopped on the way."""
+    told: list[Progress] = []
+    with contextlib.suppress(Cancelled):
+        for event in fit(net, [case(learn_from)], [case(1)], CONTRACT, ["bright", "dark"], CLOSING, state=state,
+                         join=[case(learn_from), case(1)], cancelled=lambda: len(told) >= stop_after):  # fmt: skip
+            if isinstance(event, Progress):
+                told.append(event)
+    return told
+
+
+def test_in_the_closing_steps_what_was_measured_on_teaches_too_and_the_dice_stays() -> None:
+    net, state, without = network(), Fitted(), Fitted()
+    told = closed(net, state)
+    list(fit(network(), [case(0)], [case(1)], CONTRACT, ["bright", "dark"], CLOSING, state=without))
+    assert (len(told), told[-1].done, told[-1].total) == (9, 9, 9)
+    assert state.closing_step == 3
+    assert state.best_dice == without.best_dice
+    assert state.best_network is not None
+    assert not all(torch.equal(t, net.state_dict()[n]) for n, t in state.best_network.items())
+
+
+@pytest.mark.parametrize("stop_after", [2, 6, 7, 8])
+def test_a_run_stopped_in_its_closing_steps_goes_on_bit_for_bit(stop_after: int) -> None:
+    whole, parted, state = network(), network(), Fitted()
+    closed(whole, Fitted())
+    assert len(closed(parted, state, stop_after)) == stop_after
+    again = network(seed=5)
+    assert len(closed(again, state)) == 9 - stop_after
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
 def test_a_loss_that_is_no_number_is_said() -> None:
     with pytest.raises(ModelError, match="learning rate"):
         run_fit(network(), replace(QUICK, steps=30, learning_rate=1e30))
@@ -495,6 +541,21 @@ def test_a_models_folder_that_cannot_be_written_is_said_before_training(tmp_path
     with pytest.raises(StorageError, match=r"models could not be made .*; choose another"):
         finetuned(tmp_path, "1", ("bright",), name="b")
     assert not (tmp_path / "1").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "learnt"), [({}, 3), ({"closing": 0.0}, 2), ({"validation": ("case1",)}, 2)]
+)
+def test_a_held_out_case_is_learnt_from_at_last_unless_a_person_keeps_it_apart(
+    tmp_path: Path, changes: dict[str, Any], learnt: int
+) -> None:
+    common = {"data": tmp_path, "out": tmp_path / "run", "segments": ("bright",)}
+    config = FinetuneConfig(**{**common, **TINY, **changes})  # type: ignore[arg-type]
+    said = [e.text for e in finetune(config, cases=[labelled(n) for n in range(3)]) if isinstance(e, Log)]
+    assert any("learnt from too in the last steps" in text for text in said) is (learnt == 3)
+    model = read_model(config.out / "checkpoint.safetensors")
+    assert len(model.info.scans) == learnt
+    assert model.info.dice
 
 
 def test_an_earlier_model_is_where_training_begins(tmp_path: Path) -> None:

@@ -18,9 +18,12 @@ CONTRACT = InputContract(size=(32, 32), spacing_kji_mm=(None, 1.0, 1.0))
 
 def test_steps_and_validations_share_a_time() -> None:
     pace = Pace(step_seconds=0.5, validation_seconds=2.0)
-    settings = pace.within(FinetuneSettings(validations=8), 120.0)
+    settings = pace.within(FinetuneSettings(validations=8, closing=0.0), 120.0)
     assert (settings.steps, settings.validations) == (208, 8)
     assert pace.seconds(settings) == 120.0
+    closing = pace.within(FinetuneSettings(validations=8, closing=0.3), 120.0)
+    assert (closing.steps, closing.closing_steps) == (160, 48)
+    assert pace.seconds(closing) == 120.0
 
 
 @pytest.mark.parametrize(("seconds", "validations"), [(300.0, 7), (40.0, 1), (1.0, 1)])
@@ -28,7 +31,7 @@ def test_slow_validations_become_fewer_and_a_few_steps_are_done_in_any_case(
     seconds: float, validations: int
 ) -> None:
     pace = Pace(step_seconds=1.0, validation_seconds=10.0)
-    settings = pace.within(FinetuneSettings(validations=8), seconds)
+    settings = pace.within(FinetuneSettings(validations=8, closing=0.0), seconds)
     assert settings.validations == validations
     assert settings.steps == max(10, seconds - 10.0 * validations)
 

@@ -28,7 +28,15 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from ..datasets.labelled import LabelledScan
 
-__all__ = ["AnnotatedCase", "AnnotatedSamples", "Batch", "by_scan", "hold_out", "is_lateral"]
+__all__ = [
+    "AnnotatedCase",
+    "AnnotatedSamples",
+    "Batch",
+    "by_scan",
+    "hold_out",
+    "is_lateral",
+    "vouched_slices",
+]
 
 _MARGIN = 1.25
 """Samples are drawn this much larger than the network's input, so that a turn brings in real surroundings."""
@@ -215,6 +223,12 @@ def by_scan(cases: Sequence[AnnotatedCase]) -> dict[str, list[AnnotatedCase]]:
     for case in cases:
         scans.setdefault(case.scan.id, []).append(case)
     return scans
+
+
+def vouched_slices(parts: Sequence[AnnotatedCase]) -> list[int]:
+    """Rising numbers of the slices of a scan with something that any of its parts vouches for."""
+    slices: list[int] = np.unique(np.concatenate([part.vouched_slices for part in parts])).tolist()
+    return slices
 
 
 def hold_out(

@@ -232,7 +232,11 @@ def _train(
     content = _content(annotated)
     learn_from, measure_on, words = hold_out(annotated, config.seed, config.validation)
     learnt = by_scan(learn_from)
-    yield Log(f"{len(learnt)} case{'s' * (len(learnt) > 1)} to learn from; {words}.")
+    joins = (
+        bool(measure_on) and not config.validation and config.closing > 0
+    )  # nobody asked to keep them apart
+    at_last = ", and learnt from too in the last steps" * joins
+    yield Log(f"{len(learnt)} case{'s' * (len(learnt) > 1)} to learn from; {words}{at_last}.")
     torch.manual_seed(config.seed)
     model, pace = SegmentationModel.build(info), Pace()
     if saved is None:
@@ -250,12 +254,18 @@ def _train(
             f"The cases have changed since the run {run.path} began; put them back to go on, or give another"
             " folder to start again."
         )
-    wanted = automatic(config.settings, model.network, len(learnt), start.is_trained)
+    wanted = replace(config.settings, closing=config.closing if joins else 0.0)
+    wanted = automatic(wanted, model.network, len(learnt), start.is_trained)
     carried = saved.get("carried") if saved else None
+    join: list[AnnotatedCase] = [*learn_from, *measure_on] if joins else []
+    teachers = [*learn_from, *(case for case in join if case.scan.id not in learnt)]
     with run.stopped_while("carrying annotated slices"):
-        for told in _with_carried(config, learn_from, measure_on, carried, begun, cancelled):
+        for told in _with_carried(config, teachers, measure_on, carried, begun, cancelled):
             if isinstance(told, list):
-                learn_from, carried = told, [case.scan.id for case in told[len(learn_from) :]]
+                new = told[len(teachers) :]
+                carried = [case.scan.id for case in new]
+                learn_from = [*learn_from, *(case for case in new if case.scan.id in learnt)]
+                join += new if joins else []
                 continue
             yield told
             if saved is None and isinstance(told, Progress) and told.done == 1 < told.total:
@@ -268,13 +278,14 @@ def _train(
         info = replace(
             info,
             cases=tuple(sorted(fingerprints.values() or learnt)),
-            scans=tuple(sorted(learnt)),
+            scans=tuple(sorted(by_scan(join) if joins else learnt)),
             spacing_kji_mm=spacing_range(case.scan.grid for case in learn_from if case.scan.grid),
             settings=asdict(settings),
         )
         yield Log(f"{settings.steps} steps will take about {duration(pace.seconds(settings))}.")
     else:
-        settings, state = FinetuneSettings(**saved["settings"]), Fitted(**saved["state"])
+        settings = FinetuneSettings(**{"closing": 0.0, **saved["settings"]})  # of an earlier version: none
+        state = Fitted(**saved["state"])
         run.forget_after(state.step)
         yield Log(f"Going on after step {state.step} of {settings.steps}.")
         _require_memory(model, settings, device)
@@ -299,6 +310,7 @@ def _train(
     measured_from, steps, measured_at = time.monotonic(), 0, state.step
     fitting = fit(
         model.network, learn_from, measure_on, info.contract, info.names, settings,
+        join=join if settings.closing else (),
         state=state, device=device, on_checkpoint=keep, save_every_s=60.0 * config.save_every_minutes,
         cancelled=cancelled,
     )  # fmt: skip

@@ -27,7 +27,7 @@ from ..datasets.input_contract import InputContract
 from ..errors import Cancelled, InputError, ModelError
 from ..events import Eta, Progress, never
 from ..learning.recipe import Recipe
-from .annotated_samples import AnnotatedCase, AnnotatedSamples, by_scan, is_lateral
+from .annotated_samples import AnnotatedCase, AnnotatedSamples, by_scan, is_lateral, vouched_slices
 from .augmentation import Augmentation
 from .segmentation_loss import segmentation_loss
 from .segmenter import Segmenter
@@ -52,8 +52,13 @@ _LAYER_DECAY = 0.75
 _HEAD_FACTOR = 10.0
 """On the learning rate of the head: what it reads is normalised, so only its own weights can make it sure, and they
 have far to go in a short run."""
+_CLOSING_FACTOR = 0.3
+"""On the learning rate when at last what was held out teaches too."""
 _CLIP_NORM = 5.0
 _VALIDATIONS = 8
+_ENOUGH_SLICES = 5
+"""Held out, for their Dice to choose among networks; of fewer it is told, but the last network is kept: chance would
+choose."""
 _SIZE_MATTERS = (nn.InstanceNorm2d, nn.InstanceNorm3d, LeakyInstanceNorm)
 """These normalise by what is in view: a whole slice with shoulders is another input than the sample around an organ
 that the network has learnt from (Dice 0.49 by slices and 0.69 by tiles on such a patient)."""
@@ -91,6 +96,9 @@ class FinetuneSettings:
     """How often to measure what is held out; the best network is kept."""
     patience: int = 4
     """Stop after so many validations without a better one; 0 goes on to the end."""
+    closing: float = 0.25
+    """Steps that follow at the end, as a share of the others, in which what was measured on teaches too; 0 for none.
+    The Dice that is told stays the one from before."""
     seed: int = 0
     """Of everything random."""
 
@@ -102,12 +110,17 @@ class FinetuneSettings:
                 raise InputError(
                     f"The {name.replace('_', ' ')} of fine-tuning must be above 0, not {value:g}."
                 )
-        if self.validations < 1 or self.patience < 0 or self.weight_decay < 0:
+        if self.validations < 1 or min(self.patience, self.weight_decay, self.closing) < 0:
             raise InputError(
-                "Fine-tuning needs one validation or more, a patience and weight decay of 0 or more."
+                "Fine-tuning needs one validation or more, a patience, weight decay and closing of 0 or more."
             )
         if not 0.0 <= self.organ_share <= 1.0 or (self.augmentation is not None and self.augmentation < 0):
             raise InputError("The share of organ samples lies in 0 .. 1 and the augmentation is 0 or more.")
+
+    @property
+    def closing_steps(self) -> int:
+        """Steps that follow at the end, where there is something held out that can teach in them."""
+        return round(self.closing * (self.steps or 0))
 
 
 @dataclass(frozen=True)
@@ -153,6 +166,8 @@ class Fitted:
     """Validations since."""
     stopped: bool = False
     """Whether it ended early."""
+    closing_step: int = -1
+    """Optimiser steps done with everything as teachers; -1 before they begin."""
     unmeasured: bool = False
     """Whether training was stopped in the middle of the validation that belongs to `step`; it comes first then."""
     losses: tuple[float, ...] = ()
@@ -175,13 +190,16 @@ def fit(
     segments: Sequence[str],
     settings: FinetuneSettings,
     *,
+    join: Sequence[AnnotatedCase] = (),
     state: Fitted | None = None,
     device: torch.device | str = "cpu",
     on_checkpoint: Callable[[Fitted], None] = lambda state: None,
     save_every_s: float = 300.0,
     cancelled: Callable[[], bool] = never,
 ) -> Iterator[Progress | FinetuneMetric | Preview]:
-    """Train a network; when the iterator ends it holds the best weights.
+    """Train a network; when the iterator ends it holds the best weights, after the closing steps where there are any.
+
+    Which weights are best, the Dice on what is held out says; where that is fewer than five slices, they are the last.
 
     Args:
         network: random weights, or an encoder's.
@@ -190,6 +208,7 @@ def fit(
         contract: the network's input.
         segments: names, in the order of the network's channels.
         settings: without None, as `automatic` gives them.
+        join: cases that teach too in the closing steps, when nothing is measured any more; empty for no such steps.
         state: to go on from; changed in place. None for a new run.
         device: to train on.
         on_checkpoint: gets the state after each validation, when training is cancelled, and in between.
@@ -205,27 +224,18 @@ def fit(
         Cancelled: `cancelled` said so, after `on_checkpoint`.
     """
     state = Fitted() if state is None else state
-    steps, batch = settings.steps or 1, settings.batch or 1
+    steps = settings.steps or 1
     network.to(device)
-    optimiser = torch.optim.AdamW(parameter_groups(network, settings), betas=(0.9, 0.99))
+    teaching = _Teaching.of(network, learn_from, contract, segments, settings, device)
     if state.network is not None and state.optimiser is not None:
         network.load_state_dict(state.network)
-        optimiser.load_state_dict(state.optimiser)
-    divisor = network.backbone.encoder.divisor
-    samples = AnnotatedSamples(learn_from, contract, divisor, settings.organ_share)
-    network.backbone.encoder.require_size(samples.size)
-    augment = Augmentation(
-        strength=settings.augmentation or 0.0,
-        flip_left_right=not is_lateral(segments) and bool(settings.augmentation),
-    )
-    spacing = samples.cases[0].scan.spacing_kji_mm[-contract.spatial_dims :]
-    recipe = Recipe(
-        epochs=steps, batch=batch, learning_rate=settings.learning_rate or 1e-3, warmup_epochs=_WARMUP * steps
-    )
+        teaching.optimiser.load_state_dict(state.optimiser)
+    recipe = _recipe(settings, steps, 1.0)
+    measured = sum(len(vouched_slices(parts)) for parts in by_scan(measure_on).values())
     every = max(1, math.ceil(steps / settings.validations))
 
     def stop(step: int) -> NoReturn:
-        _keep_state(state, network, optimiser, step)
+        _keep_state(state, network, teaching.optimiser, step)
         on_checkpoint(state)
         raise Cancelled(f"Training was stopped at step {step}; it can be resumed.")
 
@@ -233,7 +243,16 @@ def fit(
         state.unmeasured = True
         try:
             yield from _validate(
-                state, network, measure_on, contract, segments, settings, step, device, cancelled
+                state,
+                network,
+                measure_on,
+                contract,
+                segments,
+                settings,
+                step,
+                measured >= _ENOUGH_SLICES,
+                device,
+                cancelled,
             )
         except Cancelled:
             stop(step)
@@ -241,44 +260,138 @@ def fit(
     if state.unmeasured:
         yield from validate(state.step)
         on_checkpoint(state)
-    eta = Eta(steps - state.step)
+    closing_steps = settings.closing_steps if join else 0
+    eta = Eta(steps - state.step + closing_steps - max(state.closing_step, 0))
     first, saved_at = state.step, time.monotonic()
     for step in range(first, steps):
         if state.stopped:
             break
         if cancelled():
             stop(step)
-        drawn = samples.draw(np.random.default_rng([settings.seed, step]), batch)
-        torch.manual_seed(settings.seed * 1_000_003 + step)  # dropout
-        randomness = torch.Generator(device).manual_seed((settings.seed << 32) + step)
-        images, labels = augment(
-            drawn.images.to(device), drawn.labels.to(device), samples.size, randomness, spacing
-        )
-        rate = recipe.learning_rate_at(step)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["factor"]
-        network.train()
-        with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda):
-            logits = network(images)
-        loss = segmentation_loss(logits, labels, drawn.known.to(device), settings.loss)
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(network.parameters(), _CLIP_NORM)
-        optimiser.step()
-        state.losses = (*state.losses, float(loss.detach()))
-        if not math.isfinite(state.losses[-1]):
-            raise ModelError(f"The loss is no longer a number at step {step}; lower the learning rate.")
+        state.losses = (*state.losses, teaching.descend(step, recipe.learning_rate_at(step)))
         yield eta.step(step + 1 - first, "fine-tuning")
         if (step + 1) % every == 0 or step + 1 == steps:
             yield from validate(step + 1)
         elif time.monotonic() - saved_at < save_every_s:
             continue
-        _keep_state(state, network, optimiser, step + 1)
+        _keep_state(state, network, teaching.optimiser, step + 1)
         on_checkpoint(state)
         saved_at = time.monotonic()
-    if state.best_network is not None:
+    if state.best_network is not None and state.closing_step < 0:
         network.load_state_dict(state.best_network)
+    if closing_steps:
+        eta.total -= steps - state.step
+        everything = _Teaching.of(network, join, contract, segments, settings, device)
+        for done in _close(everything, state, closing_steps, on_checkpoint, save_every_s, cancelled):
+            yield eta.step(state.step - first + done, "learning from all cases")
     network.eval()
+
+
+def _close(
+    teaching: _Teaching,
+    state: Fitted,
+    steps: int,
+    on_checkpoint: Callable[[Fitted], None],
+    save_every_s: float,
+    cancelled: Callable[[], bool],
+) -> Iterator[int]:
+    """The steps in which everything teaches, at a low rate; yields how many this call has done."""
+
+    def keep(closing_step: int) -> None:
+        state.closing_step = closing_step
+        _keep_state(state, teaching.network, teaching.optimiser, state.step)
+        on_checkpoint(state)
+
+    if state.closing_step >= 0 and state.optimiser is not None:
+        teaching.optimiser.load_state_dict(state.optimiser)
+    first, saved_at = max(state.closing_step, 0), time.monotonic()
+    recipe = _recipe(teaching.settings, steps, _CLOSING_FACTOR)
+    for step in range(first, steps):
+        if cancelled():
+            keep(step)
+            raise Cancelled(f"Training was stopped {steps - step} steps before its end; it can be resumed.")
+        teaching.descend((teaching.settings.steps or 1) + step, recipe.learning_rate_at(step))
+        yield step + 1 - first
+        if step + 1 == steps or time.monotonic() - saved_at >= save_every_s:
+            keep(step + 1)
+            saved_at = time.monotonic()
+
+
+@dataclass
+class _Teaching:
+    """A network, what it learns from and how: one step after the other."""
+
+    network: Segmenter
+    samples: AnnotatedSamples
+    optimiser: torch.optim.AdamW
+    augment: Augmentation
+    settings: FinetuneSettings
+    device: torch.device | str
+
+    @classmethod
+    def of(
+        cls,
+        network: Segmenter,
+        cases: Sequence[AnnotatedCase],
+        contract: InputContract,
+        segments: Sequence[str],
+        settings: FinetuneSettings,
+        device: torch.device | str,
+    ) -> _Teaching:
+        """Begin with a new optimiser.
+
+        Raises:
+            InputError: nothing is annotated, or the contract's size does not suit the network.
+        """
+        encoder = network.backbone.encoder
+        samples = AnnotatedSamples(cases, contract, encoder.divisor, settings.organ_share)
+        encoder.require_size(samples.size)
+        augment = Augmentation(
+            strength=settings.augmentation or 0.0,
+            flip_left_right=not is_lateral(segments) and bool(settings.augmentation),
+        )
+        optimiser = torch.optim.AdamW(parameter_groups(network, settings), betas=(0.9, 0.99))
+        return cls(network, samples, optimiser, augment, settings, device)
+
+    def descend(self, step: int, rate: float) -> float:
+        """Take a step; its loss. What is drawn depends on the seed and the step alone.
+
+        Raises:
+            ModelError: the loss is no longer a number.
+        """
+        seed, batch = self.settings.seed, self.settings.batch or 1
+        drawn = self.samples.draw(np.random.default_rng([seed, step]), batch)
+        torch.manual_seed(seed * 1_000_003 + step)  # dropout
+        randomness = torch.Generator(self.device).manual_seed((seed << 32) + step)
+        contract = self.samples.contract
+        spacing = self.samples.cases[0].scan.spacing_kji_mm[-contract.spatial_dims :]
+        images, labels = self.augment(
+            drawn.images.to(self.device), drawn.labels.to(self.device), self.samples.size, randomness, spacing
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["factor"]
+        self.network.train()
+        with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda):
+            logits = self.network(images)
+        loss = segmentation_loss(logits, labels, drawn.known.to(self.device), self.settings.loss)
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP_NORM)
+        self.optimiser.step()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ModelError(f"The loss is no longer a number at step {step}; lower the learning rate.")
+        return value
+
+
+def _recipe(settings: FinetuneSettings, steps: int, factor: float) -> Recipe:
+    """Learning rates of so many steps, which rise to the settings' times a factor and fall to nothing."""
+    return Recipe(
+        epochs=steps,
+        batch=settings.batch or 1,
+        learning_rate=factor * (settings.learning_rate or 1e-3),
+        warmup_epochs=_WARMUP * steps,
+    )
 
 
 def automatic(
@@ -364,7 +477,7 @@ def measure(
     preview = None
     for parts in by_scan(cases).values():
         found = np.full(parts[0].labels.shape, IGNORE, np.uint8)
-        wanted = np.unique(np.concatenate([part.vouched_slices for part in parts])).tolist()
+        wanted = vouched_slices(parts)
         for slab in predictor.slabs(parts[0].image, parts[0].scan.stats, wanted=wanted, cancelled=cancelled):
             found[slab.first : slab.stop] = slab.probabilities.argmax(0)
         for label, name in enumerate(segments, start=1):
@@ -416,14 +529,15 @@ def _validate(
     segments: Sequence[str],
     settings: FinetuneSettings,
     step: int,
+    decides: bool,
     device: torch.device | str,
     cancelled: Callable[[], bool],
 ) -> Iterator[FinetuneMetric | Preview]:
-    """Measure, and keep the network if it is the best so far; the last one if nothing is held out."""
+    """Measure, and keep the network if it is the best so far, or if what was measured does not decide."""
     dice, preview = measure(network, measure_on, contract, segments, device, cancelled)
     state.unmeasured = False
     mean = float(np.mean(list(dice.values()))) if dice else 0.0
-    best = mean > state.best_mean or not dice
+    best = mean > state.best_mean or not decides
     if best:
         state.best_step, state.best_dice, state.since_best = step, dice, 0
         state.best_network = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}

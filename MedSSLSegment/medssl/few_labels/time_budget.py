@@ -6,11 +6,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from ..datasets.input_contract import InputContract
-from .annotated_samples import AnnotatedCase, by_scan
+from .annotated_samples import AnnotatedCase, by_scan, vouched_slices
 from .finetuning import FinetuneSettings, predictor_of, step_seconds
 from .segmenter import Segmenter
 
@@ -34,7 +33,8 @@ class Pace:
 
     def seconds(self, settings: FinetuneSettings) -> float:
         """What training takes with settings that say the number of steps, if it does not stop early."""
-        return (settings.steps or 0) * self.step_seconds + settings.validations * self.validation_seconds
+        steps = (settings.steps or 0) + settings.closing_steps
+        return steps * self.step_seconds + settings.validations * self.validation_seconds
 
     def within(self, settings: FinetuneSettings, seconds: float) -> FinetuneSettings:
         """The settings with as many steps as a time allows, and no more validations than a quarter of it does.
@@ -47,7 +47,7 @@ class Pace:
         if validations * self.validation_seconds > _VALIDATING_SHARE * seconds:
             validations = max(1, int(_VALIDATING_SHARE * seconds / self.validation_seconds))
         left = seconds - validations * self.validation_seconds
-        steps = max(_LEAST_STEPS, int(left / self.step_seconds))
+        steps = max(_LEAST_STEPS, int(left / (self.step_seconds * (1.0 + settings.closing))))
         return replace(settings, steps=steps, validations=validations)
 
 
@@ -85,10 +85,7 @@ def _validation_seconds(
     device: torch.device | str,
 ) -> float:
     """From the first slices that are ready of the first scan; all scans count by their slices."""
-    scans = [
-        (parts[0], np.unique(np.concatenate([part.vouched_slices for part in parts])).tolist())
-        for parts in by_scan(measure_on).values()
-    ]
+    scans = [(parts[0], vouched_slices(parts)) for parts in by_scan(measure_on).values()]
     if not scans:
         return 0.0
     (first, wanted), was_training = scans[0], network.training
