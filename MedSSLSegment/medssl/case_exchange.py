@@ -22,7 +22,7 @@ from .events import Eta, Log, Progress
 from .formats.imagefile import write_image
 from .segmentation import Segmentation
 from .storage import atomic_path, make_folder, move
-from .volume import read_volume, write_volume
+from .volume import read_volume, shift_problem, write_volume
 
 __all__ = ["Pair", "export_monai", "export_nnunet", "import_dicom_seg", "import_pairs"]
 
@@ -74,6 +74,8 @@ def import_pairs(
                 reference=None if copy else pair.image,
                 patient=pair.patient,
             )
+            if shift := shift_problem(volume):
+                yield Log(f"{pair.name} is kept as MR, but {shift} and import it again.")
         except MedSSLError as error:
             yield Log(f"{pair.name} was skipped: {error}")
         yield eta.step(done, pair.name)

@@ -37,6 +37,7 @@ __all__ = [
     "put_slice",
     "read_volume",
     "rows_of_neighbours",
+    "shift_problem",
     "spacing_of",
     "take_slice",
     "write_volume",
@@ -50,6 +51,9 @@ _MAX_COSINE = 1e-3
 """Cosine between two voxel axes above which a grid is sheared (0.06 degrees); headers round to less."""
 _AIR_HU = -300.0
 """An image whose darkest voxels lie below this holds air in Hounsfield units: it is a CT."""
+_INTERCEPT, _SOFT_HU = 1024.0, 200.0
+_LEAST_DENSE, _MOSTLY_SOFT = 0.05, 0.6
+"""A shifted CT has at least this part denser than lung, and of that more than this within _SOFT_HU of water."""
 _SAMPLES_PER_AXIS = 96
 
 _T = TypeVar("_T", bound=np.generic)
@@ -187,12 +191,35 @@ def looks_like_ct(volume: Volume) -> bool:
     return _extremes(volume)[0] < _AIR_HU
 
 
+def _looks_like_shifted_ct(volume: Volume) -> bool:
+    """Whether this may be a CT whose air lies at 0 and water at 1024, as it is stored before its intercept is added.
+
+    Nothing is below 0, and of what would then be denser than lung, most lies where fat and soft tissue would.
+    """
+    sample = _sampled(volume)
+    dense = sample[sample > _AIR_HU + _INTERCEPT] - _INTERCEPT
+    if sample.min() < 0.0 or dense.size < _LEAST_DENSE * sample.size:
+        return False
+    return bool(np.mean(np.abs(dense) < _SOFT_HU) > _MOSTLY_SOFT)
+
+
+def shift_problem(volume: Volume) -> str:
+    """What to say of a volume that looks like a shifted CT: the middle of a sentence; empty for any other."""
+    if not _looks_like_shifted_ct(volume):
+        return ""
+    return "looks like a CT whose values are stored 1024 too high (air at 0, not at -1000); subtract 1024 from them"
+
+
 def _extremes(volume: Volume) -> tuple[float, float]:
-    """0.5th and 99.5th percentile of a regular sample of a few million voxels at most."""
-    k, j, i = (max(1, n // _SAMPLES_PER_AXIS) for n in volume.shape_kji)
-    sample = volume.voxels_kji[::k, ::j, ::i].astype(np.float32)
-    low, high = np.percentile(sample, (0.5, 99.5))
+    """0.5th and 99.5th percentile of the sample."""
+    low, high = np.percentile(_sampled(volume), (0.5, 99.5))
     return float(low), float(high)
+
+
+def _sampled(volume: Volume) -> NDArray[np.float32]:
+    """Regular sample of a few million voxels at most."""
+    k, j, i = (max(1, n // _SAMPLES_PER_AXIS) for n in volume.shape_kji)
+    return volume.voxels_kji[::k, ::j, ::i].astype(np.float32)
 
 
 WINDOWS = {

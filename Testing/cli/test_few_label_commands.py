@@ -65,6 +65,16 @@ def trained(small_case, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_case_whose_ct_is_stored_1024_too_high_is_noted(medssl, small_case, tmp_path: Path) -> None:
+    stored = np.maximum(small_case.volume.voxels_kji + np.int16(1024), 0)
+    write_volume(Volume(stored, small_case.volume.ijk_to_ras), tmp_path / "ct.nii.gz")
+    added = medssl(
+        "cases", "add", tmp_path / "ct.nii.gz", small_case.annotation_path, "--store", tmp_path / "s"
+    )
+    assert added.code == 0
+    assert "kept as MR, but looks like a CT whose values are stored 1024 too high" in added.err
+
+
 def test_cases_are_added_listed_removed_and_brought_back(medssl, small_case) -> None:
     added = medssl(
         "cases", "add", small_case.ct, small_case.annotation_path, "--name", "anna", "--patient", "7"

@@ -100,6 +100,27 @@ def test_pairs_come_in_and_bad_ones_are_named(tmp_path: Path) -> None:
     assert [e.done for e in events if isinstance(e, Progress)] == [1, 2, 3, 4]
 
 
+def test_a_pair_whose_ct_is_stored_1024_too_high_is_kept_and_named(tmp_path: Path) -> None:
+    labels = np.zeros((6, 20, 24), np.uint8)
+    labels[2:4, 8:12, 8:16] = 1
+    stored = np.where(np.arange(24) < 5, 24, 1064).astype(np.int16) * np.ones(labels.shape, np.int16)
+    write_volume(Volume(stored, np.eye(4)), tmp_path / "ct.nii.gz")
+    write_segmentation(
+        Segmentation(labels, np.eye(4), (Segment("liver", 1, (1.0, 0.0, 0.0)),)), tmp_path / "liver.seg.nrrd"
+    )
+    events = import_pairs(
+        CaseStore(tmp_path / "store"),
+        [Pair(tmp_path / "ct.nii.gz", tmp_path / "liver.seg.nrrd", "ct.nii.gz")],
+    )
+    case, said = (event for event in events if isinstance(event, Case | Log))
+    assert isinstance(case, Case)
+    assert isinstance(said, Log)
+    assert case.modality == "MR"
+    assert said.text.startswith(
+        "ct.nii.gz is kept as MR, but looks like a CT whose values are stored 1024 too high"
+    )
+
+
 def test_a_dicom_seg_becomes_a_case(tmp_path: Path) -> None:
     volume = write_series(tmp_path / "series")
     write_dicom_seg(two_organs(volume), tmp_path / "series", tmp_path / "seg.dcm")

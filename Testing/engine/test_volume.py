@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK
 from medssl.errors import InputError, StorageError
+from medssl.phantom import demo_case
 from medssl.volume import (
     VIEWS,
     WINDOWS,
@@ -21,6 +22,7 @@ from medssl.volume import (
     from_stack,
     put_slice,
     read_volume,
+    shift_problem,
     take_slice,
     write_volume,
 )
@@ -265,6 +267,15 @@ def test_a_window_without_width_is_refused(level: float, width: float) -> None:
 
 def test_a_ct_gets_the_soft_tissue_window() -> None:
     assert Window.auto(Volume(ct((20, 30, 30)), grid())) == WINDOWS["soft-tissue"]
+
+
+def test_a_ct_stored_1024_too_high_is_told_from_a_ct_and_from_other_images() -> None:
+    scan = demo_case().volume.voxels_kji
+    rng = np.random.default_rng(0)
+    body = rng.normal(900.0, 400.0, scan.shape).clip(0).astype(np.int16)
+    assert "1024 too high" in shift_problem(Volume(np.maximum(scan + np.int16(1024), 0), grid()))
+    for other in (scan, np.where(scan > -300, body, 0), rng.gamma(2.0, 100.0, scan.shape)):
+        assert shift_problem(Volume(other.astype(np.int16), grid())) == ""
 
 
 def test_another_modality_gets_its_percentiles() -> None:

@@ -279,6 +279,19 @@ def test_two_dicom_series_of_a_patient_share_it(tmp_path: Path) -> None:
     assert one == two != three
 
 
+def test_a_ct_whose_values_are_stored_1024_too_high_is_named_as_that(tmp_path: Path) -> None:
+    data, heard = tmp_path / "data", list[str]()
+    put(Volume(ct(1).voxels_kji + np.int16(1024), ct(1).ijk_to_ras), data / "a" / "ct.nii.gz")
+    with pytest.raises(
+        InputError, match=r"a/ct\.nii\.gz looks like a CT .* 1024 too high .*, or leave it out"
+    ):
+        prepare_volumes(data, CT, tmp_path / "cache")
+    (data / "a" / "meta.json").write_text('{"modality": "CT"}')
+    for _ in range(2):  # read, and from the cache
+        prepare_volumes(data, CT, tmp_path / "cache", on_event=lambda event: heard.append(str(event)))
+    assert sum("subtract 1024 from them, or it is seen far too bright" in text for text in heard) == 2
+
+
 def test_mixed_modalities_are_refused_unless_asked_for(tmp_path: Path) -> None:
     data = tmp_path / "data"
     put(ct(1), data / "a" / "ct.nii.gz")

@@ -87,6 +87,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _add(store: CaseStore, options: argparse.Namespace) -> None:
     from ..datasets.sources import image_stem
+    from ..volume import shift_problem
 
     volume, labels = read_pair(options.volume, options.labels, options.series)
     if options.reference and Path(options.volume).is_dir():
@@ -102,6 +103,11 @@ def _add(store: CaseStore, options: argparse.Namespace) -> None:
         reference=options.volume if options.reference else None,
     )  # fmt: skip
     print(f"Added {case.id}. {case.summary()}.")
+    if shift := shift_problem(volume):
+        print(
+            f"medssl: note: the case is kept as MR, but {shift}, remove the case and add it again",
+            file=sys.stderr,
+        )
     if (
         options.slices == "annotated"
         and max(case.vouched_slices(name) for name in labels.names) >= _LOOKS_FINISHED

@@ -28,7 +28,7 @@ from ..errors import Cancelled, InputError, MedSSLError
 from ..events import Eta, Log, Progress
 from ..pipeline import annotated_slices, choose_axis
 from ..segmentation import Segment, Segmentation, default_color, read_segmentation
-from ..volume import Volume, as_stack, read_volume
+from ..volume import Volume, as_stack, read_volume, shift_problem
 from .data import IGNORE, Scan, SliceArray, intensity_stats
 from .grid import PreparedGrid, prepare_image, scan_id
 from .input_contract import InputContract, IntensityStats
@@ -310,7 +310,8 @@ def _check_segments(segments: Sequence[str]) -> None:
 
 def _require_modality(case: LabelledCase, volume: Volume, contract: InputContract) -> None:
     stated = "" if isinstance(case.image, Volume) else stated_modality(case.image)
-    require_modality(case.name, stated or guessed_modality(volume), bool(stated), contract)
+    modality, shift = stated or guessed_modality(volume), shift_problem(volume)
+    require_modality(case.name, modality, bool(stated), contract, shift)
 
 
 def _vouched(

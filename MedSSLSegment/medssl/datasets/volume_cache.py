@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import Cancelled, InputError, StorageError
 from ..events import Eta, Log, Progress
 from ..storage import atomic_path
-from ..volume import Volume, looks_like_ct
+from ..volume import Volume, looks_like_ct, shift_problem
 from .data import Scan, UnlabelledVolumes, intensity_stats
 from .grid import PreparedGrid, prepare_image, scan_id
 from .input_contract import InputContract, IntensityStats
@@ -205,8 +205,10 @@ class _Builder:
             notes, known = self._read(source, fingerprint)
         for note, prepared in zip(notes, known, strict=True):
             if prepared is not None:
-                self._check_modality(source.name + note["suffix"], note["modality"], note["stated"])
-                name = source.name + note["suffix"]
+                name, shift = source.name + note["suffix"], note.get("shift", "")  # the oldest notes lack it
+                self._check_modality(name, note["modality"], note["stated"], shift)
+                if shift and note["modality"] == "CT":
+                    self._on_event(Log(f"{name} {shift}, or it is seen far too bright."))
                 self._taken.append((name, note["patient"], source.path.is_dir(), prepared))
 
     def volumes(self, patients: Patients) -> UnlabelledVolumes:
@@ -252,13 +254,14 @@ class _Builder:
         return notes, known
 
     def _prepared(self, name: str, read: ReadScan) -> PreparedScan:
-        self._check_modality(name, read.modality or guessed_modality(read.volume), bool(read.modality))
+        modality = read.modality or guessed_modality(read.volume)
+        self._check_modality(name, modality, bool(read.modality), shift_problem(read.volume))
         scan = scan_id(read.volume)
         return self._cache.find(read.volume, scan) or self._cache.add(read.volume, scan, self._cancelled)
 
-    def _check_modality(self, name: str, modality: str, stated: bool) -> None:
+    def _check_modality(self, name: str, modality: str, stated: bool, shift: str) -> None:
         if not self._mixed:
-            require_modality(name, modality, stated, self._contract)
+            require_modality(name, modality, stated, self._contract, shift)
 
 
 class _Groups:
@@ -284,18 +287,30 @@ def _note(read: ReadScan, prepared: PreparedScan) -> dict[str, Any]:
         "patient": read.patient,
         "modality": read.modality or guessed_modality(read.volume),
         "stated": bool(read.modality),
+        "shift": shift_problem(read.volume),
         "grid": source_facts(prepared.grid),
     }
 
 
-def require_modality(name: str, modality: str, stated: bool, contract: InputContract) -> None:
+def require_modality(
+    name: str, modality: str, stated: bool, contract: InputContract, shift: str = ""
+) -> None:
     """Check that a scan is of the contract's modality; a guess only tells CT from the rest.
+
+    Args:
+        name: of the scan.
+        modality: stated or guessed.
+        stated: it is not a guess.
+        contract: of the network's input.
+        shift: `shift_problem` of the volume.
 
     Raises:
         InputError: it is not.
     """
     wanted = contract.modality.upper()
     if modality != wanted if stated else (modality == "CT") != (wanted == "CT"):
+        if shift and not stated and wanted == "CT":
+            raise InputError(f"{name} {shift}, or leave it out.")
         says = "is" if stated else "looks like"
         raise InputError(
             f"{name} {says} {modality}, but this input is made for {wanted}; leave it out, or state its modality"
