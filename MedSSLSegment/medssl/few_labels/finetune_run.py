@@ -81,7 +81,8 @@ class FinetuneConfig(FinetuneSettings):
     carry: bool = True
     """Carry annotated slices to those nobody vouches for, with the small tracker, and learn from these as well."""
     validation: tuple[str, ...] = ()
-    """Cases to measure on; automatic: one patient in five, or some slices where there are fewer than three."""
+    """Cases to measure on and never to learn from; automatic: one patient in five, or some slices where there are fewer
+    than three, which teach too in the closing steps."""
     size: tuple[int, ...] = ()
     """Rows and columns of a sample, or slices, rows and columns in 3D; automatic: the encoder's, or 96 (3D: 64)."""
     spacing: tuple[float, ...] = ()
