@@ -462,4 +462,5 @@ def _result(state: Fitted) -> str:
     if not state.best_dice:
         return f"Done after {state.step} steps; nothing was held out to measure on."
     scores = ", ".join(f"{name} {100 * value:.1f} %" for name, value in state.best_dice.items())
-    return f"Best after {state.best_step} of {state.step} steps: Dice {scores}."
+    everything = f" {state.closing_step} more steps were learnt from everything." * (state.closing_step > 0)
+    return f"Best after {state.best_step} of {state.step} steps: Dice {scores}.{everything}"

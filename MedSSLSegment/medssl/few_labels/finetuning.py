@@ -231,7 +231,8 @@ def fit(
         network.load_state_dict(state.network)
         teaching.optimiser.load_state_dict(state.optimiser)
     recipe = _recipe(settings, steps, 1.0)
-    measured = sum(len(vouched_slices(parts)) for parts in by_scan(measure_on).values())
+    slices = sum(len(vouched_slices(parts)) for parts in by_scan(measure_on).values())
+    decides = slices >= _ENOUGH_SLICES
     every = max(1, math.ceil(steps / settings.validations))
 
     def stop(step: int) -> NoReturn:
@@ -243,16 +244,7 @@ def fit(
         state.unmeasured = True
         try:
             yield from _validate(
-                state,
-                network,
-                measure_on,
-                contract,
-                segments,
-                settings,
-                step,
-                measured >= _ENOUGH_SLICES,
-                device,
-                cancelled,
+                state, network, measure_on, contract, segments, settings, step, decides, device, cancelled
             )
         except Cancelled:
             stop(step)
