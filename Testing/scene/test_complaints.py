@@ -414,3 +414,35 @@ def test_a_click_in_any_view_of_any_grid_lands_on_the_voxel_under_it(
         row, column = (kji[a] for a in (0, 1, 2) if a != axis)
         np.testing.assert_allclose(desk.client.asked[-1]["prompt"].points_xy_px[-1], (column, row), atol=1e-3)
         desk.session.prompts.drop()
+
+
+def test_a_slice_that_is_drawn_under_a_run_is_not_overwritten_by_it(a_desk: Desk) -> None:
+    a_desk.start()
+    a_desk.arrive(4)
+    by_hand = np.zeros_like(a_desk.left)
+    by_hand[9:11, 9:14] = True
+    a_desk.draw(a_desk.liver, 5, by_hand)
+    a_desk.draw(a_desk.liver, 4, by_hand)
+    a_desk.client.run.say(*(SliceMask(a_desk.liver, 0, n, a_desk.left, 0.9) for n in (5, 6)))
+    a_desk.client.run.end()
+    while a_desk.session.poll().state is State.RUNNING:
+        pass
+    liver = nodes.read_segment(a_desk.node, a_desk.liver, a_desk.volume)
+    for index, mask in ((4, by_hand), (5, by_hand), (6, a_desk.left)):
+        np.testing.assert_array_equal(liver[index], mask)
+    assert "1 slice that was drawn meanwhile stays as drawn." in a_desk.session.status.text
+    assert a_desk.session.plan(PropagateRequest(only_changed=True)).drawn[a_desk.liver] == [3, 4, 5]
+
+
+def test_a_segment_that_gives_way_to_another_one_of_the_same_run_is_still_written(a_desk: Desk) -> None:
+    a_desk.editor.SetOverwriteMode(a_desk.editor.OverwriteAllSegments)
+    a_desk.start(a_desk.liver, a_desk.spleen)
+    a_desk.client.run.say(SliceMask(a_desk.liver, 0, 1, a_desk.left, 0.9))
+    a_desk.client.run.say(SliceMask(a_desk.spleen, 0, 1, a_desk.right, 0.9))
+    a_desk.client.run.end()
+    while a_desk.session.poll().state is State.RUNNING:
+        pass
+    liver, spleen = a_desk.state()
+    np.testing.assert_array_equal(spleen[1], a_desk.right)
+    np.testing.assert_array_equal(liver[1], a_desk.left & ~a_desk.right)
+    assert "meanwhile" not in a_desk.session.status.text

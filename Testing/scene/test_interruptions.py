@@ -306,8 +306,8 @@ def test_a_segment_renamed_under_a_prediction_gets_the_rest_of_its_slices(a_work
     place.rename()
     place.until_idle()
     assert [segment.name for segment in nodes.list_segments(place.case.node)] == ["hepar"]
-    np.testing.assert_array_equal(place.case.mask(), place.case.volume.voxels_kji > 0)
-    assert place.desk.message == "Found 1 segment."
+    np.testing.assert_array_equal(place.case.mask(), place.case.expected())
+    assert place.desk.message == "Found 1 segment. 1 drawn slice stays as it is."
 
 
 def test_a_prediction_never_goes_into_a_case_that_was_chosen_later(a_workplace: Workplace) -> None:

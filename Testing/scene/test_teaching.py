@@ -153,6 +153,27 @@ def test_a_prediction_leaves_the_slices_alone_that_a_person_drew(a_desk: Desk) -
     assert [each.index for each in a_desk.session.references()] == [3]
 
 
+def test_a_slice_that_is_drawn_just_before_or_under_a_prediction_is_not_overwritten_by_it(
+    a_desk: Desk,
+) -> None:
+    by_hand = np.roll(a_desk.mask, 3, axis=1)
+    writing.write_slices(a_desk.node, a_desk.liver, a_desk.volume, 0, {4: by_hand})
+    a_desk.predict.predict("liver")
+    a_desk.predict.poll()
+    writing.write_slices(a_desk.node, a_desk.liver, a_desk.volume, 0, {5: by_hand})
+    other = ~a_desk.mask
+    a_desk.client.run.say(*(SliceMask("liver", 0, index, other, 0.9) for index in (3, 4, 5, 6)))
+    a_desk.client.run.end()
+    while a_desk.predict.is_running:
+        a_desk.predict.poll()
+    found = nodes.read_segment(a_desk.node, a_desk.liver, a_desk.volume)
+    for index, mask in ((3, a_desk.mask), (4, by_hand), (5, by_hand), (6, other)):
+        np.testing.assert_array_equal(found[index], mask)
+    assert a_desk.predict.message == (
+        "Found 1 segment. 2 drawn slices stay as they are. 1 slice that was drawn meanwhile stays as drawn."
+    )
+
+
 def test_slices_a_person_drew_or_emptied_are_handed_on_and_stay_as_they_are(a_desk: Desk) -> None:
     filled = dict.fromkeys((2, 4), a_desk.mask)
     writing.write_predicted_slices(a_desk.node, a_desk.liver, a_desk.volume, 0, filled)

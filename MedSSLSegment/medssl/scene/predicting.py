@@ -16,8 +16,10 @@ from ..events import Log, Progress
 from ..registry import DEFAULT_MODEL
 from ..results import SliceMask, UncertaintyMap
 from . import nodes, tags
+from .background import Task
 from .overlay import UncertaintyOverlay
 from .streaming import Target, Writer
+from .survey import Survey, look
 
 if TYPE_CHECKING:
     from .session import Run, Session
@@ -45,6 +47,8 @@ class PredictDesk:
         self._image: tuple[object, ...] = ()
         self._ids: dict[tuple[Any, str], str] = {}
         self._written_to: set[Target] = set()
+        self._looking: Task[Survey] | None = None
+        self._looked_across: int | None = None
         self._settled: set[tuple[str, int, int]] = set()
         self._kept: set[tuple[str, int, int]] = set()
         self.fraction = 0.0
@@ -134,18 +138,28 @@ class PredictDesk:
                 emptied[segment.name] = list(found.absent)
         return settled, emptied
 
-    def _settled_slices(self) -> set[tuple[str, int, int]]:
-        """Segment, axis and index of the slices that a person has drawn or emptied."""
-        survey = self._session.survey
-        if survey is None:
-            return set()
+    def _has_looked(self, writer: Writer) -> bool:
+        """Whether it is known what there was when the run began: what a person has drawn, then or since, stays."""
+        if self._looking is None:
+            return True
+        if not self._looking.wait(self._session.wait_s):
+            return False
+        survey, self._looking = self._looking.result(), None
         settled = {i: (*found.drawn, *found.absent) for i, found in survey.segments.items()}
-        return {(i, survey.axis, index) for i, indices in settled.items() for index in indices}
+        self._settled = {(i, survey.axis, index) for i, indices in settled.items() for index in indices}
+        self._looked_across = survey.axis
+        writer.areas_px = {Target(self._nodes[1], i): found.area_px for i, found in survey.segments.items()}
+        return True
 
     def _require(self) -> Any:
         if self._run is not None:
             raise InputError("A prediction is running; wait for it or cancel it first.")
-        return self._session.volume()
+        session = self._session
+        volume, survey = session.volume(), session.survey
+        ids = [segment.id for segment in session.segments()]
+        axis = None if survey is None else survey.axis
+        self._looking = Task(look(session.segmentation_node, ids, volume, axis))
+        return volume
 
     def _begin(self, model: str, run: Run) -> None:
         session = self._session
@@ -159,7 +173,7 @@ class PredictDesk:
         # By the names of now: the person may rename a segment before its first slice arrives.
         self._ids = {(node, segment.name): segment.id for segment in reversed(session.segments())}
         self._written_to = set()
-        self._settled = self._settled_slices()
+        self._settled = set()
         self._kept = set()
         rules = {node: session.rules()}
         # Everything a model sends lies across one axis, known from the first mask.
@@ -177,6 +191,8 @@ class PredictDesk:
             return
         is_last = run.done
         try:
+            if not self._has_looked(writer):
+                return
             for event in run.poll():
                 self._take(event, writer)
             writer.write(budget_s, is_last)
@@ -226,6 +242,8 @@ class PredictDesk:
                 self.overlay.show(True)
         elif isinstance(event, SliceMask):
             writer.axis = event.axis
+            if event.axis != self._looked_across:
+                writer.areas_px = {}
             is_final = event.stage in ("", "final")
             node = self._session.segmentation_node if is_final else self._stage_node(event.stage)
             target = self._target(node, event.segment)
@@ -249,13 +267,15 @@ class PredictDesk:
         found = sum(target.node is self._nodes[1] for target in writer.written)
         what = "1 segment" if found == 1 else f"{found} segments"
         said = f"Found {what}." if found else "Nothing was found."
-        self._end(said + _left_alone(len(self._kept)) + writer.gave_way_text(self._nodes[1]))
+        node = self._nodes[1]
+        others = writer.kept_text(node) + writer.gave_way_text(node)
+        self._end(said + _left_alone(len(self._kept)) + others)
         self.fraction = 1.0
         self.show("final")
 
     def _end(self, message: str) -> None:
         """Nothing more is written: remember in the segments how what was came about."""
-        writer, self._run, self._writer = self._writer, None, None
+        writer, self._run, self._writer, self._looking = self._writer, None, None, None
         self.message, self.seconds_left = message, None
         node = self._nodes[1]
         if writer is None:

@@ -482,12 +482,13 @@ class Session:
             asked.survey = Task(self._look_for(asked.request))
         if not asked.survey.wait(self.wait_s):
             return None
-        plan = self._plan(asked.request, asked.survey.result())
+        survey = asked.survey.result()
+        plan = self._plan(asked.request, survey)
         self._asked = None
-        self._submit(asked, plan)
+        self._submit(asked, plan, survey)
         return plan
 
-    def _submit(self, asked: _Asked, plan: Plan) -> None:
+    def _submit(self, asked: _Asked, plan: Plan, survey: Survey) -> None:
         volume, request = self.volume(), asked.request
         volume.require_stack(plan.axis)
         nodes.set_reference_geometry(self._segmentation_node, self._volume_node)
@@ -511,7 +512,14 @@ class Session:
                 for i, drawn in plan.drawn.items()
             },
             started_s=asked.started_s,
-            writer=Writer(volume, plan.axis, self.history, self._clock, {node: self.rules(request.overlap)}),
+            writer=Writer(
+                volume,
+                plan.axis,
+                self.history,
+                self._clock,
+                {node: self.rules(request.overlap)},
+                {Target(node, i): survey.segments[i].area_px for i in plan.drawn},
+            ),
             image=nodes.image_stamp(self._volume_node),
             arrived={i: set() for i in plan.drawn},
             marks=_marks(references),
@@ -597,8 +605,9 @@ class Session:
                 propagation.writer.put(target, index, mask)
         if not propagation.writer.pending:
             seconds = self._clock() - propagation.started_s
-            gave_way = propagation.writer.gave_way_text(propagation.segmentation_node)
-            self._end(State.DONE, f"{_written(propagation)} in {seconds:.1f} s.{gave_way}")
+            writer, node = propagation.writer, propagation.segmentation_node
+            others = writer.kept_text(node) + writer.gave_way_text(node)
+            self._end(State.DONE, f"{_written(propagation)} in {seconds:.1f} s.{others}")
 
     def _end(self, state: State, text: str) -> None:
         propagation, self._propagation, self._asked = self._propagation, None, None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..volume import Volume
-from . import tags, writing
+from . import nodes, tags, writing
 from .history import History
 from .rules import EditingRules
 
@@ -49,6 +49,11 @@ class Writer:
     clock: Callable[[], float]
     rules: Mapping[Any, EditingRules]
     """By segmentation node; a node that is not here has none. Undo covers the nodes that are."""
+    areas_px: Mapping[Target, NDArray[np.float64]] = field(default_factory=dict)
+    """(N,) pixels on each slice before the first write. A slice that holds more or less when its turn comes, while
+    nothing was written there, was drawn by a person meanwhile and stays as it is."""
+    kept: dict[Target, set[int]] = field(default_factory=dict)
+    """The slices that did."""
     pending: dict[Target, dict[int, NDArray[np.bool_]]] = field(default_factory=dict)
     confidence: dict[Target, dict[int, float]] = field(default_factory=dict)
     written: dict[Target, set[int]] = field(default_factory=dict)
@@ -103,6 +108,11 @@ class Writer:
         batch = {index: slices.pop(index) for index in list(slices)[:_SLICES_PER_WRITE]}
         if not slices:
             del self.pending[target]
+        for index in [index for index in batch if self._is_drawn_meanwhile(target, index)]:
+            del batch[index]
+            self.kept.setdefault(target, set()).add(index)
+        if not batch:
+            return
         rules = self.rules.get(target.node, EditingRules())
         masks = writing.write_predicted_slices(
             target.node, target.segment, self.volume, self.axis, batch, rules, self._note_lost
@@ -115,8 +125,23 @@ class Writer:
             tags.note_confidences(target.node, target.segment, sure)
         self.written.setdefault(target, set()).update(batch)
 
+    def _is_drawn_meanwhile(self, target: Target, index: int) -> bool:
+        areas = self.areas_px.get(target)
+        if areas is None or any(index in done.get(target, ()) for done in (self.written, self.gave_way)):
+            return False
+        mask = nodes.read_slice(target.node, target.segment, self.volume, self.axis, index)
+        return bool(np.count_nonzero(mask) != areas[index])
+
     def _note_lost(self, node: Any, segment: str, index: int) -> None:
         self.gave_way.setdefault(Target(node, segment), set()).add(index)
+
+    def kept_text(self, node: Any) -> str:
+        """How many slices a person has drawn meanwhile, which stay as they are."""
+        count = len({index for target, kept in self.kept.items() if target.node is node for index in kept})
+        if count == 0:
+            return ""
+        slices = "1 slice that was" if count == 1 else f"{count} slices that were"
+        return f" {slices} drawn meanwhile stay{'s' * (count == 1)} as drawn."
 
     def gave_way_text(self, node: Any) -> str:
         """Which other segments of a segmentation have lost voxels, so that it does not go unseen."""
