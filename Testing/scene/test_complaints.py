@@ -446,3 +446,22 @@ def test_a_segment_that_gives_way_to_another_one_of_the_same_run_is_still_writte
     np.testing.assert_array_equal(spleen[1], a_desk.right)
     np.testing.assert_array_equal(liver[1], a_desk.left & ~a_desk.right)
     assert "meanwhile" not in a_desk.session.status.text
+
+
+def test_slices_that_a_person_had_emptied_and_a_run_fills_again_are_counted(a_desk: Desk) -> None:
+    a_desk.start()
+    a_desk.arrive(4, 5, 6)
+    a_desk.client.run.end()
+    while a_desk.session.poll().state is State.RUNNING:
+        pass
+    for index in (5, 6):
+        a_desk.draw(a_desk.liver, index, np.zeros_like(a_desk.left))
+    a_desk.start()
+    a_desk.arrive(4, 5)
+    a_desk.client.run.end()
+    while a_desk.session.poll().state is State.RUNNING:
+        pass
+    said = "1 slice that had been emptied was filled again; undo takes that back."
+    assert said in a_desk.session.status.text
+    a_desk.session.undo()
+    assert not a_desk.state()[0][[5, 6]].any()

@@ -180,6 +180,8 @@ class _Propagation:
     """The volume's image and where it lay when the run began."""
     arrived: dict[str, set[int]]
     """Slices that have arrived so far, by segment id."""
+    emptied: dict[str, tuple[int, ...]]
+    """Slices that an earlier run had filled and a person has emptied before this one, by segment id."""
     marks: dict[str, tuple[int, ...]]
     """Fingerprints of the masks it started from, by segment id, in the slices' order."""
 
@@ -522,6 +524,7 @@ class Session:
             ),
             image=nodes.image_stamp(self._volume_node),
             arrived={i: set() for i in plan.drawn},
+            emptied={i: survey.segments[i].absent for i in plan.drawn},
             marks=_marks(references),
         )
         count = "1 drawn slice" if len(references) == 1 else f"{len(references)} drawn slices"
@@ -606,7 +609,7 @@ class Session:
         if not propagation.writer.pending:
             seconds = self._clock() - propagation.started_s
             writer, node = propagation.writer, propagation.segmentation_node
-            others = writer.kept_text(node) + writer.gave_way_text(node)
+            others = _refilled_text(propagation) + writer.kept_text(node) + writer.gave_way_text(node)
             self._end(State.DONE, f"{_written(propagation)} in {seconds:.1f} s.{others}")
 
     def _end(self, state: State, text: str) -> None:
@@ -834,6 +837,22 @@ def _written(propagation: _Propagation) -> str:
         emptied += len(indices - arrived[target.segment])
     text = "1 slice was written" if count == 1 else f"{count} slices were written"
     return f"{text} and {emptied} of an earlier run emptied" if emptied else text
+
+
+def _refilled_text(propagation: _Propagation) -> str:
+    """How many slices that a person had emptied hold something again, so that it does not go unseen."""
+    node, axis = propagation.segmentation_node, propagation.plan.axis
+    refilled: set[int] = set()
+    for segment_id, emptied in propagation.emptied.items():
+        predicted = {n for marked, n in tags.predicted_slices(node, segment_id) if marked == axis}
+        refilled |= predicted & propagation.filled(segment_id) & set(emptied)
+    if not refilled:
+        return ""
+    count = len(refilled)
+    slices = (
+        "1 slice that had been emptied was" if count == 1 else f"{count} slices that had been emptied were"
+    )
+    return f" {slices} filled again; undo takes that back."
 
 
 def _plain(request: PropagateRequest) -> dict[str, Any]:
