@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from medssl.cli.program import COMMANDS
+from medssl.errors import Cancelled
 from medssl.metrics import dice
 from medssl.segmentation import read_segmentation
 
@@ -224,9 +225,14 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "last_line"),
+    ("error", "code", "lines"),
     [
         (KeyboardInterrupt(), 130, "medssl: cancelled"),
+        (
+            Cancelled("Stopped after step 3 of 9."),
+            130,
+            "medssl: Stopped after step 3 of 9.\nmedssl: cancelled",
+        ),
         (
             ModuleNotFoundError("No module named 'torch'", name="torch"),
             1,
@@ -235,14 +241,14 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     ],
 )
 def test_what_comes_while_a_command_makes_its_options_ends_as_it_does_later(
-    medssl, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, last_line: str
+    medssl, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, lines: str
 ) -> None:
     def configure(parser: argparse.ArgumentParser) -> None:
         raise error
 
     monkeypatch.setitem(COMMANDS, "finetune", replace(COMMANDS["finetune"], configure=configure))
     outcome = medssl("finetune", "--help")
-    assert (outcome.code, outcome.out, outcome.err) == (code, "", last_line + "\n")
+    assert (outcome.code, outcome.out, outcome.err) == (code, "", lines + "\n")
 
 
 def test_a_name_the_terminal_has_no_letters_for_is_written_all_the_same(small_case, tmp_path: Path) -> None:

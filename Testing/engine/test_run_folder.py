@@ -185,6 +185,11 @@ def test_runs_are_listed_wherever_they_lie(run: RunFolder, tmp_path: Path) -> No
     assert list_runs(run.path) == [run]
 
 
+def test_a_run_that_a_link_leads_to_a_second_time_is_listed_once(run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert list_runs(tmp_path) == [run]
+
+
 def test_a_process_that_has_ended_is_not_alive() -> None:
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     process.wait()

@@ -84,6 +84,8 @@ def run(arguments: Sequence[str]) -> int:
         COMMANDS[options.command].run(options)
         sys.stdout.flush()
     except Cancelled as end:
+        if str(end):  # what became of the work, and how it goes on
+            print(f"medssl: {end}", file=sys.stderr)
         raise KeyboardInterrupt from end
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -440,13 +440,19 @@ class RunFolder:
 
 
 def list_runs(folder: str | Path) -> list[RunFolder]:
-    """Runs in a folder and the folders below it, or the folder itself; those that cannot be read are left out."""
+    """Runs in a folder and the folders below it, or the folder itself; those that cannot be read are left out.
+
+    A run that links lead to a second time is listed once.
+    """
     folder = Path(folder)
-    files = sorted(
-        file for pattern in ("run.json", "*/run.json", "*/*/run.json") for file in folder.glob(pattern)
-    )
+    patterns = (
+        "*/*/run.json",
+        "*/run.json",
+        "run.json",
+    )  # of a run that is found twice, the shortest way counts
+    files = {file.resolve(): file for pattern in patterns for file in folder.glob(pattern)}
     runs = []
-    for file in files:
+    for file in sorted(files.values()):
         with contextlib.suppress(InputError):
             runs.append(RunFolder.open(file.parent))
     return runs
