@@ -398,3 +398,15 @@ def _plant_trap(path: Path, folder: Path) -> Path:
 
 def _tree(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+def test_two_label_maps_of_one_name_are_told_apart_by_their_folders(
+    medssl, small_case, tmp_path: Path
+) -> None:
+    other = tmp_path / Path(small_case.truth_path).name
+    labels = small_case.truth.labels_kji[:-1]
+    write_segmentation(Segmentation(labels, small_case.truth.ijk_to_ras, small_case.truth.segments), other)
+    outcome = medssl("evaluate", other, small_case.truth_path)
+    assert outcome.code == 1
+    assert f"{other} has shape" in outcome.err
+    assert f"but {small_case.truth_path} has" in outcome.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from .command import Command
 from .options import add_json
@@ -27,9 +28,10 @@ def _run(options: argparse.Namespace) -> None:
     from ..metrics import evaluate
     from ..segmentation import read_segmentation
 
-    scores = evaluate(
-        read_segmentation(options.prediction), read_segmentation(options.truth), options.tolerance_mm
+    prediction, truth = (  # named as they were given: often both files are called label.nii.gz
+        replace(read_segmentation(path), name=path) for path in (options.prediction, options.truth)
     )
+    scores = evaluate(prediction, truth, options.tolerance_mm)
     if options.json:
         print_json({"tolerance_mm": options.tolerance_mm, "segments": [vars(score) for score in scores]})
     else:
