@@ -297,6 +297,25 @@ def test_restored_prompts_can_be_dropped_and_those_of_a_removed_segment_do_not_c
     assert a_desk.prompts.pending() == ()
 
 
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_the_preview_of_a_segment_that_is_removed_goes_with_it_and_its_prompts_come_back(
+    a_desk: Desk, is_answered: bool
+) -> None:
+    a_desk.session.history.save(a_desk.node)
+    spleen = a_desk.node.GetSegmentation().AddEmptySegment("", "spleen")
+    place = a_desk.prompts.add_point(spleen, a_desk.at(3, 5, 4), 0, True)
+    if is_answered:
+        a_desk.answer()
+    a_desk.session.undo()
+    a_desk.session.poll()
+    assert (a_desk.prompts.previews, a_desk.prompts.place, a_desk.prompts.message) == ({}, None, "")
+    if is_answered:
+        assert not nodes.read_segment(a_desk.prompts._node, "preview", a_desk.volume).any()
+    a_desk.session.redo()
+    assert a_desk.prompts.place == place
+    assert "Enter asks for the preview again" in a_desk.prompts.message
+
+
 def test_prompts_are_answered_on_the_sessions_device(a_desk: Desk) -> None:
     a_desk.session.device = "cpu"
     a_desk.click(3, 5, 4)

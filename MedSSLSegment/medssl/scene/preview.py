@@ -213,6 +213,7 @@ class PromptDesk:
         """Take an answer that has arrived."""
         self._tell()
         self._forget_previews_of_another_image()
+        self._forget_previews_of_removed_segments()
         if self._run is None:
             return
         if self._session.volume_node is None or self._session.segmentation_node is None:
@@ -245,6 +246,19 @@ class PromptDesk:
         if nodes.image_stamp(volume_node) != self._image:
             self._forget_previews()
             self.message = "The volume was moved or has got another image; Enter asks for the preview again."
+
+    def _forget_previews_of_removed_segments(self) -> None:
+        """There is nothing to accept any more; the prompts come back with a segment that an undo brings back."""
+        session = self._session
+        if session.segmentation_node is None or session.ready_volume is None:
+            return
+        ids = {segment.id for segment in session.segments()}
+        if self.place is not None and self.place.segment not in ids:
+            self._stop()
+            self.place, self.message = None, ""
+        for place in [place for place in self._masks if place.segment not in ids]:
+            del self._masks[place]
+            self._show(place, None)
 
     def _accept_answer(self) -> None:
         if self._accepts_answer:
@@ -298,9 +312,11 @@ class PromptDesk:
         self.message = ""
 
     def note_history(self) -> None:
-        """Forget what was said of an accepted preview: it may have been undone, or brought back."""
+        """Forget what was said of an accepted preview: it may have been undone, or brought back, as may a segment."""
+        self._forget_previews_of_removed_segments()
         if self._run is None and self.place not in self.pending():
             self.message = ""
+        self.restore()
 
     def take_back(self) -> None:
         """Take back the last prompt of the slice prompted last; the preview follows."""
