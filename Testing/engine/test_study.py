@@ -80,6 +80,13 @@ def test_patients_are_the_unit_not_patients_times_seeds(tmp_path: Path) -> None:
     assert (tmp_path / "report.png").stat().st_size > 5000
 
 
+def test_a_seed_that_only_one_side_has_does_not_count_in_a_difference(tmp_path: Path) -> None:
+    method = Arm("mae", "unet2d_4", CONTRACT, SCRATCH.name, tmp_path / "mae.safetensors")
+    runs = [result(SCRATCH.name, seed, {"p3": dice, "p4": dice}) for seed, dice in enumerate((0.5, 0.9, 0.9))]
+    runs.append(result("mae", 0, {"p3": 0.6, "p4": 0.6}))
+    assert "+10.0 (+10.0 to +10.0)" in write_report(tmp_path, runs, [SCRATCH, method], data(), [0.5], 10)
+
+
 def test_a_cell_chooses_its_learning_rate_on_the_validation_patients_and_repeats_nothing(
     tmp_path: Path,
 ) -> None:

@@ -43,6 +43,8 @@ class Finding:
     learning_rate: float
     dice: dict[str, float]
     """Mean over segments and seeds, by test patient."""
+    dice_of_seed: dict[int, dict[str, float]]
+    """The same for each seed by itself."""
     nsd: dict[str, float]
     hd95_mm: float
     """Median over all predictions; infinite where more than half of them are empty."""
@@ -123,7 +125,8 @@ def write_report(
         f" learning rates and the best weights of a run, {len(data.test)} to test; {steps} fine-tuning steps for every"
         " arm. Scores on each scan's own grid; Dice and NSD (2 mm) are means over the test patients of the mean over"
         " segments and seeds, HD95 the median over all predictions. Differences are per patient to random weights of"
-        f" the same network under the same schedule, with {_CONFIDENCE:g} % bootstrap intervals over the patients.",
+        f" the same network under the same schedule and with the same seeds, with {_CONFIDENCE:g} %"
+        " bootstrap intervals over the patients.",
     ]
     for fraction in sorted(fractions):
         part = [finding for finding in found if finding.fraction == fraction]
@@ -146,6 +149,7 @@ def _finding(arm: Arm, fraction: float, own: Sequence[RunResult], tested: Sequen
         fraction=fraction,
         learning_rate=tested[0].learning_rate,
         dice=_by_patient(tested, "dice"),
+        dice_of_seed={run.seed: _by_patient([run], "dice") for run in tested},
         nsd=_by_patient(tested, "nsd"),
         hd95_mm=float(
             np.median([s["hd95_mm"] for r in tested for p in r.scores.values() for s in p.values()])
@@ -164,14 +168,22 @@ def _by_patient(runs: Sequence[RunResult], score: str) -> dict[str, float]:
 
 
 def _against_control(finding: Finding, part: Sequence[Finding]) -> Difference | None:
-    """Difference to its control at the same fraction; None for a control, or where that is missing."""
+    """Difference to its control at the same fraction; None for a control, or where that is missing.
+
+    Only seeds that both have count: each has labels of other patients, so another seed would not be a fair comparison.
+    """
     control = next((f for f in part if f.arm.name == finding.arm.control), None)
     if control is None or control is finding:
         return None
+    seeds = sorted(set(finding.dice_of_seed) & set(control.dice_of_seed))
+    if not seeds:
+        return None
     patients = sorted(set(finding.dice) & set(control.dice))
-    return paired_difference(
-        np.array([finding.dice[p] for p in patients]), np.array([control.dice[p] for p in patients])
+    treated, scratch = (
+        np.array([[side.dice_of_seed[seed][patient] for seed in seeds] for patient in patients]).mean(axis=1)
+        for side in (finding, control)
     )
+    return paired_difference(treated, scratch)
 
 
 def _table(part: Sequence[Finding], patients: int) -> list[str]:
