@@ -370,7 +370,8 @@ def _check_finite(pending: Sequence[Mapping[str, Tensor]], run: RunFolder, confi
 def _measure(job: _Job, config: PretrainConfig) -> Estimate:
     """Train a copy for a few steps; the real one stays as it is."""
     trial = copy.deepcopy(job.method)
-    job = replace(job, method=trial, optimiser=make_optimiser(trial, job.recipe))
+    scaler = gradient_scaler(job.recipe, job.device)  # its scale moves with every step
+    job = replace(job, method=trial, optimiser=make_optimiser(trial, job.recipe), scaler=scaler)
     on_gpu = job.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(job.device)
