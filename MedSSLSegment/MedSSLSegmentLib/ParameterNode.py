@@ -1,11 +1,16 @@
 """What the panel remembers in the scene."""
 
 import enum
+from typing import Annotated
 
 from medssl.registry import DEFAULT_MODEL
 from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
-from slicer.parameterNodeWrapper import parameterNodeWrapper
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+
+WHOLE_RANGE = -1
+"""In place of a slice number: the volume's first, or its last."""
+_SliceNumber = Annotated[int, WithinRange(WHOLE_RANGE, 100_000)]
 
 
 class SliceView(enum.Enum):
@@ -50,6 +55,8 @@ class MedSSLSegmentParameterNode:
     segmentation - The segmentation with the painted slices; results are written into it.
     view - Which way the painted slices lie.
     direction - Which way to go from the reference slices.
+    firstSlice, lastSlice - The range to fill, on the grid of inputVolume.
+    stop - Whether to stop where the object ends.
     model - Id of the model, from the registry.
     """
 
@@ -57,4 +64,7 @@ class MedSSLSegmentParameterNode:
     segmentation: vtkMRMLSegmentationNode
     view: SliceView = SliceView.AS_PAINTED
     direction: Direction = Direction.BOTH
+    firstSlice: _SliceNumber = WHOLE_RANGE
+    lastSlice: _SliceNumber = WHOLE_RANGE
+    stop: bool = True
     model: str = DEFAULT_MODEL

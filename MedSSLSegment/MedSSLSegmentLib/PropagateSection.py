@@ -17,7 +17,7 @@ from slicer.i18n import tr as _
 from .ConfidenceStrip import ConfidenceStrip
 from .Errors import errorsShown
 from .ModelDownload import ensureModel, modelTitle
-from .ParameterNode import MedSSLSegmentParameterNode
+from .ParameterNode import WHOLE_RANGE, MedSSLSegmentParameterNode
 from .ReferenceList import ReferenceList
 from .SegmentList import SegmentList
 
@@ -59,7 +59,6 @@ class PropagateSection:
             " view. Click to go to a slice."
         )
         ui.stripLayout.addWidget(self.strip)
-        ui.stopCheckBox.checked = True
         for row, entry in enumerate(e for e in load_registry() if e.kind != "sam"):
             ui.modelComboBox.addItem("", entry.id)
             ui.modelComboBox.setItemData(row, entry.purpose, qt.Qt.ToolTipRole)
@@ -74,19 +73,17 @@ class PropagateSection:
 
     def setParameterNode(self, parameterNode: MedSSLSegmentParameterNode | None) -> None:
         """Follow a parameter node."""
-        self.parameterNode = parameterNode
-        self._forgetRange(parameterNode.inputVolume if parameterNode else None)
+        isAnother, self.parameterNode = parameterNode is not self.parameterNode, parameterNode
+        volume, before = parameterNode.inputVolume if parameterNode else None, self._volume
+        self._volume = volume
+        if parameterNode and volume is not before and not isAnother:
+            # The range that was chosen is one of slices of the volume before.
+            parameterNode.firstSlice = parameterNode.lastSlice = WHOLE_RANGE
         if parameterNode:
             row = self.ui.modelComboBox.findData(parameterNode.model)
             default = self.ui.modelComboBox.findData(DEFAULT_MODEL)
             self.ui.modelComboBox.currentIndex = default if row < 0 else row
             self.onModelChosen()
-
-    def _forgetRange(self, volume: Any) -> None:
-        """Fill the whole of another volume: the range that was chosen is one of slices of the one before."""
-        if volume is not self._volume:
-            self._volume = volume
-            self.ui.firstSpinBox.value = self.ui.lastSpinBox.value = -1
 
     def showSegments(self) -> None:
         """Show the segments of the segmentation."""

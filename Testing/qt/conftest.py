@@ -278,13 +278,15 @@ class WrappedParameterNode:
         text = self.node.GetParameter(name)
         if not text:
             return self.defaults[name]
-        return hint(text) if hint is str else hint[text]
+        if hint is bool:
+            return text == "True"
+        return hint(text) if hint in (str, int) else hint[text]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self.hints[name].__name__.startswith("vtkMRML"):
             self.node.SetNodeReferenceID(name, value.GetID() if value else None)
         else:
-            self.node.SetParameter(name, value if isinstance(value, str) else value.name)
+            self.node.SetParameter(name, str(getattr(value, "name", value)))
 
     def AddObserver(self, event: Any, method: Any) -> int:
         return self.node.AddObserver(event, method)
@@ -313,6 +315,12 @@ class WrappedParameterNode:
         if isinstance(widget, qMRMLNodeComboBox):
             signal, read = widget.currentNodeChanged, widget.currentNode
             widget.setCurrentNode(getattr(self, name))
+        elif isinstance(widget, QtWidgets.QSpinBox):
+            widget.value = getattr(self, name)
+            signal, read = widget.valueChanged, lambda: widget.value
+        elif isinstance(widget, QtWidgets.QCheckBox):
+            widget.checked = getattr(self, name)
+            signal, read = widget.toggled, lambda: widget.checked
         else:
             values = list(self.hints[name])
             widget.clear()
@@ -323,8 +331,13 @@ class WrappedParameterNode:
 
     def _show(self, ui: Any) -> None:
         for widget in vars(ui).values():
+            name = widget.property("SlicerParameterName")
             if isinstance(widget, qMRMLNodeComboBox):
-                widget.setCurrentNode(getattr(self, widget.property("SlicerParameterName")))
+                widget.setCurrentNode(getattr(self, name))
+            elif name and isinstance(widget, QtWidgets.QSpinBox):
+                widget.value = getattr(self, name)
+            elif name and isinstance(widget, QtWidgets.QCheckBox):
+                widget.checked = getattr(self, name)
 
 
 def _parameter_node_wrapper(cls: type) -> type:
@@ -520,7 +533,11 @@ class Application:
             ScriptedLoadableModuleLogic=ModuleLogic,
             ScriptedLoadableModuleTest=type("ScriptedLoadableModuleTest", (), {}),
         )
-        wrapper = module("slicer.parameterNodeWrapper", parameterNodeWrapper=_parameter_node_wrapper)
+        wrapper = module(
+            "slicer.parameterNodeWrapper",
+            parameterNodeWrapper=_parameter_node_wrapper,
+            WithinRange=lambda low, high: (low, high),
+        )
         samples = types.SimpleNamespace(registerCustomSampleDataSource=self.registerCustomSampleDataSource)
         sample_data = module("SampleData", SampleDataLogic=samples)
         made = (slicer, util, identity, bases, wrapper, sample_data, self._qt())

@@ -153,6 +153,21 @@ def test_ticks_and_range_of_one_case_do_not_hold_for_the_next(a_desk: Any) -> No
     assert a_desk.panel.propagate.segments.checked() == [a_desk.liver]
 
 
+def test_the_range_and_the_stop_rule_are_kept_in_the_scene(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    assert a_desk.ui.stopCheckBox.checked
+    a_desk.ui.firstSpinBox.value, a_desk.ui.lastSpinBox.value = 1, 3
+    a_desk.ui.stopCheckBox.click()
+    node = a_desk.application.scene.GetSingletonNode("MedSSLSegment", "vtkMRMLScriptedModuleNode")
+    kept = [node.GetParameter(name) for name in ("firstSlice", "lastSlice", "stop")]
+    assert kept == ["1", "3", "False"]
+    a_desk.widget.exit()
+    a_desk.ui.firstSpinBox.value = 2  # no longer heard
+    a_desk.widget.enter()
+    shown = a_desk.ui.firstSpinBox.value, a_desk.ui.lastSpinBox.value, a_desk.ui.stopCheckBox.checked
+    assert shown == (1, 3, False)
+
+
 def test_laying_the_tool_down_gives_the_mouse_back(a_desk: Any) -> None:
     interaction = a_desk.application.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
     a_desk.ui.boxButton.click()
