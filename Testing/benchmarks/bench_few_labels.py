@@ -35,7 +35,7 @@ from medssl.datasets.grid import scan_id
 from medssl.datasets.input_contract import InputContract
 from medssl.datasets.labelled import LabelledCase, LabelledScans
 from medssl.few_labels.annotated_samples import AnnotatedCase
-from medssl.few_labels.carried_labels import carried_labels
+from medssl.few_labels.carried_labels import with_carried_labels
 from medssl.few_labels.finetuning import FinetuneSettings, automatic, fit, step_seconds
 from medssl.few_labels.segmenter import ModelInfo, SegmentationModel, read_model, write_model
 from medssl.foundation.protocols import ImagePredictor, SliceTracker
@@ -168,7 +168,9 @@ def _teachers(run: Run, work: Work, contract: InputContract) -> list[AnnotatedCa
     sparse = [case.only_slices([vouched_slice(case)]) for case in cases]
     if run.slices == "one":
         return sparse
-    return [*sparse, *(part for case in sparse if (part := carried_labels([case], _tracker(work.model))))]
+    *_, taught = with_carried_labels(sparse, (), lambda: _tracker(work.model))
+    assert isinstance(taught, list)
+    return taught
 
 
 def _untaught(run: Run, names: Sequence[str]) -> SegmentationModel:

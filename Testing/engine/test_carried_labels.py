@@ -132,6 +132,17 @@ def test_just_before_an_end_the_object_teaches_nothing_but_keeps_most_of_its_way
     assert np.all(part.labels[last - before + 1 : last + 1, 14:18, 14:18] == IGNORE)
 
 
+@pytest.mark.parametrize(("scans", "teaches"), [(2, True), (3, False)])
+def test_only_where_there_are_scans_enough_are_slices_before_an_end_left_out(
+    scans: int, teaches: bool
+) -> None:
+    cases = [replace(a_case([15]), scan=replace(a_case([15]).scan, id=f"scan {n}")) for n in range(scans)]
+    *_, taught = with_carried_labels(cases, (), IntensityTracker)
+
+    assert isinstance(taught, list)
+    assert {bool((part.labels[ends_found()[1]] == 1).any()) for part in taught[scans:]} == {teaches}
+
+
 def test_an_object_that_goes_on_to_the_last_slice_of_the_volume_has_no_end_there() -> None:
     part = carried_labels([a_case([15])], IntensityTracker())
 

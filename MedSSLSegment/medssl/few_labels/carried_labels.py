@@ -33,6 +33,9 @@ _SURE = 0.65
 _UNSURE_BEFORE_MM, _UNSURE_SHARE = 10.0, 0.4
 """Of the slices that would teach an object on its way to an end, so many millimetres are left out, the last ones, and
 at most so large a share: a tracker that runs on past an end would teach that it does."""
+_ENOUGH_SCANS = 3
+"""From so many scans on, slices can be left out before an end; fewer need each of them more. Chosen on training
+patients."""
 _UNSURE_BEYOND_MM = 12.0
 """So far past the slice where an object was last seen, its surroundings teach nothing."""
 _AROUND_MM = 10.0
@@ -70,12 +73,15 @@ def with_carried_labels(
         if any((p.labels == IGNORE).any() for p in parts) and (only is None or scan in only)
     ]
     carried: list[AnnotatedCase] = []
+    forget_ends = len(by_scan(learn_from)) >= _ENOUGH_SCANS
     until = time.monotonic() + seconds
     eta, tracker = Eta(len(scans)), load_tracker() if scans else None
     done = 0
     for parts in scans:
         try:
-            new = tracker and carried_labels(parts, tracker, lambda: cancelled() or time.monotonic() > until)
+            new = tracker and carried_labels(
+                parts, tracker, lambda: cancelled() or time.monotonic() > until, forget_ends=forget_ends
+            )
         except Cancelled:
             if cancelled():
                 raise
@@ -99,7 +105,11 @@ def _cases(count: int) -> str:
 
 
 def carried_labels(
-    parts: Sequence[AnnotatedCase], tracker: SliceTracker, cancelled: Callable[[], bool] = lambda: False
+    parts: Sequence[AnnotatedCase],
+    tracker: SliceTracker,
+    cancelled: Callable[[], bool] = lambda: False,
+    *,
+    forget_ends: bool = True,
 ) -> AnnotatedCase | None:
     """What annotated slices of a scan say about its other slices.
 
@@ -107,6 +117,7 @@ def carried_labels(
         parts: of one scan, with whole slices annotated across one axis; the axis with most of them counts.
         tracker: carries the segments from the annotated slices.
         cancelled: asked between slices.
+        forget_ends: leave out the last slices before an object's end, where the tracker is least to be trusted.
 
     Returns:
         Another part of the scan: labels on the slices nobody vouches for, IGNORE where the tracker is not sure and on
@@ -134,7 +145,8 @@ def carried_labels(
             take_slice(owners, axis, event.index)[event.mask] += 1
     for label, indices in found.items():
         drawn = [each.prompt.index for each in references if int(each.segment) == label]
-        _forget_ends(labels, label, indices, drawn, axis, scan.spacing_kji_mm)
+        before_mm = _UNSURE_BEFORE_MM if forget_ends else 0.0
+        _forget_ends(labels, label, indices, drawn, axis, scan.spacing_kji_mm, before_mm)
     labels[(owners > 1) | vouched] = IGNORE
     known = np.zeros_like(parts[0].known)
     known[[0, *shown]] = True
@@ -165,6 +177,7 @@ def _forget_ends(
     drawn: Sequence[int],
     axis: int,
     spacing_kji_mm: tuple[float, float, float],
+    before_mm: float,
 ) -> None:
     """Where an object ends is the tracker's weakest answer: just before it, the object teaches nothing, and just past
     it, its surroundings do not.
@@ -176,6 +189,7 @@ def _forget_ends(
         drawn: the annotated ones.
         axis: of the slices.
         spacing_kji_mm: of the labels.
+        before_mm: what is left out before an end, at most.
     """
     count, step_mm = labels.shape[axis], spacing_kji_mm[axis]
     row_mm, column_mm = (mm for n, mm in enumerate(spacing_kji_mm) if n != axis)
@@ -188,7 +202,7 @@ def _forget_ends(
         ]
         if last in (0, count - 1) or not shown:  # the volume ends here; or another segment hides this one
             continue
-        before = round(min(_UNSURE_BEFORE_MM / step_mm, _UNSURE_SHARE * (len(shown) - 1)))
+        before = round(min(before_mm / step_mm, _UNSURE_SHARE * (len(shown) - 1)))
         for index, _ in shown[:before]:
             plane = take_slice(labels, axis, index)
             plane[plane == label] = IGNORE
