@@ -29,8 +29,9 @@ from medssl.runs.run_folder import RunFolder
 from medssl.segmentation import Segment, Segmentation
 from medssl.volume import Volume
 
-KILLS = 20
-STEPS = 16
+KILLS = 22
+STEPS, CLOSING = 16, 4
+ALL_STEPS = STEPS + CLOSING
 _TOUCHES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 _NEVER = 1 << 30
 
@@ -91,8 +92,8 @@ def live(folder: Path, run: str, other: str, fate: Fate) -> None:
     """Change a case, then go on with the run."""
     config = FinetuneConfig(
         out=folder / run, cases=folder / "cases", models=folder / f"models-{run}", name="bright", segments=("bright",),
-        backbone="unet2d_4", steps=STEPS, validations=4, batch=2, size=(32, 32), spacing=(0.0, 2.0, 2.0), patience=0,
-        device="cpu", save_every_minutes=1e-9, carry=False,
+        backbone="unet2d_4", steps=STEPS, closing=CLOSING / STEPS, validations=4, batch=2, size=(32, 32),
+        spacing=(0.0, 2.0, 2.0), patience=0, device="cpu", save_every_minutes=1e-9, carry=False,
     )  # fmt: skip
     fate.watch()
     store = CaseStore(folder / "cases")
@@ -100,7 +101,7 @@ def live(folder: Path, run: str, other: str, fate: Fate) -> None:
     store.update(other, case.segmentation(), [Vouched("other", 0, (1 + case.revision % 3,))])
     for event in finetune(config):
         if isinstance(event, Progress):
-            fate.reached = STEPS - event.total + event.done
+            fate.reached = ALL_STEPS - event.total + event.done
             fate.moment()
         elif isinstance(event, Log):
             fate.moment()
@@ -147,7 +148,7 @@ def one_life(folder: Path, run: str, other: str, fate: Fate, seconds: float | No
 
 def fates(folder: Path, rng: np.random.Generator) -> list[Fate]:
     """The earliest before the first step, the last after the last one."""
-    steps = sorted([0, 0, *rng.integers(1, STEPS, KILLS - 5).tolist(), STEPS, STEPS, STEPS])
+    steps = sorted([0, 0, *rng.integers(1, ALL_STEPS, KILLS - 5).tolist(), *[ALL_STEPS] * 3])
     return [Fate(str(folder), step, int(rng.integers(0, 12 if step else 30))) for step in steps]
 
 
