@@ -130,6 +130,7 @@ class AnnotatedSamples:
         self.organ_share = organ_share
         self.size = tuple(-(-side // divisor) * divisor for side in contract.size)
         self._scans = [[self.cases.index(part) for part in parts] for parts in by_scan(self.cases).values()]
+        self._shares = [_shares([self.cases[n] for n in parts]) for parts in self._scans]
         self._shown = [
             {label: k for label in range(1, len(case.known)) if (k := case.slices_of(label)).size}
             for case in self.cases
@@ -165,19 +166,9 @@ class AnnotatedSamples:
 
     def _which(self, rng: np.random.Generator) -> int:
         """A case: every scan as often, and its parts by their shares."""
-        parts = self._scans[int(rng.integers(len(self._scans)))]
-        return parts[0] if len(parts) == 1 else int(rng.choice(parts, p=self._shares(parts)))
-
-    def _shares(self, parts: Sequence[int]) -> NDArray[np.float64]:
-        """Of the parts of a scan: each as often as it has slices, but the carried ones no more often than is good."""
-        shares = np.array([float(self.cases[n].vouched_slices.size) for n in parts])
-        shares /= shares.sum()
-        carried = np.array([self.cases[n].is_carried for n in parts])
-        seen = float(shares[~carried].sum())
-        if 0.0 < seen < _LEAST_SHARE_SEEN:
-            shares[~carried] *= _LEAST_SHARE_SEEN / seen
-            shares[carried] *= (1.0 - _LEAST_SHARE_SEEN) / (1.0 - seen)
-        return shares
+        scan = int(rng.integers(len(self._scans)))
+        parts = self._scans[scan]
+        return parts[0] if len(parts) == 1 else int(rng.choice(parts, p=self._shares[scan]))
 
     def _centre(self, rng: np.random.Generator, n: int) -> tuple[int, int, int]:
         """A voxel (k, j, i) to draw around: of a segment, each as often, or anywhere on a vouched slice."""
@@ -229,6 +220,18 @@ def vouched_slices(parts: Sequence[AnnotatedCase]) -> list[int]:
     """Rising numbers of the slices of a scan with something that any of its parts vouches for."""
     slices: list[int] = np.unique(np.concatenate([part.vouched_slices for part in parts])).tolist()
     return slices
+
+
+def _shares(parts: Sequence[AnnotatedCase]) -> NDArray[np.float64]:
+    """Of a scan's samples: each part as often as it has slices, but the carried ones no more often than is good."""
+    shares = np.array([float(part.vouched_slices.size) for part in parts])
+    shares /= shares.sum()
+    carried = np.array([part.is_carried for part in parts])
+    seen = float(shares[~carried].sum())
+    if 0.0 < seen < _LEAST_SHARE_SEEN:
+        shares[~carried] *= _LEAST_SHARE_SEEN / seen
+        shares[carried] *= (1.0 - _LEAST_SHARE_SEEN) / (1.0 - seen)
+    return shares
 
 
 def hold_out(

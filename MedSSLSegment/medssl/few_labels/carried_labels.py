@@ -143,9 +143,9 @@ def carried_labels(
             found[label].append(event.index)
             take_slice(labels, axis, event.index)[event.mask] = label if event.confidence >= _SURE else IGNORE
             take_slice(owners, axis, event.index)[event.mask] += 1
+    before_mm = _UNSURE_BEFORE_MM if forget_ends else 0.0
     for label, indices in found.items():
         drawn = [each.prompt.index for each in references if int(each.segment) == label]
-        before_mm = _UNSURE_BEFORE_MM if forget_ends else 0.0
         _forget_ends(labels, label, indices, drawn, axis, scan.spacing_kji_mm, before_mm)
     labels[(owners > 1) | vouched] = IGNORE
     known = np.zeros_like(parts[0].known)

@@ -233,9 +233,8 @@ def _train(
     content = _content(annotated)
     learn_from, measure_on, words = hold_out(annotated, config.seed, config.validation)
     learnt = by_scan(learn_from)
-    joins = (
-        bool(measure_on) and not config.validation and config.closing > 0
-    )  # nobody asked to keep them apart
+    # A case that a person names to measure on is kept apart for good.
+    joins = bool(measure_on) and not config.validation and config.closing > 0
     at_last = ", and learnt from too in the last steps" * joins
     yield Log(f"{len(learnt)} case{'s' * (len(learnt) > 1)} to learn from; {words}{at_last}.")
     torch.manual_seed(config.seed)
@@ -311,8 +310,7 @@ def _train(
     measured_from, steps, measured_at = time.monotonic(), 0, state.step
     fitting = fit(
         model.network, learn_from, measure_on, info.contract, info.names, settings,
-        join=join if settings.closing else (),
-        state=state, device=device, on_checkpoint=keep, save_every_s=60.0 * config.save_every_minutes,
+        join=join, state=state, device=device, on_checkpoint=keep, save_every_s=60.0 * config.save_every_minutes,
         cancelled=cancelled,
     )  # fmt: skip
     for event in _explained(fitting, settings):

@@ -171,9 +171,8 @@ def _points(
     for prompt, crop in zip(prompts, crops, strict=True):
         xy, labels = prompt.points_xy_px, prompt.point_labels
         if prompt.box_xyxy_px is not None:
-            corners = prompt.box_xyxy_px.reshape(2, 2) + np.array(
-                [[-0.5], [0.5]]
-            )  # the outer edges of its pixels
+            # From the centres of the corner pixels to their outer edges.
+            corners = prompt.box_xyxy_px.reshape(2, 2) + np.array([[-0.5], [0.5]])
             xy = np.concatenate([corners, xy])
             labels = np.concatenate([[2, 3], labels])
         rows_xy.append(crop.to_crop(xy, size))

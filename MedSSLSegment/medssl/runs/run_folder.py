@@ -445,11 +445,7 @@ def list_runs(folder: str | Path) -> list[RunFolder]:
     A run that links lead to a second time is listed once.
     """
     folder = Path(folder)
-    patterns = (
-        "*/*/run.json",
-        "*/run.json",
-        "run.json",
-    )  # of a run that is found twice, the shortest way counts
+    patterns = ("*/*/run.json", "*/run.json", "run.json")  # of a run found twice, the shortest way counts
     files = {file.resolve(): file for pattern in patterns for file in folder.glob(pattern)}
     runs = []
     for file in sorted(files.values()):

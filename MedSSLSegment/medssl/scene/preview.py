@@ -250,6 +250,8 @@ class PromptDesk:
     def _forget_previews_of_removed_segments(self) -> None:
         """There is nothing to accept any more; the prompts come back with a segment that an undo brings back."""
         session = self._session
+        if self.place is None and not self._masks:
+            return
         if session.segmentation_node is None or session.ready_volume is None:
             return
         ids = {segment.id for segment in session.segments()}
