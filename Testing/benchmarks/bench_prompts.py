@@ -1,13 +1,14 @@
 """What one click, and one box, find on a slice.
 
     bench_prompts.py --data FOLDER       the held-out patients of holdout.json, or every case of another folder
+    bench_prompts.py --data FOLDER --development       those of development.json and two phantoms, to make choices on
     bench_prompts.py --phantoms 2        without data
 
 Of every labelled object two axial slices are drawn from a seed. A click lies somewhere in the inner half of the object,
 a box is drawn tightly around it; each is the only thing that the model is told. Scored are the Dice with the truth, and
 how well the model's score goes with it (Pearson's correlation): the score chooses between answers, and tells which
 refined slices to trust. Then the answer is corrected as a person would: up to three more points, each in the middle of
-the largest mistake that is left. Writes RESULTS_PROMPTS.md beside this file.
+the largest mistake that is left. Writes RESULTS_PROMPTS.md beside this file, or where --results says.
 """
 
 from __future__ import annotations
@@ -28,14 +29,23 @@ from medssl.prompts import SlicePrompt, box_of_mask
 from medssl.registry import DEFAULT_MODEL
 from medssl.volume import WINDOWS
 from numpy.typing import NDArray
-from protocol import Case, bootstrap_mean, data_root, held_out_folders, patient_of, phantom_case, read_case
+from protocol import (
+    Case,
+    bootstrap_mean,
+    data_root,
+    development_cases,
+    held_out_folders,
+    patient_of,
+    phantom_case,
+    read_case,
+)
 from scipy import ndimage
 
 _HERE = Path(__file__).resolve().parent
 _LEAST_PX = 12
 _SLICES = 2
 _CORRECTIONS = 3
-_FIRST_PHANTOM = 9001
+_FIRST_PHANTOM, _FIRST_DEVELOPMENT_PHANTOM = 9001, 9101
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data", help="folder of labelled CTs (or the environment variable MEDSSL_DATA)")
     parser.add_argument("--phantoms", type=int, default=0, help="phantoms in place of data")
+    parser.add_argument("--development", action="store_true", help="development.json and two phantoms")
     parser.add_argument("--limit", type=int, help="cases at most")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--results", type=Path, default=_HERE / "RESULTS_PROMPTS.md")
@@ -191,7 +202,11 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
         for number in range(options.phantoms or 2):
             yield phantom_case(_FIRST_PHANTOM + number)
         return
-    names = held_out_folders(root, "head_neck", "abdomen")
+    if options.development:
+        yield from (phantom_case(_FIRST_DEVELOPMENT_PHANTOM + number) for number in range(2))
+        names = [name for name in development_cases() if (root / name / "ct.nii.gz").is_file()]
+    else:
+        names = held_out_folders(root, "head_neck", "abdomen")
     names = names or sorted(path.name for path in root.iterdir() if (path / "ct.nii.gz").is_file())
     for name in names[: options.limit]:
         yield read_case(root / name)

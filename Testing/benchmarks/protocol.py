@@ -36,6 +36,7 @@ __all__ = [
     "bootstrap_mean",
     "copy_mask",
     "data_root",
+    "development_cases",
     "held_out_cases",
     "mean_dice",
     "object_tasks",
@@ -51,6 +52,7 @@ MIN_EXTENT = 5
 EARLY_ENDING = ("spinal_cord", "esophagus")
 """Organs that go on past the end of their clinical contours; means are given with and without them."""
 _HOLDOUT = Path(__file__).with_name("holdout.json")
+_DEVELOPMENT = Path(__file__).with_name("development.json")
 _RESAMPLES = 2000
 
 
@@ -64,6 +66,12 @@ def held_out_cases() -> dict[str, list[str]]:
     """Held-out folder names by group: `head_neck`, `abdomen`, `same_patient_as_abdomen`, `mr`."""
     groups = json.loads(_HOLDOUT.read_text())
     return {name: list(folders) for name, folders in groups.items() if name != "rule"}
+
+
+def development_cases() -> list[str]:
+    """Folder names on which choices about prompts may be made: what answers them was not taught these."""
+    cases: list[str] = json.loads(_DEVELOPMENT.read_text())["cases"]
+    return cases
 
 
 def held_out_folders(root: Path, *groups: str) -> list[str]:

@@ -10,8 +10,8 @@ import torch
 from medssl.errors import InputError, ModelError
 from medssl.foundation.nano import NanoTracker
 from medssl.foundation.nano_image import NanoImagePredictor
-from medssl.foundation.nano_model import Decoded, Encoded, NanoConfig, NanoModel, load_nano
-from medssl.foundation.protocols import TrackedSlice, TrackingSession, TrackJob
+from medssl.foundation.nano_model import Decoded, Encoded, NanoConfig, NanoModel, load_nano, load_prompted
+from medssl.foundation.protocols import Prediction, TrackedSlice, TrackingSession, TrackJob
 from medssl.phantom import Phantom, phantom_ct
 from medssl.prompts import SlicePrompt, box_of_mask
 from medssl.registry import DEFAULT_MODEL, find_entry, model_path
@@ -329,9 +329,16 @@ def test_clicks_and_boxes_find_what_the_network_sees(bright_model: NanoModel) ->
 
 
 class IsSure(Planted):
-    """A network that finds a square in each crop, and is as sure of it as the test says, row by row."""
+    """A network that finds a square in each crop, and is as sure of it, and expects as much, as the test says."""
 
     chances: tuple[float, ...] = ()
+    expects: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Of the rows of a batch, both."""
+
+    def decode(self, *given: Any, **named: Any) -> Decoded:
+        answer = super().decode(*given, **named)
+        quality = torch.tensor(self.expects[: len(answer.quality)]).view(-1, 1)
+        return replace(answer, quality=quality)
 
     def seen(self, encoded: Encoded) -> Tensor:
         logits = torch.full_like(encoded.channels[:, :1], -20.0)
@@ -378,10 +385,14 @@ def test_the_score_of_an_answer_is_the_mean_probability_of_what_was_found() -> N
     assert answer.score == pytest.approx(0.8, abs=1e-5)
 
 
-@pytest.mark.parametrize("surest", range(4))
-def test_of_the_crops_around_a_click_the_one_counts_that_the_network_is_surest_of(surest: int) -> None:
+@pytest.mark.parametrize("best", range(3))
+@pytest.mark.parametrize("by", ["sure of its pixels", "expected to fit"])
+def test_of_the_crops_around_a_click_the_one_with_the_best_answer_counts(best: int, by: str) -> None:
     model = IsSure(TINY).eval()
-    model.chances = tuple(0.95 if row == surest else 0.6 for row in range(4))
+    figures = tuple(0.95 if row == best else 0.6 for row in range(3))
+    model.chances, model.expects = (
+        (figures, (0.5,) * 3) if by == "sure of its pixels" else ((0.8,) * 3, figures)
+    )
     predictor = NanoImagePredictor(model)
     predictor.set_image(np.zeros((900, 900), np.int16), SOFT_TISSUE, (1.0, 1.0))
     centre = SlicePrompt(0, 0, np.array([[450.0, 450.0]], np.float32), np.array([1], np.int32))
@@ -389,7 +400,43 @@ def test_of_the_crops_around_a_click_the_one_counts_that_the_network_is_surest_o
     answer = predictor.predict(centre)
 
     side = np.sqrt(answer.mask.sum())
-    assert side == pytest.approx((50.0, 100.0, 200.0, 400.0)[surest] / 2, rel=0.1)
+    assert side == pytest.approx((70.0, 140.0, 280.0)[best] / 2, rel=0.1)
+
+
+class FindsDiscs(Planted):
+    """A network that finds, in the crops around a click, a disc of some radius in mm."""
+
+    radii_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    sides_mm: tuple[float, float, float] = (70.0, 140.0, 280.0)
+
+    def seen(self, encoded: Encoded) -> Tensor:
+        place = torch.arange(TINY.image_size) + 0.5 - TINY.image_size / 2
+        distance = torch.hypot(place, place[:, None])
+        scale = torch.tensor(self.sides_mm) / TINY.image_size
+        discs = torch.tensor(self.radii_mm) / scale
+        logits = 4.0 * (discs.view(-1, 1, 1) - distance).clamp(-1.0, 1.0)
+        return logits[: len(encoded.channels), None]
+
+
+class SaysWhatIsLookedAtAgain(NanoImagePredictor):
+    def _again(self, prompt: SlicePrompt, first: Prediction) -> Prediction:
+        return first
+
+
+@pytest.mark.parametrize(("radii_mm", "found_mm"), [((10.0, 25.0, 26.0), 25.5), ((20.0, 21.0, 70.0), 20.5)])
+def test_of_equally_sure_answers_one_that_a_neighbouring_crop_agrees_with_is_looked_at_again(
+    radii_mm: tuple[float, float, float], found_mm: float
+) -> None:
+    model = FindsDiscs(TINY).eval()
+    model.radii_mm = radii_mm
+    predictor = SaysWhatIsLookedAtAgain(model)
+    predictor.set_image(np.zeros((900, 900), np.int16), SOFT_TISSUE, (1.0, 1.0))
+
+    first = predictor.predict(
+        SlicePrompt(0, 0, np.array([[450.0, 450.0]], np.float32), np.array([1], np.int32))
+    )
+
+    assert np.sqrt(first.mask.sum() / np.pi) == pytest.approx(found_mm, rel=0.1)
 
 
 def test_a_prompt_on_which_nothing_is_found_is_an_empty_answer_and_no_reference(
@@ -468,6 +515,14 @@ def test_the_shipped_weights_carry_an_organ_much_further_than_copying(
     assert dice(tracked, truth[others]) > 0.75
 
 
+@pytest.fixture(scope="module")
+def prompted() -> NanoModel:
+    path = model_path(find_entry(DEFAULT_MODEL))
+    if not path.is_file():
+        pytest.skip("The shipped weights are not in pretrained/.")
+    return load_prompted(path, CPU)
+
+
 def shown(model: NanoModel, phantom: Phantom, index: int) -> NanoImagePredictor:
     predictor = NanoImagePredictor(model)
     predictor.set_image(phantom.volume.voxels_kji[index], SOFT_TISSUE, phantom.volume.slice_spacing_mm(0))
@@ -475,11 +530,11 @@ def shown(model: NanoModel, phantom: Phantom, index: int) -> NanoImagePredictor:
 
 
 @pytest.mark.parametrize("organ", ["liver", "spleen", "heart"])
-def test_the_shipped_weights_answer_a_box(shipped: NanoModel, phantom: Phantom, organ: str) -> None:
+def test_the_shipped_weights_answer_a_box(prompted: NanoModel, phantom: Phantom, organ: str) -> None:
     truth = phantom.segmentation.mask(organ)
     index = middle_slice(truth)
 
-    answer = shown(shipped, phantom, index).predict(
+    answer = shown(prompted, phantom, index).predict(
         SlicePrompt(0, index, box_xyxy_px=box_of_mask(truth[index]))
     )
 
@@ -488,7 +543,7 @@ def test_the_shipped_weights_answer_a_box(shipped: NanoModel, phantom: Phantom, 
 
 @pytest.mark.parametrize("organ", ["spleen", "vertebrae_L1"])
 def test_the_shipped_weights_answer_a_click_on_a_small_organ(
-    shipped: NanoModel, phantom: Phantom, organ: str
+    prompted: NanoModel, phantom: Phantom, organ: str
 ) -> None:
     truth = phantom.segmentation.mask(organ)
     index = middle_slice(truth)
@@ -496,6 +551,6 @@ def test_the_shipped_weights_answer_a_click_on_a_small_organ(
     row, col = np.unravel_index(depth.argmax(), depth.shape)
     click = SlicePrompt(0, index, np.array([[col, row]], np.float32), np.array([1], np.int32))
 
-    answer = shown(shipped, phantom, index).predict(click)
+    answer = shown(prompted, phantom, index).predict(click)
 
     assert dice(answer.mask, truth[index]) > 0.65

@@ -66,3 +66,44 @@ def test_points_go_where_their_pixels_go() -> None:
     x, y = crop.to_crop(np.array([[25.0, 11.0]]), 64)[0]
     rows, cols = np.nonzero(doubled.numpy())
     assert (y, x) == (rows.mean() + 0.5, cols.mean() + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("row", "col", "cut"),
+    [
+        (5, 5, {"top", "bottom", "left", "right"}),
+        (0, 5, {"bottom", "left", "right"}),
+        (12, -3, {"top", "right"}),
+    ],
+)
+def test_a_mask_is_cut_off_where_the_slice_goes_on_beyond_its_crop(row: int, col: int, cut: set[str]) -> None:
+    crop = Crop(row, col, 8, 8)
+    edges = {"top": np.s_[0], "bottom": np.s_[-1], "left": np.s_[:, 0], "right": np.s_[:, -1]}
+    for name, edge in edges.items():
+        mask = np.zeros((16, 16), bool)
+        mask[edge] = True
+        mask[[0, 0, -1, -1], [0, -1, 0, -1]] = False  # a corner lies on two edges
+        assert crop.cuts_off(mask, (20, 20)) == (name in cut), name
+    assert not crop.cuts_off(np.zeros((16, 16), bool), (20, 20))
+
+
+def test_a_mask_is_seen_in_another_crop_where_it_lies_on_the_slice() -> None:
+    """Both crops have as many pixels as they are shown with, so that the way over the slice is exact."""
+    small, large = Crop(10, 14, 16, 16), Crop(6, 20, 16, 16)
+    mask = np.random.default_rng(0).random((16, 16)) > 0.5
+
+    seen = small.shown_in(large, mask)
+
+    on_the_slice = small.put_back(mask.astype(np.float32), (50, 50))
+    np.testing.assert_array_equal(seen, large.cut_mask(on_the_slice) > 0.5)
+
+
+def test_a_mask_shrinks_in_a_crop_twice_as_large() -> None:
+    small, large = Crop(10, 10, 16, 16), Crop(2, 2, 32, 32)
+
+    seen = small.shown_in(large, np.ones((16, 16), bool))
+
+    expected = np.zeros((16, 16), bool)
+    expected[4:12, 4:12] = True
+    np.testing.assert_array_equal(seen, expected)
+    np.testing.assert_array_equal(large.shown_in(small, expected), np.ones((16, 16), bool))

@@ -7,8 +7,9 @@ from medssl.errors import InputError
 from medssl.tracker.clips import (
     ClipSampler,
     LabelledVolume,
+    ObjectChooser,
     _choose_slices,
-    _pseudo_clip,
+    pseudo_clip,
     synthesise_ct,
 )
 from scipy import ndimage
@@ -35,7 +36,7 @@ def a_volume(labelled: bool = True, seed: int = 0) -> LabelledVolume:
 
 
 def a_sampler(pseudo_share: float = 0.3) -> ClipSampler:
-    return ClipSampler([(1.0, [a_volume()])], [a_volume(labelled=False)], pseudo_share, SIZE)
+    return ClipSampler(ObjectChooser([(1.0, [a_volume()])]), [a_volume(labelled=False)], pseudo_share, SIZE)
 
 
 def test_only_objects_that_can_be_followed_are_drawn() -> None:
@@ -74,7 +75,7 @@ def test_masks_lie_on_the_grid_of_their_images() -> None:
     marked = LabelledVolume(
         (labels() == 1).astype(np.int16) * 2000, (labels() == 1).astype(np.uint8), SPACING_KJI_MM
     )
-    sampler = ClipSampler([(1.0, [marked])], [], 0.0, SIZE)
+    sampler = ClipSampler(ObjectChooser([(1.0, [marked])]), [], 0.0, SIZE)
     rng = np.random.default_rng(0)
 
     for _ in range(20):
@@ -118,7 +119,7 @@ def test_a_pseudo_object_is_in_one_piece_and_of_one_intensity() -> None:
     volume = a_volume(labelled=False)
     rng = np.random.default_rng(0)
 
-    clips = [raw for _ in range(60) if (raw := _pseudo_clip(volume, rng, 5)) is not None]
+    clips = [raw for _ in range(60) if (raw := pseudo_clip(volume, rng, 5)) is not None]
 
     eight = np.ones((3, 3), bool)
     assert len(clips) > 10
@@ -131,7 +132,9 @@ def test_a_pseudo_object_is_in_one_piece_and_of_one_intensity() -> None:
 
 
 def test_volumes_without_labels_give_pseudo_objects_only() -> None:
-    sampler = ClipSampler([(1.0, [a_volume(labelled=False)])], [a_volume(labelled=False)], 0.0, SIZE)
+    sampler = ClipSampler(
+        ObjectChooser([(1.0, [a_volume(labelled=False)])]), [a_volume(labelled=False)], 0.0, SIZE
+    )
 
     assert sampler.draw(np.random.default_rng(0), 4).mask.shape == (4, 1, SIZE, SIZE)
 
@@ -140,7 +143,7 @@ def test_volumes_too_small_for_a_clip_are_one_clear_error() -> None:
     tiny = LabelledVolume(np.zeros((3, 3, 3), np.int16), None, SPACING_KJI_MM)
 
     with pytest.raises(InputError, match="larger CTs"):
-        ClipSampler([], [tiny], 1.0, SIZE).draw(np.random.default_rng(0), 5)
+        ClipSampler(ObjectChooser([]), [tiny], 1.0, SIZE).draw(np.random.default_rng(0), 5)
 
 
 def test_drawn_cts_show_the_outlines_of_their_labels() -> None:

@@ -20,19 +20,29 @@ from medssl.datasets.sources import exclusions
 from medssl.errors import Cancelled, InputError, ModelError
 from medssl.events import Log, Progress
 from medssl.foundation.nano_fusion import Fusion
-from medssl.foundation.nano_model import NanoConfig, load_nano
+from medssl.foundation.nano_model import PROMPTS, NanoConfig, load_nano, load_prompted, prompted_model
 from medssl.registry import DEFAULT_MODEL, find_entry, model_path
 from medssl.runs.detached import resume_detached
 from medssl.runs.run_folder import RunFolder, TrainingMetric
-from medssl.tracker.clips import ClipSampler, LabelledVolume
+from medssl.tracker.clips import ClipSampler, LabelledVolume, ObjectChooser
 from medssl.tracker.data import read_data
-from medssl.tracker.lessons import coarse_masks, tracking_loss
-from medssl.tracker.training import TRACKER_RUN, TrackerTrainConfig, new_model, train_tracker
+from medssl.tracker.lessons import coarse_masks, prompt_loss, tracking_loss
+from medssl.tracker.prompt_samples import PromptSampler
+from medssl.tracker.training import (
+    PROMPTS_RUN,
+    TRACKER_RUN,
+    PromptTrainConfig,
+    TrackerTrainConfig,
+    new_model,
+    train_prompts,
+    train_tracker,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = NanoConfig(image_size=64, embed_dim=8, model_dim=64, memory_dim=32, memories=3, edge_width=4)
 HOLDOUT = Path(__file__).parents[1] / "benchmarks" / "holdout.json"
+DEVELOPMENT = HOLDOUT.with_name("development.json")
 DIES_WHILE_SAVING = """
 import os, signal, sys
 from pathlib import Path
@@ -193,7 +203,9 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_saved(data: Pa
 
 def test_the_loss_falls_on_one_repeated_batch() -> None:
     image, labels = a_case(0)
-    sampler = ClipSampler([(1.0, [LabelledVolume(image, labels, (3.0, 2.0, 2.0))])], [], 0.0, TINY.image_size)
+    sampler = ClipSampler(
+        ObjectChooser([(1.0, [LabelledVolume(image, labels, (3.0, 2.0, 2.0))])]), [], 0.0, TINY.image_size
+    )
     batch = sampler.batch(np.random.default_rng(0), 2, 3)
     torch.manual_seed(0)
     model = new_model(TINY, None).train()
@@ -209,15 +221,6 @@ def test_the_loss_falls_on_one_repeated_batch() -> None:
         losses.append(float(loss.detach()))
 
     assert np.mean(losses[-3:]) < 0.75 * losses[0]
-
-
-def test_a_run_may_teach_prompts_alone(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: Any) -> Any:
-        raise AssertionError("a clip was tracked")
-
-    monkeypatch.setattr("medssl.tracker.training.tracking_loss", never)
-    events = train(a_config(data, tmp_path / "run", prompt_share=1.0))
-    assert any(isinstance(event, TrainingMetric) and event.step == 4 for event in events)
 
 
 def test_a_coarse_mask_is_another_one_that_still_shows_its_object() -> None:
@@ -302,6 +305,130 @@ def test_adapted_weights_are_settled_as_those_they_started_from(data: Path, tmp_
     assert load_nano(tmp_path / "second" / "checkpoint.safetensors", torch.device("cpu"))[1] == fitted
 
 
+# --------------------------------------------------------------------------------------------------------- prompts
+
+
+@pytest.fixture
+def tracker(data: Path, tmp_path: Path) -> Path:
+    """Weights that were taught to carry masks, and how they are settled."""
+    train(a_config(data, tmp_path / "tracker", steps=1))
+    tensors, meta = read_checkpoint(tmp_path / "tracker" / "checkpoint.safetensors")
+    path = tmp_path / "tracker.safetensors"
+    write_checkpoint(path, tensors, {**meta, "fusion": replace(Fusion(), memory=0.3).to_meta()})
+    return path
+
+
+def prompts_config(data: Path, out: Path, tracker: Path, **changes: Any) -> PromptTrainConfig:
+    config = PromptTrainConfig(
+        data=data, out=out, steps=4, batch=2, phantoms=0, device="cpu", start_from=tracker
+    )
+    return replace(config, **changes)
+
+
+def test_weights_taught_prompts_carry_masks_as_before(data: Path, tmp_path: Path, tracker: Path) -> None:
+    config = prompts_config(data, tmp_path / "prompts", tracker, exclude=("another",))
+
+    events = list(train_prompts(config))
+
+    path = config.out / "checkpoint.safetensors"
+    before, before_meta = read_checkpoint(tracker)
+    after, after_meta = read_checkpoint(path)
+    assert same(before, {name: tensor for name, tensor in after.items() if not name.startswith(PROMPTS)})
+    assert {**after_meta, "prompts": None} == {**before_meta, "prompts": None}
+    assert after_meta["prompts"]["step"] == 4
+    assert after_meta["prompts"]["excluded"] == exclusions(["another"])
+    assert load_nano(path, torch.device("cpu"))[1].memory == 0.3
+    (metric,) = (event for event in events if isinstance(event, TrainingMetric))
+    assert metric.values.keys() == {"loss", "dice", "second"}
+
+
+def test_only_what_answers_prompts_is_kept_twice_and_in_half_precision(
+    data: Path, tmp_path: Path, tracker: Path
+) -> None:
+    config = prompts_config(data, tmp_path / "prompts", tracker)
+    list(train_prompts(config))
+
+    own = {
+        name: tensor
+        for name, tensor in read_weights(config.out / "checkpoint.safetensors").items()
+        if name.startswith(PROMPTS)
+    }
+
+    assert own
+    assert {tensor.dtype for tensor in own.values()} == {torch.float16}
+    assert not any("memory_" in name for name in own)
+    assert any("image_encoder" in name for name in own)
+
+
+def test_a_stopped_prompts_run_goes_on_as_if_it_had_never_stopped(
+    data: Path, tmp_path: Path, tracker: Path
+) -> None:
+    whole, parts = (prompts_config(data, tmp_path / name, tracker) for name in ("whole", "parts"))
+    list(train_prompts(whole))
+    asked = itertools.count()
+    with pytest.raises(Cancelled, match=r"after step 2 of 4.*medssl runs resume"):
+        list(train_prompts(parts, lambda: next(asked) == 2))
+    list(train_prompts(parts))
+
+    assert RunFolder.open(parts.out).kind == PROMPTS_RUN
+    assert same(
+        read_weights(whole.out / "checkpoint.safetensors"), read_weights(parts.out / "checkpoint.safetensors")
+    )
+
+
+def test_teaching_goes_on_from_what_was_taught_before(data: Path, tmp_path: Path, tracker: Path) -> None:
+    config = prompts_config(data, tmp_path / "prompts", tracker)
+    list(train_prompts(config))
+    taught = config.out / "checkpoint.safetensors"
+
+    first, again = (prompted_model(*read_checkpoint(path)) for path in (tracker, taught))
+
+    assert same(first.state_dict(), read_weights(tracker))
+    assert not same(first.state_dict(), again.state_dict())
+    assert same(again.state_dict(), load_prompted(taught, torch.device("cpu")).state_dict())
+
+
+def test_a_tracker_that_is_adapted_answers_prompts_as_before(
+    data: Path, tmp_path: Path, tracker: Path
+) -> None:
+    config = prompts_config(data, tmp_path / "prompts", tracker, steps=1)
+    list(train_prompts(config))
+    taught = config.out / "checkpoint.safetensors"
+    train(a_config(data, tmp_path / "adapted", steps=1, start_from=taught))
+    adapted = tmp_path / "adapted" / "checkpoint.safetensors"
+
+    before, after = (
+        {n: t for n, t in read_weights(p).items() if n.startswith(PROMPTS)} for p in (taught, adapted)
+    )
+    assert same(before, after)
+    assert read_checkpoint(adapted)[1]["prompts"] == read_checkpoint(taught)[1]["prompts"]
+
+
+def test_weights_that_were_never_taught_prompts_say_how_to(tracker: Path) -> None:
+    with pytest.raises(ModelError, match=r"medssl train prompts --start-from .*tracker\.safetensors"):
+        load_prompted(tracker, torch.device("cpu"))
+
+
+def test_the_loss_of_prompts_falls_on_one_repeated_batch() -> None:
+    image, labels = a_case(0)
+    chooser = ObjectChooser([(1.0, [LabelledVolume(image, labels, (3.0, 2.0, 2.0))])])
+    batch = PromptSampler(chooser, [], 0.0, TINY.image_size).batch(np.random.default_rng(0), 6)
+    torch.manual_seed(0)
+    model = new_model(TINY, None).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+
+    losses = []
+    for _ in range(25):
+        loss, _ = prompt_loss(model, batch, np.random.default_rng(0))
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+
+    assert np.mean(losses[-3:]) < 0.75 * losses[0]
+
+
 @pytest.mark.parametrize("phantoms", [0, 6])
 def test_a_folder_without_cases_is_one_clear_error(tmp_path: Path, phantoms: int) -> None:
     (tmp_path / "data" / "empty_case").mkdir(parents=True)
@@ -344,7 +471,6 @@ def test_a_damaged_training_state_is_one_clear_error(data: Path, tmp_path: Path,
         {"slices": 1},
         {"save_every": 0},
         {"pseudo_share": 1.5},
-        {"prompt_share": -0.1},
     ],
 )
 def test_numbers_out_of_range_are_refused(tmp_path: Path, changes: dict[str, float]) -> None:
@@ -359,6 +485,9 @@ def test_the_shipped_weights_have_never_seen_the_patients_that_judge_them() -> N
     held_out = json.loads(HOLDOUT.read_text())
     judges = {case for cases in held_out.values() if isinstance(cases, list) for case in cases}
 
-    excluded = read_checkpoint(path)[1]["excluded"]
+    development = json.loads(DEVELOPMENT.read_text())["cases"]
 
-    assert excluded == exclusions(sorted(judges)) or judges <= set(excluded)
+    meta = read_checkpoint(path)[1]
+
+    assert judges <= set(meta["excluded"]), "the tracker's own list is older and names them"
+    assert meta["prompts"]["excluded"] == exclusions(sorted([*judges, *development]))

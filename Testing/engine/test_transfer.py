@@ -215,3 +215,6 @@ def test_files_that_are_no_encoder_are_refused_in_one_sentence(tmp_path: Path) -
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ModelError, match="damaged"):
         read_encoder(path)
+    torch.save({"step": 1}, tmp_path / "resume.pt")
+    with pytest.raises(ModelError, match=r"is no encoder: .* give the folder of the run"):
+        read_encoder(tmp_path / "resume.pt")

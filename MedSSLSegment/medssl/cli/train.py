@@ -14,32 +14,43 @@ __all__ = ["COMMAND"]
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    from ..tracker.training import TrackerTrainConfig
+    from ..tracker.training import PromptTrainConfig, TrackerTrainConfig
     from .arguments import add_fields
 
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    tracker = what.add_parser("tracker", help="the small model that carries masks from slice to slice")
+    tracker = what.add_parser("tracker", help="what carries masks from slice to slice")
     add_fields(tracker, TrackerTrainConfig)
-    add_detach(tracker)
+    prompts = what.add_parser("prompts", help="what answers clicks, boxes and coarse masks on one slice")
+    add_fields(prompts, PromptTrainConfig)
+    for each in (tracker, prompts):
+        add_detach(each)
 
 
 def _run(options: argparse.Namespace) -> None:
-    from ..tracker.training import TRACKER_RUN, TrackerTrainConfig, train_tracker
+    from ..tracker import training
     from .arguments import build
 
-    config = build(TrackerTrainConfig, options)
+    config: training.TrackerTrainConfig | training.PromptTrainConfig
+    if options.what == "tracker":
+        kind, config = training.TRACKER_RUN, build(training.TrackerTrainConfig, options)
+    else:
+        kind, config = training.PROMPTS_RUN, build(training.PromptTrainConfig, options)
     if options.detach:
-        run_detached(TRACKER_RUN, config)
+        run_detached(kind, config)
         return
     with ProgressBar(sys.stderr, "Training") as bar, stopped_by_signals() as asked:
-        show(train_tracker(config, asked), bar)
+        if isinstance(config, training.TrackerTrainConfig):
+            show(training.train_tracker(config, asked), bar)
+        else:
+            show(training.train_prompts(config, asked), bar)
     print(f"Written: {config.out / 'checkpoint.safetensors'}")
 
 
 COMMAND = Command(
-    summary="train or adapt the small tracker on labelled CTs; the same command goes on where it was stopped",
+    summary="train or adapt the small default model on labelled CTs; the same command goes on where it was stopped",
     configure=_configure,
     run=_run,
     examples="medssl train tracker --data cases --out runs/tracker\n"
+    "medssl train prompts --data cases --out runs/prompts --start-from runs/tracker/checkpoint.safetensors\n"
     "medssl train tracker --data my_cases --out runs/mine --start-from pretrained/medssl-nano.safetensors --detach",
 )

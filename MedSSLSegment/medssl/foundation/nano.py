@@ -9,8 +9,9 @@ Axis letters: B rows, S side of the crop, H, W rows and columns of a slice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from .nano_crop import CROP_FACTOR, Crop, shown
 from .nano_fusion import Fusion, FusionState, Settled
 from .nano_image import NanoImagePredictor
 from .nano_inputs import Appearance, learn_appearance, make_channels, update_appearance
-from .nano_model import Decoded, Encoded, NanoModel, load_nano
+from .nano_model import Decoded, Encoded, NanoModel, load_nano, load_prompted
 from .protocols import TrackedSlice, TrackingSession, TrackJob
 from .replay import ReplayingSession
 from .runtime import one_thread
@@ -45,27 +46,43 @@ _SMALL_SHARE = 0.22  # an object smaller than this share of the crop's side want
 class NanoTracker:
     """Carries masks from slice to slice with the small model; a `SliceTracker`."""
 
-    def __init__(self, model: NanoModel, fusion: Fusion | None = None) -> None:
+    def __init__(
+        self,
+        model: NanoModel,
+        fusion: Fusion | None = None,
+        prompted: Callable[[], NanoModel] | None = None,
+    ) -> None:
+        """
+        Args:
+            model: carries masks.
+            fusion: how its masks are settled with the intensity tracker's.
+            prompted: gives what answers clicks and boxes, once there is one; None for the same model.
+        """
         self._model = model
         self._fusion = fusion or Fusion()
+        self._prompted = prompted or (lambda: model)
 
     @classmethod
     def from_entry(cls, entry: ModelEntry, device: torch.device) -> NanoTracker:
         """Load the registry's model."""
         from ..registry import verified_path
 
-        return cls(*load_nano(verified_path(entry), device))
+        path = verified_path(entry)
+        return cls(*load_nano(path, device), cache(partial(load_prompted, path, device)))
 
     def open(self, volume: Volume, axis: int, window: Window) -> TrackingSession:
         """Begin work on a volume; the window is fitted to each object, so the volume-wide one is not needed."""
-        return ReplayingSession(NanoSession(self._model, volume, axis, self._fusion))
+        return ReplayingSession(NanoSession(self._model, volume, axis, self._fusion, self._prompted))
 
 
 class NanoSession:
     """The small tracker at work on one volume and axis."""
 
-    def __init__(self, model: NanoModel, volume: Volume, axis: int, fusion: Fusion) -> None:
+    def __init__(
+        self, model: NanoModel, volume: Volume, axis: int, fusion: Fusion, prompted: Callable[[], NanoModel]
+    ) -> None:
         self._model = model
+        self._prompted = prompted
         self._axis = axis
         self._slices = as_stack(volume.voxels_kji, axis)
         self._spacing = volume.slice_spacing_mm(axis)
@@ -83,7 +100,7 @@ class NanoSession:
         if prompt.mask is not None:
             mask, score = prompt.mask, 1.0
         else:
-            predictor = NanoImagePredictor(self._model)
+            predictor = NanoImagePredictor(self._prompted())
             predictor.set_image(self._slices[prompt.index], _SOFT_TISSUE, self._spacing)
             answer = predictor.predict(prompt)
             mask, score = answer.mask, answer.score

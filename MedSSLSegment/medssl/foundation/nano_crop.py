@@ -18,11 +18,12 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from .nano_model import NanoModel
 
-__all__ = ["CROP_FACTOR", "Crop", "shown"]
+__all__ = ["CROP_FACTOR", "MIN_CROP_PX", "Crop", "shown"]
 
 CROP_FACTOR = 2.0
 """Side of the crop over the larger side of the object's box."""
-_MIN_CROP_PX = 24.0
+MIN_CROP_PX = 24.0
+"""Least side of a crop, in pixels of the slice."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Crop:
         x0, y0, x1, y1 = (float(value) for value in box_xyxy_px)
         row_mm, col_mm = spacing_rc_mm
         object_mm = max((y1 - y0 + 1) * row_mm, (x1 - x0 + 1) * col_mm)
-        side_mm = max(factor * object_mm, _MIN_CROP_PX * (row_mm + col_mm) / 2)
+        side_mm = max(factor * object_mm, MIN_CROP_PX * (row_mm + col_mm) / 2)
         height, width = max(round(side_mm / row_mm), 4), max(round(side_mm / col_mm), 4)
         return cls(round((y0 + y1 + 1 - height) / 2), round((x0 + x1 + 1 - width) / 2), height, width)
 
@@ -79,17 +80,29 @@ class Crop:
         whole_hw[whole] = cut[inside]
         return whole_hw
 
-    def cuts_off(self, mask_hw: NDArray[np.bool_]) -> bool:
-        """Whether a mask touches the crop's edge where the slice goes on."""
-        _, whole = self.overlap(mask_hw.shape)
-        part = mask_hw[whole]
-        (rows, cols), (height, width) = whole, mask_hw.shape
+    def cuts_off(self, mask: NDArray[np.bool_], shape: tuple[int, ...]) -> bool:
+        """Whether a mask on the crop touches an edge of it where the slice goes on.
+
+        Args:
+            mask: any size, on the crop.
+            shape: (H, W) of the slice.
+        """
         return bool(
-            (rows.start > 0 and part[0].any())
-            or (rows.stop < height and part[-1].any())
-            or (cols.start > 0 and part[:, 0].any())
-            or (cols.stop < width and part[:, -1].any())
+            (self.row > 0 and mask[0].any())
+            or (self.row + self.height < shape[0] and mask[-1].any())
+            or (self.col > 0 and mask[:, 0].any())
+            or (self.col + self.width < shape[1] and mask[:, -1].any())
         )
+
+    def shown_in(self, other: Crop, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(S, S) mask on this crop as another crop shows it at that size; nothing where this one does not reach."""
+        size = len(mask)
+        rows = _places(size, other.row - self.row, other.height, self.height)
+        cols = _places(size, other.col - self.col, other.width, self.width)
+        seen = np.zeros_like(mask)
+        there = np.ix_((rows >= 0) & (rows < size), (cols >= 0) & (cols < size))
+        seen[there] = mask[np.ix_(rows[there[0][:, 0]], cols[there[1][0]])]
+        return seen
 
     def to_crop(self, points_xy_px: NDArray[np.floating[Any]], size: int) -> NDArray[np.float32]:
         """Slice pixels (centres at integers) to crop pixels (edges at integers) of a crop resized to `size`."""
@@ -105,6 +118,13 @@ class Crop:
             whole.append(slice(low, high))
             inside.append(slice(low - start, high - start))
         return (inside[0], inside[1]), (whole[0], whole[1])
+
+
+def _places(size: int, offset: int, length: int, own_length: int) -> NDArray[np.intp]:
+    """Along one direction, the pixels of a crop of `own_length` that another's pixels lie on; both shown at `size`."""
+    from_start = offset + (np.arange(size) + 0.5) * length / size
+    places: NDArray[np.intp] = np.floor(from_start * size / own_length).astype(np.intp)
+    return places
 
 
 def shown(cuts: Sequence[NDArray[np.float32]], model: NanoModel) -> Tensor:

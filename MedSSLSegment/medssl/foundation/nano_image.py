@@ -6,6 +6,9 @@ Axis letters: B questions, P points, S side of the crop, H, W rows and columns o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
+from ..metrics import dice
 from ..prompts import SlicePrompt, box_of_mask
 from ..volume import Window
 from .nano_crop import CROP_FACTOR, Crop, shown
-from .nano_inputs import learn_appearance, make_channels
-from .nano_model import NanoModel, load_nano
-from .nano_prompts import point_reach, prior_mask
+from .nano_inputs import make_channels
+from .nano_model import NanoModel, load_prompted
+from .nano_prompts import heeded_guess, point_reach, prior_mask
 from .protocols import Prediction
 from .runtime import one_thread
 
@@ -29,12 +33,15 @@ if TYPE_CHECKING:
 
 __all__ = ["NanoImagePredictor"]
 
-_FIRST_CROPS_MM = {50.0: 0.0, 100.0: 0.05, 200.0: 0.03, 400.0: 0.01}
-"""Sides of the crops tried around a click, which does not tell the object's size, and what the score of an answer in
-one gains because few things that are clicked on are very small or very large."""
-_GUESS_REACH_PX, _ANSWER_REACH_PX, _ANSWER_LOGIT = 12.0, 4.0, 6.0
-"""How far a correcting point speaks in what the network is shown, how far in what it answers, and how much there: the
-network alone passes over most of them. Chosen on patients that `bench_prompts.py` does not score."""
+_FIRST_CROPS_MM = (70.0, 140.0, 280.0)
+"""Sides of the crops tried around a click, which does not tell the object's size, from small to large."""
+_QUALITY_SAYS, _AGREEMENT_SAYS = 0.25, 0.4
+"""Weights of what the network expects of its mask, and of how the answers in neighbouring crops agree with it, beside
+how sure the network is of the pixels. Chosen, as the sides of the crops, on patients that `bench_prompts.py` does not
+score."""
+_ANSWER_REACH_PX, _ANSWER_LOGIT = 4.0, 6.0
+"""How far a correcting point speaks in what is answered, and how much: the network alone passes over most of them.
+Chosen on such patients too."""
 _AT_THE_POINT = 0.9
 """Reach of a point from which on its word is final."""
 
@@ -52,7 +59,7 @@ class NanoImagePredictor:
         """Load the registry's model."""
         from ..registry import verified_path
 
-        return cls(load_nano(verified_path(entry), device)[0])
+        return cls(load_prompted(verified_path(entry), device))
 
     def set_image(
         self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]
@@ -63,32 +70,34 @@ class NanoImagePredictor:
     def predict(self, prompt: SlicePrompt) -> Prediction:
         """Answer one prompt.
 
-        A box says how large the object is. A click does not: crops from small to large are tried, and of the answers
-        that lie wholly within their crop the one that the model is surest of is taken. That answer's own box then gives
-        the crop for the final one.
+        A box says how large the object is. A click does not: crops from small to large are tried, and one of the
+        answers that lie wholly within their crop is taken: by how sure the model is of its pixels, by the IoU that it
+        expects, and by how well the next smaller and larger crop agree. That answer's own box then gives the crop for
+        the final one.
 
-        How sure it is, its score, is the mean probability of the pixels found. What the network itself estimates of its
-        mask's quality says next to nothing (`bench_prompts.py` prints how the score goes with the Dice).
+        The score of an answer is the mean probability of the pixels found: it goes with the Dice better than what the
+        network expects (`bench_prompts.py` prints how it does).
         """
         if prompt.mask is not None and prompt.box_xyxy_px is None and len(prompt.points_xy_px) == 0:
             box = box_of_mask(prompt.mask)
             if box is None:
                 return self._nothing()
-            return self._ask([Crop.around(box, self._spacing)], prompt, prompt.mask)[0]
+            return self._ask(box, prompt, prompt.mask)
         if prompt.box_xyxy_px is not None:
-            return self._ask([Crop.around(prompt.box_xyxy_px, self._spacing)], prompt, prompt.mask)[0]
+            return self._ask(prompt.box_xyxy_px, prompt, prompt.mask)
         crops = [self._crop_at(prompt, side_mm) for side_mm in _FIRST_CROPS_MM]
-        answers = self._ask(crops, prompt, prompt.mask)
-        tries = [
-            (crop, answer, answer.score + more)
-            for crop, answer, more in zip(crops, answers, _FIRST_CROPS_MM.values(), strict=True)
-            if answer.mask.any()
-        ]
-        if not tries:
+        hints = None if prompt.mask is None else [prompt.mask] * len(crops)
+        found = [answer for answer in self._look(crops, [prompt] * len(crops), hints) if answer.mask.any()]
+        if not found:
             return self._nothing()
-        whole = [(answer, score) for crop, answer, score in tries if not crop.cuts_off(answer.mask)]
-        best = max(whole, key=lambda each: each[1])[0] if whole else tries[-1][1]
-        return self._again(prompt, best)
+        shape = self._shown().shape
+        worth = [
+            answer.sureness + _QUALITY_SAYS * answer.quality + _AGREEMENT_SAYS * agreement
+            for answer, agreement in zip(found, _agreements(found), strict=True)
+        ]
+        whole = [n for n, answer in enumerate(found) if not answer.crop.cuts_off(answer.mask, shape)]
+        best = max(whole, key=lambda n: worth[n], default=-1)
+        return self._again(prompt, found[best].on_slice(shape))
 
     def predict_boxes(
         self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
@@ -96,52 +105,48 @@ class NanoImagePredictor:
         """Answer (B, 4) boxes in one batch; a coarse mask as a hint says what in the boxes is meant."""
         prompts = [SlicePrompt(0, 0, box_xyxy_px=box) for box in boxes_xyxy_px]
         crops = [Crop.around(box, self._spacing) for box in boxes_xyxy_px]
-        hints = [None if hint is None else _inside(hint, box) for box in boxes_xyxy_px]
-        return self._answer(crops, prompts, hints) if prompts else []
+        hints = None if hint is None else [_inside(hint, box) for box in boxes_xyxy_px]
+        answers = self._look(crops, prompts, hints) if prompts else []
+        return [answer.on_slice(self._shown().shape) for answer in answers]
 
     def _again(self, prompt: SlicePrompt, first: Prediction) -> Prediction:
         """Ask once more, closer, with the first answer as a hint."""
         box = box_of_mask(first.mask)
-        return first if box is None else self._ask([Crop.around(box, self._spacing)], prompt, first.mask)[0]
+        return first if box is None else self._ask(box, prompt, first.mask)
 
     def _ask(
-        self, crops: list[Crop], prompt: SlicePrompt, hint: NDArray[np.bool_] | None
-    ) -> list[Prediction]:
-        return self._answer(crops, [prompt] * len(crops), [hint] * len(crops))
+        self, box_xyxy_px: NDArray[np.float32], prompt: SlicePrompt, hint: NDArray[np.bool_] | None
+    ) -> Prediction:
+        """Ask about an object that fills a box."""
+        crop = Crop.around(box_xyxy_px, self._spacing)
+        (answer,) = self._look([crop], [prompt], None if hint is None else [hint])
+        return answer.on_slice(self._shown().shape)
 
     @one_thread()
-    def _answer(
-        self, crops: list[Crop], prompts: list[SlicePrompt], hints: Sequence[NDArray[np.bool_] | None]
-    ) -> list[Prediction]:
+    def _look(
+        self,
+        crops: Sequence[Crop],
+        prompts: Sequence[SlicePrompt],
+        hints: Sequence[NDArray[np.bool_]] | None = None,
+    ) -> list[_Answer]:
+        """Answer prompts, each in its crop, in one batch."""
         image = shown([crop.cut(self._shown()) for crop in crops], self._model)
         points = _points(prompts, crops, self._model.config.image_size, image.device)
         guess = prior_mask(*points, self._model.config.image_size)
-        for row, hint in enumerate(hints):
-            if hint is not None:
-                guess[row : row + 1] = shown([crops[row].cut_mask(hint)], self._model)
-        appearance = learn_appearance(image, guess)
+        if hints is not None:
+            cuts = [crop.cut_mask(hint) for crop, hint in zip(crops, hints, strict=True)]
+            guess = shown(cuts, self._model)
         corrects = [_corrects(prompt) for prompt in prompts]
-        correcting = torch.tensor(corrects, device=image.device).view(-1, 1, 1, 1)
-        if any(corrects):
-            on, off = point_reach(appearance.scaled(image), *points, _GUESS_REACH_PX)
-            guess = torch.where(correcting, (guess + on).clamp(max=1.0) * (1.0 - off), guess)
-            appearance = learn_appearance(image, guess)
+        correcting = torch.tensor(corrects, device=image.device)
+        appearance, guess = heeded_guess(image, guess, points, correcting)
         encoded = self._model.encode(make_channels(appearance, image, image, guess))
-        logits = self._model.decode(self._model.alone(encoded), encoded, points=points).logits.float()
+        decoded = self._model.decode(self._model.alone(encoded), encoded, points=points)
+        logits, quality = decoded.logits.float(), decoded.quality.float()[:, 0].tolist()
         if any(corrects):
             on, off = point_reach(appearance.scaled(image), *points, _ANSWER_REACH_PX)
-            logits = torch.where(correcting, _heeded(logits, on, off), logits)
-        logits = logits.cpu()
-        return [self._prediction(logits[row : row + 1], crop) for row, crop in enumerate(crops)]
-
-    def _prediction(self, logits: Tensor, crop: Crop) -> Prediction:
-        cut = F.interpolate(
-            logits.sigmoid(), size=(crop.height, crop.width), mode="bilinear", align_corners=False
-        )
-        probability = crop.put_back(cut[0, 0].numpy(), self._shown().shape)
-        mask = probability > 0.5
-        score = float(probability[mask].mean()) if mask.any() else 0.0
-        return Prediction(mask, score, logits[0, 0].numpy())
+            logits = torch.where(correcting[:, None, None, None], _heeded(logits, on, off), logits)
+        rows = torch.split(logits.cpu(), 1)
+        return [_Answer(*parts) for parts in zip(crops, rows, quality, strict=True)]
 
     def _crop_at(self, prompt: SlicePrompt, side_mm: float) -> Crop:
         """A crop of a given size around the positive points."""
@@ -163,8 +168,49 @@ class NanoImagePredictor:
         return Prediction(np.zeros(self._shown().shape, bool), 0.0, np.full((size, size), -10.0, np.float32))
 
 
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """What the network says in one crop."""
+
+    crop: Crop
+    logits: Tensor
+    """(1, 1, S, S)."""
+    quality: float
+    """IoU with the whole object that it expects, 0 .. 1."""
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """(S, S) on the crop."""
+        mask: NDArray[np.bool_] = (self.logits[0, 0] > 0.0).numpy()
+        return mask
+
+    @property
+    def sureness(self) -> float:
+        """Mean probability of what was found, above one half; there is none where nothing was."""
+        return float(self.logits[self.logits > 0.0].sigmoid().mean())
+
+    @one_thread()
+    def on_slice(self, shape: tuple[int, ...]) -> Prediction:
+        """The answer on a slice of some shape."""
+        size = (self.crop.height, self.crop.width)
+        cut = F.interpolate(self.logits.sigmoid(), size=size, mode="bilinear", align_corners=False)
+        probability = self.crop.put_back(cut[0, 0].numpy(), shape)
+        mask = probability > 0.5
+        score = float(probability[mask].mean()) if mask.any() else 0.0
+        return Prediction(mask, score, self.logits[0, 0].numpy())
+
+
+def _agreements(answers: Sequence[_Answer]) -> list[float]:
+    """Of each answer, its mean Dice with those in the next smaller and the next larger crop."""
+    pairs = [
+        dice(smaller.crop.shown_in(larger.crop, smaller.mask), larger.mask)
+        for smaller, larger in pairwise(answers)
+    ]
+    return [float(np.mean(pairs[max(n - 1, 0) : n + 1] or [0.0])) for n in range(len(answers))]
+
+
 def _points(
-    prompts: list[SlicePrompt], crops: list[Crop], size: int, device: torch.device
+    prompts: Sequence[SlicePrompt], crops: Sequence[Crop], size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """(B, P, 2) x, y in crop pixels and (B, P) labels, padded with -1 to the longest prompt."""
     rows_xy, rows_labels = [], []

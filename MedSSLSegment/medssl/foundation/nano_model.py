@@ -26,7 +26,20 @@ from .sam2_build import build_sam2_model
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Decoded", "Encoded", "NanoConfig", "NanoModel", "load_nano"]
+__all__ = [
+    "PROMPTS",
+    "Decoded",
+    "Encoded",
+    "NanoConfig",
+    "NanoModel",
+    "load_nano",
+    "load_prompted",
+    "prompt_tensors",
+    "prompted_model",
+]
+
+PROMPTS = "prompts."
+"""What the names of the tensors begin with that answer prompts, where they differ from those that track."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +253,49 @@ def load_nano(path: Path, device: torch.device) -> tuple[NanoModel, Fusion]:
     model = NanoModel(NanoConfig.from_meta(meta.get("config", {})))
     load_into(model, tensors, min_fraction=1.0)
     return model.to(device).eval(), Fusion.from_meta(meta)
+
+
+def load_prompted(path: Path, device: torch.device) -> NanoModel:
+    """Read what a small model answers prompts with from its checkpoint.
+
+    Raises:
+        ModelError: the file is missing, damaged, not of a model of this kind, or of one that was never taught prompts.
+    """
+    tensors, meta = read_checkpoint(path)
+    if not any(name.startswith(PROMPTS) for name in tensors):
+        raise ModelError(
+            f"The model {path.name} only carries masks from slice to slice; teach it clicks and boxes with:"
+            f" medssl train prompts --start-from {path}"
+        )
+    return prompted_model(tensors, meta).to(device).eval()
+
+
+def prompted_model(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> NanoModel:
+    """What a checkpoint answers prompts with; where it was taught none, what it tracks with.
+
+    Raises:
+        ModelError: it is not one of a model of this kind.
+    """
+    model = NanoModel(NanoConfig.from_meta(meta.get("config", {})))
+    own = {name.removeprefix(PROMPTS): t.float() for name, t in tensors.items() if name.startswith(PROMPTS)}
+    load_into(model, {**tensors, **own}, min_fraction=1.0)
+    return model
+
+
+def prompt_tensors(tracker: Mapping[str, Tensor], prompted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a tracker's checkpoint holds besides, so that prompts are answered by weights of their own.
+
+    Only where the two differ, under names of their own, and in half precision: what answers prompts has no memory.
+
+    Args:
+        tracker: state dict of the weights that track.
+        prompted: state dict of the weights that answer prompts.
+    """
+    return {
+        PROMPTS + name: tensor.detach().half()
+        for name, tensor in prompted.items()
+        if tensor.is_floating_point() and not torch.equal(tensor.cpu(), tracker[name].cpu())
+    }
 
 
 class _EdgeHead(nn.Module):

@@ -5,11 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["point_reach", "prior_mask"]
+from .nano_inputs import Appearance, learn_appearance
+
+__all__ = ["heeded_guess", "point_reach", "prior_mask"]
 
 _BOX_FIRST, _BOX_LAST, _ON, _OFF = 2, 3, 1, 0
 _LIKE = 0.25  # difference in scaled intensity at which a pixel stops being like a point's
 _NEXT_TO_PX = 3.0
+_GUESS_REACH_PX = 12.0
+"""How far a correcting point speaks in what the network is shown; chosen on patients that `bench_prompts.py` does not
+score."""
 
 
 def prior_mask(points_xy_px: Tensor, labels: Tensor, size: int) -> Tensor:
@@ -58,6 +63,25 @@ def point_reach(
     reach = torch.maximum(reach, torch.exp(-distance2 / _NEXT_TO_PX**2))
     on, off = ((reach * (labels == kind)[..., None, None]).amax(1, keepdim=True) for kind in (_ON, _OFF))
     return on, off
+
+
+def heeded_guess(
+    image_hu: Tensor, guess: Tensor, points: tuple[Tensor, Tensor], correcting: Tensor
+) -> tuple[Appearance, Tensor]:
+    """What an object looks like by a first guess of it, and that guess once correcting points have spoken.
+
+    Args:
+        image_hu: (B, 1, S, S) intensities.
+        guess: (B, 1, S, S) 0 .. 1.
+        points: as for `prior_mask`.
+        correcting: (B,) bool: rows whose points say more than where the object is.
+    """
+    appearance = learn_appearance(image_hu, guess)
+    if not bool(correcting.any()):
+        return appearance, guess
+    on, off = point_reach(appearance.scaled(image_hu), *points, _GUESS_REACH_PX)
+    guess = torch.where(correcting[:, None, None, None], (guess + on).clamp(max=1.0) * (1.0 - off), guess)
+    return learn_appearance(image_hu, guess), guess
 
 
 def _around(image: Tensor, points_xy_px: Tensor) -> Tensor:

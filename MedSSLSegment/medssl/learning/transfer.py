@@ -117,6 +117,11 @@ def read_encoder(path: str | Path) -> EncoderFile:
     path = of_run if of_run.is_file() else path
     if not Path(path).is_file() and not Path(path).suffix:
         path = shipped_encoder(str(path))
+    if Path(path).is_file() and Path(path).suffix != ".safetensors":
+        raise ModelError(
+            f"The file {path} is no encoder: an encoder is a .safetensors file; give the folder of the run, or the"
+            " checkpoint.safetensors in it."
+        )
     tensors, meta = read_checkpoint(path)
     if meta.get("format") != _FORMAT:
         raise ModelError(f"The file {path} is not a pre-trained encoder; make one with 'medssl pretrain'.")

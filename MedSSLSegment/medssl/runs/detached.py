@@ -17,7 +17,7 @@ from .run_folder import RunFolder
 __all__ = ["command_words", "resume_detached", "start_detached", "stop_and_wait"]
 
 _LOOK_EVERY_S = 0.05
-_KINDS = ("pretrain", "finetune", "train tracker")
+_KINDS = ("pretrain", "finetune", "train tracker", "train prompts")
 """Commands that go on with a run; run.json, which may come from elsewhere, can name no other."""
 
 
@@ -32,7 +32,7 @@ def start_detached(
     """Start a run in the background and wait until it has taken its folder; it goes on when this process ends.
 
     Args:
-        kind: the words of the command that does it: pretrain, finetune, train tracker.
+        kind: the words of the command that does it: pretrain, finetune, train tracker, train prompts.
         config: its options by name, with "out", the run folder.
         python: interpreter with the engine's packages; None for this one.
         wait_s: how long to wait until it has taken its folder.

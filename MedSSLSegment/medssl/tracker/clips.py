@@ -25,7 +25,17 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 
-__all__ = ["Clip", "ClipSampler", "LabelledVolume", "synthesise_ct"]
+__all__ = [
+    "Clip",
+    "ClipSampler",
+    "LabelledVolume",
+    "ObjectChooser",
+    "RawClip",
+    "augmented_intensities",
+    "cut_square",
+    "pseudo_clip",
+    "synthesise_ct",
+]
 
 _SMALLEST_OBJECT_PX = 5
 _SHORTEST_OBJECT = 5
@@ -51,6 +61,64 @@ class LabelledVolume:
         for axis in range(3):
             self.objects.update(_objects_across(self.labels, axis))
 
+    def clip(
+        self, label: int, axis: int, indices: NDArray[np.int64], valid: NDArray[np.bool_] | None = None
+    ) -> RawClip:
+        """An object on some slices across an axis; all of them valid unless said otherwise."""
+        assert self.labels is not None
+        image = np.moveaxis(self.image, axis, 0)[indices].astype(np.float32)
+        mask = (np.moveaxis(self.labels, axis, 0)[indices] == label).astype(np.float32)
+        valid = np.ones(len(indices), bool) if valid is None else valid
+        return RawClip(image, mask, valid, _in_plane(self.spacing_kji_mm, axis))
+
+
+@dataclass(frozen=True, eq=False)
+class RawClip:
+    """One object on some slices, as the volume has them."""
+
+    image: NDArray[np.float32]
+    """(T, H, W) HU."""
+    mask: NDArray[np.float32]
+    """(T, H, W) 0 .. 1."""
+    valid: NDArray[np.bool_]
+    """(T,)"""
+    spacing_rc_mm: tuple[float, float]
+
+    def place_mm(self) -> tuple[NDArray[np.float64], float]:
+        """Middle of the object's box on the first slice (row, column, from the centre of the first pixel), and the
+        larger of its sides; of the whole slice where the object is not there."""
+        spacing = np.array(self.spacing_rc_mm)
+        rows, cols = np.flatnonzero(self.mask[0].any(1)), np.flatnonzero(self.mask[0].any(0))
+        first = np.array([rows[0], cols[0]]) if rows.size else np.zeros(2)
+        last = np.array([rows[-1], cols[-1]]) if rows.size else np.array(self.mask.shape[1:]) - 1.0
+        return (first + last) / 2 * spacing, float(((last - first + 1) * spacing).max())
+
+
+class ObjectChooser:
+    """Draws labelled objects of groups of volumes, and an axis to look along."""
+
+    def __init__(self, groups: Sequence[tuple[float, Sequence[LabelledVolume]]]) -> None:
+        """
+        Args:
+            groups: (weight, volumes); volumes without labelled objects do not count.
+        """
+        labelled = [(weight, [volume for volume in volumes if volume.objects]) for weight, volumes in groups]
+        self._groups = [(weight, volumes) for weight, volumes in labelled if volumes]
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._groups)
+
+    def draw(self, rng: np.random.Generator) -> tuple[LabelledVolume, int, int]:
+        """A volume, the label of an object in it, and an axis: three times as often the first as either other."""
+        weights = np.array([weight for weight, _ in self._groups])
+        volumes = self._groups[rng.choice(len(weights), p=weights / weights.sum())][1]
+        volume = volumes[rng.integers(len(volumes))]
+        keys = list(volume.objects)
+        axis_weight = np.array([(3.0, 1.0, 1.0)[axis] for _, axis in keys])
+        label, axis = keys[rng.choice(len(keys), p=axis_weight / axis_weight.sum())]
+        return volume, label, axis
+
 
 @dataclass(frozen=True, eq=False)
 class Clip:
@@ -69,22 +137,21 @@ class ClipSampler:
 
     def __init__(
         self,
-        groups: Sequence[tuple[float, Sequence[LabelledVolume]]],
+        chooser: ObjectChooser,
         pseudo: Sequence[LabelledVolume],
         pseudo_share: float,
         size: int,
     ) -> None:
         """
         Args:
-            groups: (weight, labelled volumes) to draw labelled objects from.
+            chooser: of labelled objects.
             pseudo: volumes to draw pseudo-objects from.
             pseudo_share: 0 .. 1, share of pseudo-objects.
             size: side of the crop, pixels.
         """
-        self._groups = [(weight, [v for v in volumes if v.objects]) for weight, volumes in groups]
-        self._groups = [(weight, volumes) for weight, volumes in self._groups if volumes]
+        self._chooser = chooser
         self._pseudo = list(pseudo)
-        self._pseudo_share = pseudo_share if self._groups else 1.0
+        self._pseudo_share = pseudo_share if self._chooser else 1.0
         self._size = size
 
     def batch(self, rng: np.random.Generator, count: int, slices: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +171,7 @@ class ClipSampler:
         """
         for _ in range(_TRIES):
             if rng.random() < self._pseudo_share:
-                raw = _pseudo_clip(self._pseudo[rng.integers(len(self._pseudo))], rng, slices)
+                raw = pseudo_clip(self._pseudo[rng.integers(len(self._pseudo))], rng, slices)
             else:
                 raw = self._labelled_clip(rng, slices)
             if raw is None:
@@ -114,26 +181,9 @@ class ClipSampler:
                 return clip
         raise InputError(f"No object was found on {slices} slices of the training data; give larger CTs.")
 
-    def _labelled_clip(self, rng: np.random.Generator, slices: int) -> _RawClip:
-        weights = np.array([weight for weight, _ in self._groups])
-        volumes = self._groups[rng.choice(len(weights), p=weights / weights.sum())][1]
-        volume = volumes[rng.integers(len(volumes))]
-        keys = list(volume.objects)
-        axis_weight = np.array([(3.0, 1.0, 1.0)[axis] for _, axis in keys])
-        label, axis = keys[rng.choice(len(keys), p=axis_weight / axis_weight.sum())]
-        indices, valid = _choose_slices(volume.objects[label, axis], rng, slices)
-        assert volume.labels is not None
-        image = np.moveaxis(volume.image, axis, 0)[indices].astype(np.float32)
-        mask = (np.moveaxis(volume.labels, axis, 0)[indices] == label).astype(np.float32)
-        return _RawClip(image, mask, valid, _in_plane(volume.spacing_kji_mm, axis))
-
-
-@dataclass(frozen=True, eq=False)
-class _RawClip:
-    image: NDArray[np.float32]  # (T, H, W)
-    mask: NDArray[np.float32]  # (T, H, W)
-    valid: NDArray[np.bool_]  # (T,)
-    spacing_rc_mm: tuple[float, float]
+    def _labelled_clip(self, rng: np.random.Generator, slices: int) -> RawClip:
+        volume, label, axis = self._chooser.draw(rng)
+        return volume.clip(label, axis, *_choose_slices(volume.objects[label, axis], rng, slices))
 
 
 def _objects_across(labels: NDArray[Any], axis: int) -> dict[tuple[int, int], NDArray[np.int64]]:
@@ -169,8 +219,8 @@ def _choose_slices(
     return np.clip(wanted, 0, len(areas) - 1), valid
 
 
-def _pseudo_clip(volume: LabelledVolume, rng: np.random.Generator, slices: int) -> _RawClip | None:
-    """A connected band of intensities inside a noisy blob that drifts from slice to slice."""
+def pseudo_clip(volume: LabelledVolume, rng: np.random.Generator, slices: int) -> RawClip | None:
+    """A pseudo-object: a connected band of intensities inside a noisy blob that drifts from slice to slice."""
     axis = int(rng.integers(3))
     stack = np.moveaxis(volume.image, axis, 0)
     spacing = _in_plane(volume.spacing_kji_mm, axis)
@@ -197,7 +247,7 @@ def _pseudo_clip(volume: LabelledVolume, rng: np.random.Generator, slices: int) 
     mask = np.stack([ndimage.binary_fill_holes(plane) for plane in mask])
     if mask[0].sum() < _LEAST_AREA_PX:
         return None
-    return _RawClip(image, mask.astype(np.float32), np.ones(slices, bool), spacing)
+    return RawClip(image, mask.astype(np.float32), np.ones(slices, bool), spacing)
 
 
 def _piece_at(place: tuple[int, ...], mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -229,15 +279,54 @@ def _drifting_blob(
     return np.stack(planes)
 
 
-def _augment(raw: _RawClip, rng: np.random.Generator, size: int) -> Clip:
+def _augment(raw: RawClip, rng: np.random.Generator, size: int) -> Clip:
     """Random crop, turn, flip, stretch, intensities; all slices alike, so that nothing flickers."""
-    grid = _random_grid(raw, rng, size)
-    slices = len(raw.image)
-    image = torch.from_numpy(raw.image)[:, None]
-    mask = torch.from_numpy(raw.mask)[:, None]
-    grid = grid[None].expand(slices, -1, -1, -1)
-    image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    mask = F.grid_sample(mask, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    middle_mm, extent_mm = raw.place_mm()
+    pixel_mm = float(np.mean(raw.spacing_rc_mm))
+    side_mm = max(extent_mm * rng.uniform(1.5, 2.7), 24.0 * pixel_mm * rng.uniform(0.85, 1.2))
+    centre_mm = middle_mm + rng.normal(0.0, 0.04 * side_mm, 2)
+    image, mask = cut_square(raw, centre_mm, side_mm, rng, size)
+    return Clip(augmented_intensities(image, rng), mask, torch.from_numpy(raw.valid))
+
+
+def cut_square(
+    raw: RawClip, centre_mm: NDArray[np.floating[Any]], side_mm: float, rng: np.random.Generator, size: int
+) -> tuple[Tensor, Tensor]:
+    """A square of the slices, randomly turned, flipped and stretched about its centre.
+
+    Args:
+        raw: slices and mask.
+        centre_mm: row, column of the centre, from the centre of the first pixel.
+        side_mm: side of the square.
+        rng: source of all randomness.
+        size: side of what comes out, pixels.
+
+    Returns:
+        (T, 1, S, S) image, its edge repeated beyond the slice, and the same of mask, nothing beyond it.
+    """
+    angle = rng.uniform(-np.pi, np.pi) if rng.random() < 0.25 else rng.normal(0.0, 0.15)
+    stretch = np.exp(rng.normal(0.0, 0.08))
+    flips = np.where(rng.random(2) < (0.2, 0.5), -1.0, 1.0)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    scale = np.diag(flips * (stretch, 1.0 / stretch)) * side_mm / 2
+    matrix = turn @ scale  # unit square -> mm, rows then columns
+    unit = (np.arange(size) + 0.5) / size * 2.0 - 1.0
+    square = np.stack(np.meshgrid(unit, unit, indexing="ij"), axis=-1)  # (S, S, 2)
+    place_px = (square @ matrix.T + centre_mm) / np.array(raw.spacing_rc_mm)
+    normalised = (place_px + 0.5) / np.array(raw.mask.shape[1:]) * 2.0 - 1.0
+    grid = torch.from_numpy(normalised[..., ::-1].astype(np.float32).copy()).expand(
+        len(raw.image), -1, -1, -1
+    )
+    image, mask = (torch.from_numpy(part)[:, None] for part in (raw.image, raw.mask))
+    return (
+        F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False),
+        F.grid_sample(mask, grid, mode="bilinear", padding_mode="zeros", align_corners=False),
+    )
+
+
+def augmented_intensities(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """(T, 1, S, S) HU scaled, shifted, sometimes inverted, noisy or blurred; all slices alike."""
+    slices, size = len(image), image.shape[-1]
     image = image * float(rng.uniform(0.9, 1.1)) + float(rng.normal(0.0, 20.0))
     if rng.random() < 0.07:
         image = 80.0 - image
@@ -248,30 +337,7 @@ def _augment(raw: _RawClip, rng: np.random.Generator, size: int) -> Clip:
         image = image + float(rng.uniform(3.0, 30.0)) * noise
     if rng.random() < 0.2:
         image = F.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
-    return Clip(image, mask, torch.from_numpy(raw.valid))
-
-
-def _random_grid(raw: _RawClip, rng: np.random.Generator, size: int) -> Tensor:
-    """(S, S, 2) sampling grid round the object on the reference slice, in grid_sample's coordinates."""
-    rows = np.flatnonzero(raw.mask[0].any(1))
-    cols = np.flatnonzero(raw.mask[0].any(0))
-    spacing = np.array(raw.spacing_rc_mm)
-    first = np.array([rows[0], cols[0]]) if rows.size else np.zeros(2)
-    last = np.array([rows[-1], cols[-1]]) if rows.size else np.array(raw.mask.shape[1:]) - 1.0
-    extent_mm = float(((last - first + 1) * spacing).max())
-    side_mm = max(extent_mm * rng.uniform(1.5, 2.7), 24.0 * float(spacing.mean()) * rng.uniform(0.85, 1.2))
-    centre_mm = (first + last) / 2 * spacing + rng.normal(0.0, 0.04 * side_mm, 2)
-    angle = rng.uniform(-np.pi, np.pi) if rng.random() < 0.25 else rng.normal(0.0, 0.15)
-    stretch = np.exp(rng.normal(0.0, 0.08))
-    flips = np.where(rng.random(2) < (0.2, 0.5), -1.0, 1.0)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    scale = np.diag(flips * (stretch, 1.0 / stretch)) * side_mm / 2
-    matrix = turn @ scale  # unit square -> mm, rows then columns
-    unit = (np.arange(size) + 0.5) / size * 2.0 - 1.0
-    square = np.stack(np.meshgrid(unit, unit, indexing="ij"), axis=-1)  # (S, S, 2)
-    place_px = (square @ matrix.T + centre_mm) / spacing
-    normalised = (place_px + 0.5) / np.array(raw.mask.shape[1:]) * 2.0 - 1.0
-    return torch.from_numpy(normalised[..., ::-1].astype(np.float32).copy())
+    return image
 
 
 def synthesise_ct(

@@ -1,4 +1,4 @@
-"""The volumes of a tracker's training: labelled, unlabelled and drawn, all in memory."""
+"""The volumes of the default model's trainings: labelled, unlabelled and drawn, all in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ..errors import InputError
 from ..phantom import phantom_ct
 from ..segmentation import Segmentation, read_segmentation
 from ..volume import Volume
-from .clips import ClipSampler, LabelledVolume, synthesise_ct
+from .clips import ClipSampler, LabelledVolume, ObjectChooser, synthesise_ct
+from .prompt_samples import PromptSampler
 
 __all__ = ["TrackerData", "read_data"]
 
@@ -53,11 +54,19 @@ class TrackerData:
             f" {len(self.drawn)} drawn volumes.{left_out}"
         )
 
-    def sampler(self, pseudo_share: float, size: int) -> ClipSampler:
+    def clips(self, pseudo_share: float, size: int) -> ClipSampler:
         """Draws clips from all of them; pseudo-objects from real CT where there is any."""
         groups = [(0.6, self.coarse), (0.12, self.fine), (0.28, self.drawn)]
-        real = self.coarse + self.fine + self.unlabelled
-        return ClipSampler(groups, real or self.drawn, pseudo_share, size)
+        return ClipSampler(ObjectChooser(groups), self._real or self.drawn, pseudo_share, size)
+
+    def prompts(self, pseudo_share: float, size: int) -> PromptSampler:
+        """Draws prompts, more of them on drawn volumes: few others show large organs."""
+        groups = [(0.45, self.coarse), (0.15, self.fine), (0.4, self.drawn)]
+        return PromptSampler(ObjectChooser(groups), self._real or self.drawn, pseudo_share, size)
+
+    @property
+    def _real(self) -> list[LabelledVolume]:
+        return self.coarse + self.fine + self.unlabelled
 
 
 def read_data(folder: Path, exclude: Sequence[str], phantoms: int, seed: int) -> TrackerData:

@@ -5,7 +5,8 @@ Axis letters: B clips, T slices, S side of the crop, P points.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from torch.nn import functional as F
 
 from ..foundation.nano_inputs import learn_appearance, make_channels, update_appearance
 from ..foundation.nano_model import Decoded, NanoModel
-from ..foundation.nano_prompts import prior_mask
+from ..foundation.nano_prompts import heeded_guess, prior_mask
+from .prompt_samples import PromptBatch
 
 __all__ = ["coarse_masks", "prompt_loss", "tracking_loss"]
 
-_COARSE_SHARE = 0.5  # of the prompts: a coarse mask and its box
 _LEAST_COARSE_DICE = 0.3  # of a coarse mask with the truth
 
 
@@ -49,35 +50,41 @@ def tracking_loss(
         appearance = update_appearance(appearance, image[:, step], previous)
         dices.append(_dice(probability, mask[:, step]))
         hits.append(_presence_accuracy(answer, mask[:, step], valid[:, step]))
-    return torch.stack(losses).mean(), (float(np.nanmean(dices)), float(np.mean(hits)))
+    seen = [dice for dice in dices if not math.isnan(dice)]  # none where every object ends at once
+    return torch.stack(losses).mean(), (float(np.mean(seen)) if seen else math.nan, float(np.mean(hits)))
 
 
 def prompt_loss(
-    model: NanoModel, image: Tensor, mask: Tensor, rng: np.random.Generator
+    model: NanoModel, batch: PromptBatch, rng: np.random.Generator
 ) -> tuple[Tensor, tuple[float, float]]:
-    """Answer clicks, boxes and coarse masks on single slices, then a correcting click on the answer."""
-    image, mask = image.flatten(0, 1), mask.flatten(0, 1)
-    there = mask.sum((1, 2, 3)) > 12.0
-    image, mask = image[there], mask[there]
-    hinted = torch.from_numpy(rng.random(len(mask)) < _COARSE_SHARE).to(mask.device)
-    coarse = torch.where(hinted[:, None, None, None], coarse_masks(mask, rng), mask)
-    points = _draw_points(coarse, hinted.tolist(), rng)
+    """Answer clicks, boxes and coarse masks on single slices; then look again at the answer, half of them with a
+    correcting point."""
+    image, mask, hinted = batch.image_hu, batch.mask, batch.hinted
+    coarse = coarse_masks(mask, rng)
+    points = _boxed_in(coarse, (batch.points_xy_px, batch.labels), hinted)
     guess = prior_mask(*points, model.config.image_size)
     guess = torch.where(hinted[:, None, None, None], coarse, guess)
+    valid = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
+    correcting = torch.zeros_like(valid)
     losses, dices = [], []
     for _ in range(2):
-        appearance = learn_appearance(image, guess)
+        appearance, guess = heeded_guess(image, guess, points, correcting)
         encoded = model.encode(make_channels(appearance, image, image, guess))
         answer = model.decode(model.alone(encoded), encoded, points=points)
-        losses.append(_answer_loss(answer, mask, torch.ones(len(mask), dtype=torch.bool, device=mask.device)))
-        guess = answer.logits.detach().sigmoid()
-        points = _correct(points, guess, mask, rng)
-        dices.append(_dice(guess, mask))
-    return torch.stack(losses).mean(), (float(np.nanmean(dices)), 1.0)
+        losses.append(_answer_loss(answer, mask, valid, batch.area))
+        found = answer.logits.detach().sigmoid()
+        dices.append(_dice(found, mask))
+        guess = torch.where(found.amax((1, 2, 3), keepdim=True) > 0.5, (found > 0.5).to(found), guess)
+        correcting = torch.from_numpy(rng.random(len(mask)) < 0.5).to(mask.device)
+        points = _correct(points, found, mask, correcting)
+    return torch.stack(losses).mean(), (dices[0], dices[1])
 
 
-def _answer_loss(answer: Decoded, mask: Tensor, valid: Tensor) -> Tensor:
-    """Focal + Dice on both resolutions, cross-entropy on presence, squared error on the quality estimate."""
+def _answer_loss(answer: Decoded, mask: Tensor, valid: Tensor, area: Tensor | None = None) -> Tensor:
+    """Focal + Dice on both resolutions, cross-entropy on presence, squared error on the quality estimate.
+
+    With the (B,) pixels that whole objects fill, the quality is the IoU with the whole, not with what is seen of it.
+    """
     present = mask.sum((1, 2, 3)) > 8.0
     weight = valid.to(mask.dtype)
     coarse = F.interpolate(mask, size=answer.coarse_logits.shape[-2:], mode="area")
@@ -89,8 +96,10 @@ def _answer_loss(answer: Decoded, mask: Tensor, valid: Tensor) -> Tensor:
     with torch.no_grad():
         both = ((answer.logits > 0) & (mask > 0.5)).sum((1, 2, 3)).float()
         either = ((answer.logits > 0) | (mask > 0.5)).sum((1, 2, 3)).float()
+        if area is not None:
+            either = either + (area - (mask > 0.5).sum((1, 2, 3))).clamp(min=0.0)
     quality = (answer.quality.float()[:, 0] - both / either.clamp(min=1.0)).square() * present
-    total = fine_loss + 0.4 * coarse_loss + 0.5 * presence + 0.2 * quality
+    total = fine_loss + 0.4 * coarse_loss + 0.5 * presence + (0.2 if area is None else 1.0) * quality
     return (total * weight).sum() / weight.sum().clamp(min=1.0)
 
 
@@ -167,48 +176,26 @@ def _presence_accuracy(answer: Decoded, mask: Tensor, valid: Tensor) -> float:
 # --------------------------------------------------------------------------------------------------------- prompts
 
 
-def _draw_points(mask: Tensor, box_only: Sequence[bool], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """(B, 3, 2) x, y and (B, 3) labels: a box, a click inside, or both, sometimes a click outside."""
-    count, size = len(mask), mask.shape[-1]
-    points = np.zeros((count, 3, 2), np.float32)
-    labels = -np.ones((count, 3), np.int32)
-    solid = (mask[:, 0] > 0.5).cpu().numpy()
-    deep = F.avg_pool2d(mask, 9, 1, 4)[:, 0].cpu().numpy()
-    for row in range(count):
-        inside = solid[row] if solid[row].any() else deep[row] >= deep[row].max()
-        slot = 0
-        if box_only[row] or rng.random() < 0.55:
-            points[row, :2], labels[row, :2], slot = _loose_box(inside, rng), (2, 3), 2
-        if box_only[row]:
-            continue
-        if slot == 0 or rng.random() < 0.3:
-            depth = np.where(inside, deep[row] + rng.uniform(0.0, 0.5, inside.shape), -1.0)
-            points[row, slot], labels[row, slot] = np.unravel_index(depth.argmax(), depth.shape)[::-1], 1
-            slot += 1
-        if slot < 3 and rng.random() < 0.3:
-            outside = np.argwhere(~inside)
-            points[row, slot], labels[row, slot] = outside[rng.integers(len(outside))][::-1], 0
-    xy = torch.from_numpy(points + 0.5).clamp(0, size)
-    return xy.to(mask.device), torch.from_numpy(labels).to(mask.device)
-
-
-def _loose_box(inside: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float64]:
-    rows, cols = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    corners = np.array([[cols[0], rows[0]], [cols[-1], rows[-1]]], np.float64)
-    side = corners[1] - corners[0] + 1.0
-    slack = np.abs(rng.normal(0.02, 0.06, (2, 2))) * side
-    loose: NDArray[np.float64] = corners + np.array([[-1.0], [1.0]]) * slack
-    return loose
+def _boxed_in(coarse: Tensor, points: tuple[Tensor, Tensor], hinted: Tensor) -> tuple[Tensor, Tensor]:
+    """The prompts, those of coarse masks with a box as the box of the coarse mask."""
+    xy, labels = points[0].clone(), points[1]
+    for row in torch.nonzero(hinted & (labels[:, 0] == 2))[:, 0].tolist():
+        across, down = (torch.nonzero((coarse[row, 0] > 0.5).any(axis))[:, 0] for axis in (0, 1))
+        xy[row, 0] = torch.stack([across[0], down[0]])
+        xy[row, 1] = torch.stack([across[-1], down[-1]]) + 1
+    return xy, labels
 
 
 def _correct(
-    points: tuple[Tensor, Tensor], guess: Tensor, mask: Tensor, rng: np.random.Generator
+    points: tuple[Tensor, Tensor], found: Tensor, mask: Tensor, correcting: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Put a click where the answer is most wrong, in place of the last point."""
-    wrong = F.avg_pool2d(mask - guess, 9, 1, 4)[:, 0].flatten(1)
+    """Put a click where the answer is most wrong, in place of the last point, on the rows to be corrected."""
+    wrong = F.avg_pool2d(mask - found, 9, 1, 4)[:, 0].flatten(1)
     place = wrong.abs().argmax(1)
     size = mask.shape[-1]
     xy, labels = points[0].clone(), points[1].clone()
-    xy[:, 2, 0], xy[:, 2, 1] = (place % size).float() + 0.5, (place // size).float() + 0.5
-    labels[:, 2] = (wrong.gather(1, place[:, None])[:, 0] > 0).int()
+    here = torch.stack([place % size, place // size], 1).to(xy) + 0.5
+    on = (wrong.gather(1, place[:, None])[:, 0] > 0).to(labels)
+    xy[:, 2] = torch.where(correcting[:, None], here, xy[:, 2])
+    labels[:, 2] = torch.where(correcting, on, labels[:, 2])
     return xy, labels

@@ -1,8 +1,8 @@
-"""Trains the small default tracker on labelled, unlabelled and drawn CT; resumable, on the CPU or a GPU.
+"""Trains the small default model on labelled, unlabelled and drawn CT; resumable, on the CPU or a GPU.
 
-The tracker runs on its own answers during training, as it will in use: each slice sees the mask it found on the slice
-before. A share of the steps teaches prompts on one slice instead: clicks, boxes, and coarse masks to be sharpened. Read
-`train_tracker` first.
+It has weights of their own for each of its two jobs. `train_tracker` teaches to carry a mask from slice to slice: the
+tracker runs on its own answers, as it will in use, and each slice sees the mask it found on the slice before.
+`train_prompts` teaches to answer clicks, boxes and coarse masks on one slice, beginning with what the tracker knows.
 """
 
 from __future__ import annotations
@@ -13,27 +13,38 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..checkpoints import load_into, read_header, read_weights, write_checkpoint
+from ..checkpoints import load_into, read_checkpoint, read_weights, write_checkpoint
 from ..datasets.sources import exclusions
 from ..errors import Cancelled, InputError, ModelError
 from ..events import Eta, Log, Progress
-from ..foundation.nano_model import NanoConfig, NanoModel
+from ..foundation.nano_model import PROMPTS, NanoConfig, NanoModel, prompt_tensors, prompted_model
 from ..foundation.runtime import pick_device
+from ..registry import DEFAULT_MODEL, find_entry, verified_path
 from ..runs.run_folder import RunFolder, TrainingMetric
+from .clips import ClipSampler
 from .data import TrackerData, read_data
 from .lessons import prompt_loss, tracking_loss
+from .prompt_samples import PromptSampler
 
-__all__ = ["TRACKER_RUN", "TrackerTrainConfig", "train_tracker"]
+__all__ = [
+    "PROMPTS_RUN",
+    "TRACKER_RUN",
+    "PromptTrainConfig",
+    "TrackerTrainConfig",
+    "TrainConfig",
+    "train_prompts",
+    "train_tracker",
+]
 
-TRACKER_RUN = "train tracker"
-"""The kind of a tracker's run folder: the words of the command that goes on with it."""
+TRACKER_RUN, PROMPTS_RUN = "train tracker", "train prompts"
+"""The kinds of run folders: the words of the commands that go on with them."""
 
 _LEAST = {"steps": 1, "batch": 1, "slices": 2, "save_every": 1, "phantoms": 0}
 _LOCAL = ("data", "out", "start_from", "exclude", "device", "save_every")
@@ -45,8 +56,8 @@ _REPORT_EVERY = 25
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackerTrainConfig:
-    """How to train the default tracker.
+class TrainConfig:
+    """What both trainings are told.
 
     Raises:
         InputError: a number is out of its range.
@@ -57,6 +68,39 @@ class TrackerTrainConfig:
     folders."""
     out: Path
     """Run folder; a run that is there already goes on."""
+    steps: int
+    """Optimiser steps in all; the learning rate falls over the last quarter."""
+    batch: int
+    """Samples a step."""
+    learning_rate: float
+    """Peak of AdamW's learning rate."""
+    pseudo_share: float
+    """Share of label-free pseudo-objects among the samples, 0 .. 1."""
+    phantoms: int
+    """Phantoms to add."""
+    seed: int = 0
+    """Seed of everything random."""
+    exclude: tuple[str, ...] = ()
+    """Files or folders below the data folder never to be read, e.g. held-out patients; * stands for anything."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    start_from: Path | None = None
+    """Weights to start from."""
+    save_every: int = 100
+    """Steps between two saves."""
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if getattr(self, name, least) < least:
+                raise InputError(f"Training needs {name} of at least {least}, not {getattr(self, name)}.")
+        if not 0.0 <= self.pseudo_share <= 1.0:
+            raise InputError(f"The share of pseudo-objects must lie in 0 .. 1, not {self.pseudo_share:g}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerTrainConfig(TrainConfig):
+    """How to teach the default model to carry masks."""
+
     steps: int = 4000
     """Optimiser steps in all; the learning rate falls over the last quarter."""
     batch: int = 16
@@ -65,30 +109,32 @@ class TrackerTrainConfig:
     """Slices of a clip, the reference slice included; 1.6 times as many in the last third."""
     learning_rate: float = 8e-4
     """Peak of AdamW's learning rate."""
-    seed: int = 0
-    """Seed of everything random."""
-    exclude: tuple[str, ...] = ()
-    """Files or folders below the data folder never to be read, e.g. held-out patients; * stands for anything."""
     pseudo_share: float = 0.25
     """Share of label-free pseudo-objects among the clips, 0 .. 1."""
-    prompt_share: float = 0.2
-    """Share of the steps that teach prompts on one slice, 0 .. 1; 1 for weights that only answer prompts."""
     phantoms: int = 6
     """Phantoms to add."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
     start_from: Path | None = None
-    """Weights of a tracker of the same size to adapt, e.g. to a clinic's own cases."""
-    save_every: int = 100
-    """Steps between two saves."""
+    """Weights of a tracker of the same size to adapt, e.g. to a clinic's own cases. What they answer prompts with is
+    kept."""
 
-    def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise InputError(f"Training needs {name} of at least {least}, not {getattr(self, name)}.")
-        for share in (self.pseudo_share, self.prompt_share):
-            if not 0.0 <= share <= 1.0:
-                raise InputError(f"A share of pseudo-objects or prompts must lie in 0 .. 1, not {share:g}.")
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTrainConfig(TrainConfig):
+    """How to teach the default model to answer clicks, boxes and coarse masks."""
+
+    steps: int = 3000
+    """Optimiser steps in all; the learning rate falls over the last quarter."""
+    batch: int = 32
+    """Prompts a step."""
+    learning_rate: float = 6e-4
+    """Peak of AdamW's learning rate."""
+    pseudo_share: float = 0.15
+    """Share of label-free pseudo-objects among what is asked for, 0 .. 1."""
+    phantoms: int = 16
+    """Phantoms to add."""
+    start_from: Path | None = None
+    """Model to teach, as `medssl train tracker` writes it, or taught before; None for the one that is shipped. Its
+    weights for carrying masks are kept."""
 
 
 def train_tracker(
@@ -96,7 +142,7 @@ def train_tracker(
     cancelled: Callable[[], bool] = lambda: False,
     model_config: NanoConfig | None = None,
 ) -> Iterator[Progress | Log | TrainingMetric]:
-    """Train, or go on where the run in `config.out` was left.
+    """Teach to carry masks, or go on where the run in `config.out` was left.
 
     Args:
         config: data, run folder and recipe.
@@ -115,18 +161,51 @@ def train_tracker(
     """
     device = pick_device(config.device)
     data = read_data(config.data, config.exclude, config.phantoms, config.seed)
+    size = model_config or NanoConfig()
+    course = _Tracking(config, data.clips(config.pseudo_share, size.image_size))
     run = RunFolder.create_or_open(config.out, TRACKER_RUN, config, _MAY_CHANGE)
     with run.occupied():
-        learner = _Learner.new(model_config or NanoConfig(), config, device)
-        for event in _train(config, run, learner, data, lambda: cancelled() or run.stop_asked):
+        learner = _Learner.new(lambda: new_model(size, config.start_from), config, device)
+        for event in _train(config, run, learner, course, data, lambda: cancelled() or run.stop_asked):
+            run.record(event)
+            yield event
+
+
+def train_prompts(
+    config: PromptTrainConfig, cancelled: Callable[[], bool] = lambda: False
+) -> Iterator[Progress | Log | TrainingMetric]:
+    """Teach to answer prompts, or go on where the run in `config.out` was left.
+
+    Args:
+        config: data, run folder and recipe.
+        cancelled: asked before each step.
+
+    Yields:
+        As `train_tracker`, but TrainingMetric of "loss", "dice" of the first answers, and "second": of those to a
+        second look, half of them with a correcting point.
+
+    Raises:
+        As `train_tracker`.
+    """
+    device = pick_device(config.device)
+    tensors, meta = read_checkpoint(config.start_from or verified_path(find_entry(DEFAULT_MODEL)))
+    model = prompted_model(tensors, meta)
+    data = read_data(config.data, config.exclude, config.phantoms, config.seed)
+    sampler = data.prompts(config.pseudo_share, model.config.image_size)
+    course = _Prompting(config, sampler, tensors, meta)
+    run = RunFolder.create_or_open(config.out, PROMPTS_RUN, config, _MAY_CHANGE)
+    with run.occupied():
+        learner = _Learner.new(lambda: model, config, device)
+        for event in _train(config, run, learner, course, data, lambda: cancelled() or run.stop_asked):
             run.record(event)
             yield event
 
 
 def _train(
-    config: TrackerTrainConfig,
+    config: TrainConfig,
     run: RunFolder,
     learner: _Learner,
+    course: _Course,
     data: TrackerData,
     cancelled: Callable[[], bool],
 ) -> Iterator[Progress | Log | TrainingMetric]:
@@ -135,35 +214,99 @@ def _train(
     if first:
         yield Log(f"Going on after step {first} of {config.steps}.")
     if first == config.steps:  # it may have been ended between the last state and the weights
-        _save(config, run, learner, data, first)
-    sampler = data.sampler(config.pseudo_share, learner.model.config.image_size)
+        _save(run, learner, course, data, first)
     eta, pace = Eta(config.steps - first), time.monotonic()
     pending: list[tuple[float, float, float]] = []
-    clips = 0
+    samples = 0
     for step in range(first, config.steps):
         if cancelled():
-            _save(config, run, learner, data, step)
+            _save(run, learner, course, data, step)
             raise Cancelled(
                 f"Stopped after step {step} of {config.steps}; go on with: medssl runs resume {run.path}"
             )
         rng = np.random.default_rng([config.seed, step])
         torch.manual_seed(config.seed * 1_000_003 + step)
         learning_rate = config.learning_rate * _schedule(step, config.steps)
-        batch, slices = _clips_at(step, config)
-        clip = [part.to(learner.device) for part in sampler.batch(rng, batch, slices)]
-        pending.append(learner.descend(clip, rng, step, learning_rate, config.prompt_share))
-        clips += batch
+        lesson = course.lesson(rng, step, learner.device)
+        pending.append(learner.descend(lesson, step, learning_rate))
+        samples += lesson.samples
         done = step + 1
         if done % _REPORT_EVERY == 0 or done == config.steps:
-            means = (float(np.mean(part)) for part in zip(*pending, strict=True))
-            values = dict(zip(("loss", "dice", "presence"), means, strict=True))
+            values = _means(("loss", *course.scores), pending)
             now = time.monotonic()
             epoch = done * config.batch / len(data)
-            yield TrainingMetric(done, epoch, values, learning_rate, clips / max(now - pace, 1e-9))
-            pending, clips, pace = [], 0, now
+            yield TrainingMetric(done, epoch, values, learning_rate, samples / max(now - pace, 1e-9))
+            pending, samples, pace = [], 0, now
         yield replace(eta.step(done - first, f"step {done} of {config.steps}"), done=done, total=config.steps)
         if done % config.save_every == 0 or done == config.steps:
-            _save(config, run, learner, data, done)
+            _save(run, learner, course, data, done)
+
+
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """What one step teaches."""
+
+    samples: int
+    loss_of: Callable[[NanoModel], tuple[Tensor, tuple[float, float]]]
+    """Loss and two scores of a network."""
+
+
+class _Course(Protocol):
+    """What is taught, and what is written of it."""
+
+    scores: ClassVar[tuple[str, str]]
+    """Names of the scores of a lesson."""
+
+    def lesson(self, rng: np.random.Generator, step: int, device: torch.device) -> _Lesson:
+        """Draw what a step teaches."""
+
+    def checkpoint(self, average: NanoModel, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and metadata of the weights for use."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Tracking:
+    """Follow an object through a clip."""
+
+    config: TrackerTrainConfig
+    sampler: ClipSampler
+    scores: ClassVar[tuple[str, str]] = ("dice", "presence")
+
+    def lesson(self, rng: np.random.Generator, step: int, device: torch.device) -> _Lesson:
+        count, slices = _clips_at(step, self.config)
+        image, mask, valid = (part.to(device) for part in self.sampler.batch(rng, count, slices))
+        return _Lesson(count, lambda model: tracking_loss(model, image, mask, valid, rng))
+
+    def checkpoint(self, average: NanoModel, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        kept_tensors, kept_meta = _kept(self.config.start_from)
+        meta = {
+            "kind": "nano",
+            "config": average.config.to_meta(),
+            **_account(self.config, step),
+            **kept_meta,
+        }
+        return {**average.state_dict(), **kept_tensors}, meta
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompting:
+    """Answer prompts on one slice."""
+
+    config: PromptTrainConfig
+    sampler: PromptSampler
+    tensors: Mapping[str, Tensor]
+    meta: Mapping[str, Any]
+    """Of the model that is taught; what tracks in it is kept."""
+    scores: ClassVar[tuple[str, str]] = ("dice", "second")
+
+    def lesson(self, rng: np.random.Generator, step: int, device: torch.device) -> _Lesson:
+        batch = self.sampler.batch(rng, self.config.batch).to(device)
+        return _Lesson(self.config.batch, lambda model: prompt_loss(model, batch, rng))
+
+    def checkpoint(self, average: NanoModel, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tracker = {name: tensor for name, tensor in self.tensors.items() if not name.startswith(PROMPTS)}
+        own = prompt_tensors(tracker, average.state_dict())
+        return {**tracker, **own}, {**self.meta, "prompts": _account(self.config, step)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,39 +317,26 @@ class _Learner:
     average: NanoModel
     optimiser: torch.optim.Optimizer
     device: torch.device
-    fusion: Mapping[str, Any] | None
-    """How the weights that are adapted are settled with the intensity tracker; None for weights from scratch."""
 
     @classmethod
-    def new(cls, size: NanoConfig, config: TrackerTrainConfig, device: torch.device) -> _Learner:
+    def new(cls, begin: Callable[[], NanoModel], config: TrainConfig, device: torch.device) -> _Learner:
         torch.set_flush_denormal(True)
         torch.manual_seed(config.seed)
-        model = new_model(size, config.start_from).to(device)
+        model = begin().to(device)
         optimiser = torch.optim.AdamW(_parameter_groups(model), lr=config.learning_rate, betas=(0.9, 0.98))
-        return cls(model, copy.deepcopy(model).eval(), optimiser, device, _fusion_of(config.start_from))
+        return cls(model, copy.deepcopy(model).eval(), optimiser, device)
 
-    def descend(
-        self,
-        clip: Sequence[torch.Tensor],
-        rng: np.random.Generator,
-        step: int,
-        learning_rate: float,
-        prompt_share: float,
-    ) -> tuple[float, float, float]:
-        """One optimiser step on the images, masks and valid flags of a batch; loss, Dice and presence accuracy.
+    def descend(self, lesson: _Lesson, step: int, learning_rate: float) -> tuple[float, float, float]:
+        """One optimiser step; the loss and the two scores.
 
         Raises:
             InputError: the loss is no number.
         """
-        image, mask, valid = clip
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         self.model.train()
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
-            if rng.random() < prompt_share:
-                loss, scores = prompt_loss(self.model, image, mask, rng)
-            else:
-                loss, scores = tracking_loss(self.model, image, mask, valid, rng)
+            loss, scores = lesson.loss_of(self.model)
             if not math.isfinite(float(loss.detach())):
                 raise InputError(
                     f"The loss is no longer a number at step {step + 1}; what was saved last stays. Start again in"
@@ -245,12 +375,25 @@ def new_model(size: NanoConfig, start_from: Path | None) -> NanoModel:
     return model
 
 
-def _fusion_of(start_from: Path | None) -> Mapping[str, Any] | None:
-    """How weights are settled with the intensity tracker; None where they say nothing of it."""
+def _kept(start_from: Path | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What adapting a tracker leaves alone: how it is settled with the intensity tracker, and what answers prompts."""
     if start_from is None or start_from.suffix != ".safetensors":
-        return None
-    fusion: Mapping[str, Any] | None = read_header(start_from).get("fusion")
-    return fusion
+        return {}, {}
+    tensors, meta = read_checkpoint(start_from)
+    prompts = {name: tensor for name, tensor in tensors.items() if name.startswith(PROMPTS)}
+    return prompts, {name: meta[name] for name in ("fusion", "prompts") if name in meta}
+
+
+def _account(config: TrainConfig, step: int) -> dict[str, Any]:
+    """How weights were made, for their metadata."""
+    recipe = {name: value for name, value in asdict(config).items() if name not in _LOCAL}
+    return {"step": step, "recipe": recipe, "excluded": exclusions(config.exclude)}
+
+
+def _means(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Mean of each column, over the rows that have a number in it; what has none is left out."""
+    columns = ([value for value in column if math.isfinite(value)] for column in zip(*rows, strict=True))
+    return {name: float(np.mean(column)) for name, column in zip(names, columns, strict=True) if column}
 
 
 def _clips_at(step: int, config: TrackerTrainConfig) -> tuple[int, int]:
@@ -296,17 +439,7 @@ def _restore(run: RunFolder, learner: _Learner, data: TrackerData) -> int:
     return step
 
 
-def _save(
-    config: TrackerTrainConfig, run: RunFolder, learner: _Learner, data: TrackerData, step: int
-) -> None:
+def _save(run: RunFolder, learner: _Learner, course: _Course, data: TrackerData, step: int) -> None:
     """Write resume.pt, then the weights for use."""
     run.save_resume({**learner.state(), "step": step, "data": data.description})
-    meta = {
-        "kind": "nano",
-        "config": learner.average.config.to_meta(),
-        "step": step,
-        "recipe": {name: value for name, value in asdict(config).items() if name not in _LOCAL},
-        "excluded": exclusions(config.exclude),
-        **({} if learner.fusion is None else {"fusion": learner.fusion}),
-    }
-    write_checkpoint(run.checkpoint, learner.average.state_dict(), meta)
+    write_checkpoint(run.checkpoint, *course.checkpoint(learner.average, step))
