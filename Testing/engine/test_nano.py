@@ -471,8 +471,11 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Any) -> None:
 
     write_checkpoint(tmp_path / "other.safetensors", {"weight": torch.zeros(2)}, {"kind": "other"})
 
-    with pytest.raises(ModelError, match="another version"):
+    with pytest.raises(ModelError, match="not the weights of a small model"):
         load_nano(tmp_path / "other.safetensors", CPU)
+    write_checkpoint(tmp_path / "newer.safetensors", {"weight": torch.zeros(2)}, {"config": {"depth": 3}})
+    with pytest.raises(ModelError, match="another version"):
+        load_nano(tmp_path / "newer.safetensors", CPU)
 
 
 # ---------------------------------------------------------------------------------------------- the shipped weights

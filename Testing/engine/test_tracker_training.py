@@ -409,6 +409,19 @@ def test_weights_that_were_never_taught_prompts_say_how_to(tracker: Path) -> Non
         load_prompted(tracker, torch.device("cpu"))
 
 
+def test_prompts_are_taught_to_a_small_model_only(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    write_checkpoint(other, {"weight": torch.zeros(2)}, {"kind": "other"})
+
+    for start, words in (
+        (other, "not the weights of a small model"),
+        (tmp_path / "resume.pt", "no small model to teach"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            list(train_prompts(prompts_config(data, tmp_path / "run", start)))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_loss_of_prompts_falls_on_one_repeated_batch() -> None:
     image, labels = a_case(0)
     chooser = ObjectChooser([(1.0, [LabelledVolume(image, labels, (3.0, 2.0, 2.0))])])

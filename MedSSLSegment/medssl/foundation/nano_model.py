@@ -81,8 +81,12 @@ class NanoConfig:
         """The inverse of `to_meta`.
 
         Raises:
-            ModelError: the description has other fields than this version knows.
+            ModelError: there is no description, or it has other fields than this version knows.
         """
+        if not meta:
+            raise ModelError(
+                "These are not the weights of a small model as medssl train tracker writes them."
+            )
         known = {field.name for field in fields(cls)}
         if set(meta) != known:
             raise ModelError(

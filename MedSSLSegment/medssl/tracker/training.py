@@ -188,7 +188,10 @@ def train_prompts(
         As `train_tracker`.
     """
     device = pick_device(config.device)
-    tensors, meta = read_checkpoint(config.start_from or verified_path(find_entry(DEFAULT_MODEL)))
+    source = config.start_from or verified_path(find_entry(DEFAULT_MODEL))
+    if source.suffix != ".safetensors":
+        raise ModelError(f"{source} is no small model to teach; give the checkpoint.safetensors of a run.")
+    tensors, meta = read_checkpoint(source)
     model = prompted_model(tensors, meta)
     data = read_data(config.data, config.exclude, config.phantoms, config.seed)
     sampler = data.prompts(config.pseudo_share, model.config.image_size)
