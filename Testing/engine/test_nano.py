@@ -418,6 +418,28 @@ class FindsDiscs(Planted):
         return logits[: len(encoded.channels), None]
 
 
+class FindsBeyondTheBorder(Planted):
+    """A network that finds something to the left of the crops' middle, and in the first one what lies right of it."""
+
+    def seen(self, encoded: Encoded) -> Tensor:
+        logits = torch.full_like(encoded.channels[:, :1], -20.0)
+        logits[1:, :, 28:36, 2:16] = 20.0
+        logits[0, :, 28:36, 32:40] = 2.0
+        return logits
+
+
+def test_what_is_found_beyond_the_border_of_the_slice_does_not_count() -> None:
+    predictor = SaysWhatIsLookedAtAgain(FindsBeyondTheBorder(TINY).eval())
+    predictor.set_image(np.zeros((300, 300), np.int16), SOFT_TISSUE, (1.0, 1.0))
+
+    first = predictor.predict(
+        SlicePrompt(0, 0, np.array([[1.0, 150.0]], np.float32), np.array([1], np.int32))
+    )
+
+    assert first.mask.any()
+    assert not first.mask[:, 20:].any()
+
+
 class SaysWhatIsLookedAtAgain(NanoImagePredictor):
     def _again(self, prompt: SlicePrompt, first: Prediction) -> Prediction:
         return first

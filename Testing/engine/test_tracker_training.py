@@ -405,7 +405,10 @@ def test_a_tracker_that_is_adapted_answers_prompts_as_before(
 
 
 def test_weights_that_were_never_taught_prompts_say_how_to(tracker: Path) -> None:
-    with pytest.raises(ModelError, match=r"medssl train prompts --start-from .*tracker\.safetensors"):
+    with pytest.raises(
+        ModelError,
+        match=r"medssl train prompts --data FOLDER --out FOLDER --start-from .*tracker\.safetensors",
+    ):
         load_prompted(tracker, torch.device("cpu"))
 
 

@@ -37,8 +37,7 @@ _FIRST_CROPS_MM = (70.0, 140.0, 280.0)
 """Sides of the crops tried around a click, which does not tell the object's size, from small to large."""
 _QUALITY_SAYS, _AGREEMENT_SAYS = 0.25, 0.4
 """Weights of what the network expects of its mask, and of how the answers in neighbouring crops agree with it, beside
-how sure the network is of the pixels. Chosen, as the sides of the crops, on patients that `bench_prompts.py` does not
-score."""
+how sure the network is of the pixels. Chosen, as the sides of the crops, on the patients of `development.json`."""
 _ANSWER_REACH_PX, _ANSWER_LOGIT = 4.0, 6.0
 """How far a correcting point speaks in what is answered, and how much: the network alone passes over most of them.
 Chosen on such patients too."""
@@ -87,17 +86,19 @@ class NanoImagePredictor:
             return self._ask(prompt.box_xyxy_px, prompt, prompt.mask)
         crops = [self._crop_at(prompt, side_mm) for side_mm in _FIRST_CROPS_MM]
         hints = None if prompt.mask is None else [prompt.mask] * len(crops)
-        found = [answer for answer in self._look(crops, [prompt] * len(crops), hints) if answer.mask.any()]
-        if not found:
-            return self._nothing()
         shape = self._shown().shape
-        worth = [
-            answer.sureness + _QUALITY_SAYS * answer.quality + _AGREEMENT_SAYS * agreement
-            for answer, agreement in zip(found, _agreements(found), strict=True)
-        ]
-        whole = [n for n, answer in enumerate(found) if not answer.crop.cuts_off(answer.mask, shape)]
-        best = max(whole, key=lambda n: worth[n], default=-1)
-        return self._again(prompt, found[best].on_slice(shape))
+        looks = self._look(crops, [prompt] * len(crops), hints)
+        on_slice = {answer: found for answer in looks if (found := answer.on_slice(shape)).mask.any()}
+        if not on_slice:  # what was found beyond the slice's border does not count
+            return self._nothing()
+        answers = list(on_slice)
+        worth = {
+            answer: answer.sureness + _QUALITY_SAYS * answer.quality + _AGREEMENT_SAYS * agreement
+            for answer, agreement in zip(answers, _agreements(answers), strict=True)
+        }
+        whole = [answer for answer in answers if not answer.crop.cuts_off(answer.mask, shape)]
+        best = max(whole, key=lambda answer: worth[answer], default=answers[-1])
+        return self._again(prompt, on_slice[best])
 
     def predict_boxes(
         self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None

@@ -266,10 +266,10 @@ def load_prompted(path: Path, device: torch.device) -> NanoModel:
         ModelError: the file is missing, damaged, not of a model of this kind, or of one that was never taught prompts.
     """
     tensors, meta = read_checkpoint(path)
-    if not any(name.startswith(PROMPTS) for name in tensors):
+    if "prompts" not in meta:
         raise ModelError(
             f"The model {path.name} only carries masks from slice to slice; teach it clicks and boxes with:"
-            f" medssl train prompts --start-from {path}"
+            f" medssl train prompts --data FOLDER --out FOLDER --start-from {path}"
         )
     return prompted_model(tensors, meta).to(device).eval()
 

@@ -26,7 +26,7 @@ from .clips import LabelledVolume, ObjectChooser, RawClip, augmented_intensities
 __all__ = ["PromptBatch", "PromptSampler"]
 
 _LEAST_PX = 10
-_LEAST_SEEN_PX = 12.0  # of the object in the crop
+_LEAST_SEEN_PX = 12  # of the object in the crop
 _CLICKS, _BOXES = 0.55, 0.2  # of the samples; the rest are coarse masks
 _TRIES = 2000
 _CROPS_MM = (50.0, 100.0, 200.0, 400.0)
@@ -66,7 +66,7 @@ class PromptSampler:
 
     def __init__(
         self, chooser: ObjectChooser, pseudo: Sequence[LabelledVolume], pseudo_share: float, size: int
-    ):
+    ) -> None:
         """
         Args:
             chooser: of labelled objects.
@@ -97,7 +97,7 @@ class PromptSampler:
             if raw is None or np.count_nonzero(raw.mask) < _LEAST_PX:
                 continue
             sample = self._prompted(raw, rng)
-            if float(sample.mask.sum()) >= _LEAST_SEEN_PX:
+            if int((sample.mask > 0.5).sum()) >= _LEAST_SEEN_PX:
                 return sample
         raise InputError("No object was found on the slices of the training data; give larger CTs.")
 
@@ -152,10 +152,10 @@ class PromptSampler:
     def _cut(
         self, raw: RawClip, centre_mm: NDArray[np.floating[Any]], side_mm: float, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
+        object_mm2 = float(raw.mask.sum()) * raw.spacing_rc_mm[0] * raw.spacing_rc_mm[1]
         raw, centre_mm = _shrunk(raw, centre_mm, side_mm / self._size)
         image, mask = cut_square(raw, centre_mm, side_mm, rng, self._size)
-        pixel_mm2 = (side_mm / self._size) ** 2
-        area = float(raw.mask.sum()) * raw.spacing_rc_mm[0] * raw.spacing_rc_mm[1] / pixel_mm2
+        area = object_mm2 / (side_mm / self._size) ** 2
         return augmented_intensities(image, rng), mask, torch.tensor([area], dtype=torch.float32)
 
 

@@ -1,6 +1,6 @@
 """Trains the small default model on labelled, unlabelled and drawn CT; resumable, on the CPU or a GPU.
 
-It has weights of their own for each of its two jobs. `train_tracker` teaches to carry a mask from slice to slice: the
+It has weights of its own for each of its two jobs. `train_tracker` teaches to carry a mask from slice to slice: the
 tracker runs on its own answers, as it will in use, and each slice sees the mask it found on the slice before.
 `train_prompts` teaches to answer clicks, boxes and coarse masks on one slice, beginning with what the tracker knows.
 """
@@ -181,8 +181,8 @@ def train_prompts(
         cancelled: asked before each step.
 
     Yields:
-        As `train_tracker`, but TrainingMetric of "loss", "dice" of the first answers, and "second": of those to a
-        second look, half of them with a correcting point.
+        As `train_tracker`, but TrainingMetric of "loss", "dice" of the first answers, and "second": the Dice after
+        a second look, half of them with a correcting point.
 
     Raises:
         As `train_tracker`.
