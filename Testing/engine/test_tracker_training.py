@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,14 @@ from medssl.datasets.sources import exclusions
 from medssl.errors import Cancelled, InputError, ModelError
 from medssl.events import Log, Progress
 from medssl.foundation.nano_fusion import Fusion
-from medssl.foundation.nano_model import PROMPTS, NanoConfig, load_nano, load_prompted, prompted_model
+from medssl.foundation.nano_model import (
+    PROMPTS,
+    NanoConfig,
+    NanoModel,
+    load_nano,
+    load_prompted,
+    prompted_model,
+)
 from medssl.registry import DEFAULT_MODEL, find_entry, model_path
 from medssl.runs.detached import resume_detached
 from medssl.runs.run_folder import RunFolder, TrainingMetric
@@ -106,6 +114,22 @@ def train_and_stop(config: TrackerTrainConfig, after: int) -> None:
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def losses_while_learning(loss_of: Callable[[NanoModel], tuple[torch.Tensor, Any]]) -> list[float]:
+    """Of 25 steps on one batch."""
+    torch.manual_seed(0)
+    model = new_model(TINY, None).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(25):
+        loss, _ = loss_of(model)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    return losses
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(data: Path, tmp_path: Path) -> None:
@@ -207,18 +231,8 @@ def test_the_loss_falls_on_one_repeated_batch() -> None:
         ObjectChooser([(1.0, [LabelledVolume(image, labels, (3.0, 2.0, 2.0))])]), [], 0.0, TINY.image_size
     )
     batch = sampler.batch(np.random.default_rng(0), 2, 3)
-    torch.manual_seed(0)
-    model = new_model(TINY, None).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
 
-    losses = []
-    for _ in range(25):
-        loss, _ = tracking_loss(model, *batch, np.random.default_rng(0))
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        losses.append(float(loss.detach()))
+    losses = losses_while_learning(lambda model: tracking_loss(model, *batch, np.random.default_rng(0)))
 
     assert np.mean(losses[-3:]) < 0.75 * losses[0]
 
@@ -429,18 +443,8 @@ def test_the_loss_of_prompts_falls_on_one_repeated_batch() -> None:
     image, labels = a_case(0)
     chooser = ObjectChooser([(1.0, [LabelledVolume(image, labels, (3.0, 2.0, 2.0))])])
     batch = PromptSampler(chooser, [], 0.0, TINY.image_size).batch(np.random.default_rng(0), 6)
-    torch.manual_seed(0)
-    model = new_model(TINY, None).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
 
-    losses = []
-    for _ in range(25):
-        loss, _ = prompt_loss(model, batch, np.random.default_rng(0))
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        losses.append(float(loss.detach()))
+    losses = losses_while_learning(lambda model: prompt_loss(model, batch, np.random.default_rng(0)))
 
     assert np.mean(losses[-3:]) < 0.75 * losses[0]
 

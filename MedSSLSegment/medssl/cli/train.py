@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from .command import Command
 from .options import add_detach
 from .terminal import ProgressBar
 from .watching import run_detached, show, stopped_by_signals
+
+if TYPE_CHECKING:
+    from ..tracker.training import TrainConfig
 
 __all__ = ["COMMAND"]
 
@@ -30,19 +36,22 @@ def _run(options: argparse.Namespace) -> None:
     from ..tracker import training
     from .arguments import build
 
-    config: training.TrackerTrainConfig | training.PromptTrainConfig
     if options.what == "tracker":
-        kind, config = training.TRACKER_RUN, build(training.TrackerTrainConfig, options)
+        tracker = build(training.TrackerTrainConfig, options)
+        _go(training.TRACKER_RUN, tracker, partial(training.train_tracker, tracker), options.detach)
     else:
-        kind, config = training.PROMPTS_RUN, build(training.PromptTrainConfig, options)
-    if options.detach:
+        prompts = build(training.PromptTrainConfig, options)
+        _go(training.PROMPTS_RUN, prompts, partial(training.train_prompts, prompts), options.detach)
+
+
+def _go(
+    kind: str, config: TrainConfig, train: Callable[[Callable[[], bool]], Iterator[Any]], detach: bool
+) -> None:
+    if detach:
         run_detached(kind, config)
         return
     with ProgressBar(sys.stderr, "Training") as bar, stopped_by_signals() as asked:
-        if isinstance(config, training.TrackerTrainConfig):
-            show(training.train_tracker(config, asked), bar)
-        else:
-            show(training.train_prompts(config, asked), bar)
+        show(train(asked), bar)
     print(f"Written: {config.out / 'checkpoint.safetensors'}")
 
 

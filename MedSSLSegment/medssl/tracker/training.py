@@ -102,17 +102,14 @@ class TrackerTrainConfig(TrainConfig):
     """How to teach the default model to carry masks."""
 
     steps: int = 4000
-    """Optimiser steps in all; the learning rate falls over the last quarter."""
     batch: int = 16
     """Clips a step."""
     slices: int = 5
     """Slices of a clip, the reference slice included; 1.6 times as many in the last third."""
     learning_rate: float = 8e-4
-    """Peak of AdamW's learning rate."""
     pseudo_share: float = 0.25
     """Share of label-free pseudo-objects among the clips, 0 .. 1."""
     phantoms: int = 6
-    """Phantoms to add."""
     start_from: Path | None = None
     """Weights of a tracker of the same size to adapt, e.g. to a clinic's own cases. What they answer prompts with is
     kept."""
@@ -123,15 +120,12 @@ class PromptTrainConfig(TrainConfig):
     """How to teach the default model to answer clicks, boxes and coarse masks."""
 
     steps: int = 3000
-    """Optimiser steps in all; the learning rate falls over the last quarter."""
     batch: int = 32
     """Prompts a step."""
     learning_rate: float = 6e-4
-    """Peak of AdamW's learning rate."""
     pseudo_share: float = 0.15
     """Share of label-free pseudo-objects among what is asked for, 0 .. 1."""
     phantoms: int = 16
-    """Phantoms to add."""
     start_from: Path | None = None
     """Model to teach, as `medssl train tracker` writes it, or taught before; None for the one that is shipped. Its
     weights for carrying masks are kept."""
@@ -162,13 +156,10 @@ def train_tracker(
     device = pick_device(config.device)
     data = read_data(config.data, config.exclude, config.phantoms, config.seed)
     size = model_config or NanoConfig()
-    course = _Tracking(config, data.clips(config.pseudo_share, size.image_size))
-    run = RunFolder.create_or_open(config.out, TRACKER_RUN, config, _MAY_CHANGE)
-    with run.occupied():
-        learner = _Learner.new(lambda: new_model(size, config.start_from), config, device)
-        for event in _train(config, run, learner, course, data, lambda: cancelled() or run.stop_asked):
-            run.record(event)
-            yield event
+    course = _Tracking(config, data.clips(config.pseudo_share, size.image_size), *_kept(config.start_from))
+    yield from _run(
+        TRACKER_RUN, config, course, data, lambda: new_model(size, config.start_from), device, cancelled
+    )
 
 
 def train_prompts(
@@ -196,9 +187,22 @@ def train_prompts(
     data = read_data(config.data, config.exclude, config.phantoms, config.seed)
     sampler = data.prompts(config.pseudo_share, model.config.image_size)
     course = _Prompting(config, sampler, tensors, meta)
-    run = RunFolder.create_or_open(config.out, PROMPTS_RUN, config, _MAY_CHANGE)
+    yield from _run(PROMPTS_RUN, config, course, data, lambda: model, device, cancelled)
+
+
+def _run(
+    kind: str,
+    config: TrainConfig,
+    course: _Course,
+    data: TrackerData,
+    begin: Callable[[], NanoModel],
+    device: torch.device,
+    cancelled: Callable[[], bool],
+) -> Iterator[Progress | Log | TrainingMetric]:
+    """Train in the run's folder, and keep there what is said."""
+    run = RunFolder.create_or_open(config.out, kind, config, _MAY_CHANGE)
     with run.occupied():
-        learner = _Learner.new(lambda: model, config, device)
+        learner = _Learner.new(begin, config, device)
         for event in _train(config, run, learner, course, data, lambda: cancelled() or run.stop_asked):
             run.record(event)
             yield event
@@ -273,6 +277,9 @@ class _Tracking:
 
     config: TrackerTrainConfig
     sampler: ClipSampler
+    kept_tensors: Mapping[str, Tensor]
+    kept_meta: Mapping[str, Any]
+    """Of the weights that are adapted, as they are."""
     scores: ClassVar[tuple[str, str]] = ("dice", "presence")
 
     def lesson(self, rng: np.random.Generator, step: int, device: torch.device) -> _Lesson:
@@ -281,14 +288,13 @@ class _Tracking:
         return _Lesson(count, lambda model: tracking_loss(model, image, mask, valid, rng))
 
     def checkpoint(self, average: NanoModel, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        kept_tensors, kept_meta = _kept(self.config.start_from)
         meta = {
             "kind": "nano",
             "config": average.config.to_meta(),
             **_account(self.config, step),
-            **kept_meta,
+            **self.kept_meta,
         }
-        return {**average.state_dict(), **kept_tensors}, meta
+        return {**average.state_dict(), **self.kept_tensors}, meta
 
 
 @dataclass(frozen=True, eq=False)
