@@ -6,12 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from medssl.errors import InputError
+from medssl.registry import DEFAULT_MODEL, known_models
 from medssl.scene.marks import PromptMarks
 from medssl.scene.prompting import Place, axis_of_normal, slice_at
 from medssl.scene.session import Session
 from slicer.i18n import tr as _
 
 from .Errors import errorsShown
+from .ModelChoice import ModelChoice
+from .ModelDownload import ensureModel, isHere
+from .ParameterNode import MedSSLSegmentParameterNode
 from .SliceViews import SliceViews
 
 __all__ = ["AnnotateSection"]
@@ -48,6 +52,8 @@ class AnnotateSection:
         self.onTold = onTold
         self.views = SliceViews(scene, self.onPlaced, self.onStopped, self.onMoved)
         session.prompts.accepted = onChanged
+        self.parameterNode: MedSSLSegmentParameterNode | None = None
+        self.models = ModelChoice(ui.promptModelComboBox, lambda entry: True, self.onModelChosen)
         self.marks = PromptMarks(session)
         self._way: list[list[float]] = []
         self._wayStart: tuple[str, list[float]] = "", []
@@ -67,6 +73,28 @@ class AnnotateSection:
         ui.acceptButton.clicked.connect(self.onAccept)
         ui.dropButton.clicked.connect(self.onDrop)
         ui.takeBackButton.clicked.connect(self.onTakeBack)
+
+    def setParameterNode(self, parameterNode: MedSSLSegmentParameterNode | None) -> None:
+        """Follow a parameter node. The model of a scene from another computer may be missing here; nothing is asked."""
+        self.parameterNode = parameterNode
+        if parameterNode is not None:
+            known = {entry.id for entry in known_models() if isHere(entry)}
+            self._use(parameterNode.promptModel if parameterNode.promptModel in known else DEFAULT_MODEL)
+
+    def onModelChosen(self, modelId: str) -> None:
+        isReady = False
+        with errorsShown():
+            isReady = ensureModel(modelId)
+        self.models.show()
+        self._use(modelId if isReady else self.session.prompts.model)
+
+    def _use(self, modelId: str) -> None:
+        self.models.choose(modelId)
+        if self.session.prompts.model != self.models.modelId:
+            self.session.prompts.model = self.models.modelId
+            self._told = ()  # the new model has not encoded the slice in view
+        if self.parameterNode is not None:
+            self.parameterNode.promptModel = self.models.modelId
 
     @property
     def tool(self) -> str:

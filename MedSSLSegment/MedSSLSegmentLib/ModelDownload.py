@@ -13,7 +13,9 @@ from medssl.registry import ModelEntry, download, find_entry, is_available, user
 from medssl.scene.background import Task
 from slicer.i18n import tr as _
 
-__all__ = ["ensureModel", "modelTitle", "sizeText"]
+from .WorkerPython import chosenHost
+
+__all__ = ["ensureModel", "isHere", "modelTitle", "sizeText"]
 
 PROGRESS_STEPS = 1000
 TURN_S = 0.02
@@ -21,21 +23,27 @@ TURN_S = 0.02
 
 
 def ensureModel(modelId: str) -> bool:
-    """Have a model on this computer; asks the user before downloading it.
+    """Have a model on this computer, where it is what computes; asks the user before downloading it.
 
     Returns:
-        Whether it is there; False when the user said no or cancelled.
+        Whether it is there, or a host is asked, which says itself what it lacks; False when the user said no or
+        cancelled.
 
     Raises:
         ModelError: the download failed, or a model that should have come with the program is missing.
         StorageError: no space or no permission.
     """
     entry = find_entry(modelId)
-    if is_available(entry):
+    if isHere(entry):
         return True
-    if not entry.bundled and not slicer.util.confirmOkCancelDisplay(_question(entry), _("Download a model")):
+    if entry.source_url and not slicer.util.confirmOkCancelDisplay(_question(entry), _("Download a model")):
         return False
     return _download(entry)
+
+
+def isHere(entry: ModelEntry) -> bool:
+    """Whether a model needs no download: it is on this computer, or a host is asked, which has models of its own."""
+    return bool(chosenHost()) or is_available(entry)
 
 
 def sizeText(entry: ModelEntry) -> str:
@@ -45,11 +53,11 @@ def sizeText(entry: ModelEntry) -> str:
 
 def modelTitle(entry: ModelEntry) -> str:
     """Title of a model in a list, and whether it is still to be downloaded."""
-    if is_available(entry):
+    if isHere(entry):
         return entry.title
     if entry.bundled:
         return _("{title} (missing: install the program again)").format(title=entry.title)
-    return _("{title} (Propagate offers to download {size})").format(title=entry.title, size=sizeText(entry))
+    return _("{title} (to be downloaded, {size})").format(title=entry.title, size=sizeText(entry))
 
 
 def _question(entry: ModelEntry) -> str:

@@ -100,7 +100,7 @@ class Panel:
             self.stopWorker,
             self.restartWorker,
             checkWorker,
-            self.propagate.titleModels,
+            self.showModels,
             self.shortcuts.text(),
         )
         self._sentences: tuple[str, ...] = ("", "", "")
@@ -160,6 +160,7 @@ class Panel:
         """The module was opened: listen to keys, let the Segment Editor work in the views."""
         self.pauseKeys()
         self.shortcuts.activate(window)
+        self.showModels()
         self.ui.segmentEditor.setupViewObservations()
         self.timer.start()
         self._pace()
@@ -192,10 +193,15 @@ class Panel:
         self.session.cancel()
         self.predictDesk.cancel()
         self._restart()
-        self.propagate.titleModels()
+        self.showModels()
         self.showStatus(self.session.status)
 
     # From the scene to the widgets
+
+    def showModels(self) -> None:
+        """List the promptable models there are now."""
+        self.annotate.models.show()
+        self.propagate.models.show()
 
     def setParameterNode(self, parameterNode: MedSSLSegmentParameterNode | None) -> None:
         """Follow a parameter node; None while there is no scene."""
@@ -213,6 +219,7 @@ class Panel:
         self.ui.segmentEditor.setSegmentationNode(segmentation)
         self.ui.segmentEditor.setSourceVolumeNode(volume)
         self.propagate.setParameterNode(self.parameterNode)
+        self.annotate.setParameterNode(self.parameterNode)
         self.annotate.show()
         self.predict.showOverlay()
         self.updateSegments()

@@ -57,7 +57,8 @@ class MedSSLSegmentParameterNode:
     direction - Which way to go from the reference slices.
     firstSlice, lastSlice - The range to fill, on the grid of inputVolume.
     stop - Whether to stop where the object ends.
-    model - Id of the model, from the registry.
+    model - Id of the model that propagates, from the registry.
+    promptModel - Id of the model that answers prompts, from the registry.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -68,3 +69,4 @@ class MedSSLSegmentParameterNode:
     lastSlice: _SliceNumber = WHOLE_RANGE
     stop: bool = True
     model: str = DEFAULT_MODEL
+    promptModel: str = DEFAULT_MODEL

@@ -10,22 +10,9 @@ from medssl.scene.teaching import TeachDesk
 from slicer.i18n import tr as _
 
 from .Errors import errorsShown
+from .Lists import fill
 
-__all__ = ["PredictSection", "cardOf", "fill"]
-
-
-def fill(comboBox: Any, rows: list[tuple[str, Any]]) -> None:
-    """Offer (text, data) rows, keeping the choice where it is still there; nothing happens if nothing changed."""
-    known = [(comboBox.itemText(n), comboBox.itemData(n)) for n in range(comboBox.count)]
-    if known == rows:
-        return
-    chosen = comboBox.itemData(comboBox.currentIndex) if comboBox.count else None
-    wasBlocked = comboBox.blockSignals(True)
-    comboBox.clear()
-    for text, data in rows:
-        comboBox.addItem(text, data)
-    comboBox.currentIndex = max(comboBox.findData(chosen), 0) if rows else -1
-    comboBox.blockSignals(wasBlocked)
+__all__ = ["PredictSection", "cardOf"]
 
 
 def cardOf(version: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from medssl.scene.teaching import TeachDesk
 from slicer.i18n import tr as _
 
 from .Errors import errorsShown
-from .PredictSection import fill
+from .Lists import fill
 
 __all__ = ["PretrainSection"]
 

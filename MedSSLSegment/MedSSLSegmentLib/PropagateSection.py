@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import qt
 from medssl.errors import InputError
-from medssl.registry import DEFAULT_MODEL, find_entry, load_registry
 from medssl.scene.nodes import create_segmentation_node
 from medssl.scene.prompting import Place, position_ras_mm
 from medssl.scene.session import PropagateRequest, Session
@@ -16,7 +14,8 @@ from slicer.i18n import tr as _
 
 from .ConfidenceStrip import ConfidenceStrip
 from .Errors import errorsShown
-from .ModelDownload import ensureModel, modelTitle
+from .ModelChoice import ModelChoice
+from .ModelDownload import ensureModel
 from .ParameterNode import WHOLE_RANGE, MedSSLSegmentParameterNode
 from .ReferenceList import ReferenceList
 from .SegmentList import SegmentList
@@ -59,15 +58,11 @@ class PropagateSection:
             " view. Click to go to a slice."
         )
         ui.stripLayout.addWidget(self.strip)
-        for row, entry in enumerate(e for e in load_registry() if e.kind != "sam"):
-            ui.modelComboBox.addItem("", entry.id)
-            ui.modelComboBox.setItemData(row, entry.purpose, qt.Qt.ToolTipRole)
-        self.titleModels()
+        self.models = ModelChoice(ui.modelComboBox, lambda entry: entry.kind != "sam", self.onModelChosen)
         ui.propagateButton.clicked.connect(lambda: self.onPropagate(onlyChanged=False))
         ui.correctButton.clicked.connect(lambda: self.onPropagate(onlyChanged=True))
         ui.suggestButton.clicked.connect(self.onSuggest)
         ui.addSegmentButton.clicked.connect(self.onAddSegment)
-        ui.modelComboBox.currentIndexChanged.connect(self.onModelChosen)
 
     # From the scene to the widgets
 
@@ -80,10 +75,8 @@ class PropagateSection:
             # The range that was chosen is one of slices of the volume before.
             parameterNode.firstSlice = parameterNode.lastSlice = WHOLE_RANGE
         if parameterNode:
-            row = self.ui.modelComboBox.findData(parameterNode.model)
-            default = self.ui.modelComboBox.findData(DEFAULT_MODEL)
-            self.ui.modelComboBox.currentIndex = default if row < 0 else row
-            self.onModelChosen()
+            self.models.choose(parameterNode.model)
+            self.onModelChosen(self.models.modelId)
 
     def showSegments(self) -> None:
         """Show the segments of the segmentation."""
@@ -163,7 +156,7 @@ class PropagateSection:
         isHere = False
         with errorsShown():
             isHere = ensureModel(self.parameterNode.model)
-        self.titleModels()
+        self.models.show()
         if isHere:
             with errorsShown():
                 self.requireWorker()
@@ -217,17 +210,12 @@ class PropagateSection:
             )
             self.ui.suggestionLabel.text = text or _("Every slice is near a reference slice.")
 
-    def onModelChosen(self, *_ignored: Any) -> None:
+    def onModelChosen(self, modelId: str) -> None:
+        self.session.tracker = modelId
         if self.parameterNode:
-            self.parameterNode.model = self.ui.modelComboBox.itemData(self.ui.modelComboBox.currentIndex)
+            self.parameterNode.model = modelId
 
     def _shownSegment(self) -> str:
         chosen = self.ui.segmentEditor.currentSegmentID()
         ids = [segment.id for segment in self.session.segments()]
         return chosen if chosen in ids else (ids[0] if ids else "")
-
-    def titleModels(self) -> None:
-        """Say of each model whether it is on this computer."""
-        for row in range(self.ui.modelComboBox.count):
-            entry = find_entry(self.ui.modelComboBox.itemData(row))
-            self.ui.modelComboBox.setItemText(row, modelTitle(entry))

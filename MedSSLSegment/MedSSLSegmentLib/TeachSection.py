@@ -12,7 +12,7 @@ from slicer.i18n import tr as _
 
 from .ConfidenceStrip import CurvePlot
 from .Errors import errorsShown
-from .PredictSection import fill
+from .Lists import fill
 from .Times import timeLeftText
 
 __all__ = ["TeachSection"]

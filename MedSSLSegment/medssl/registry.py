@@ -3,6 +3,9 @@
 ``pretrained/registry.json`` lists every model and encoder. Shipped weights lie beside it; all others are downloaded on
 request, or imported from a folder on a machine without a network, and kept in the user's model folder. A file
 is used only when its SHA-256 is the one in the registry.
+
+Weights that the user has trained or been given lie in ``own/`` of that folder, each beside a registry entry of its own:
+``own/<id>.json``, written last, makes a model appear.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from typing import IO, Literal, TypeVar
 
 from .errors import Cancelled, ModelError, StorageError
 from .events import Eta, Progress
-from .storage import atomic_path
+from .storage import atomic_path, move
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -34,10 +37,13 @@ __all__ = [
     "find_entry",
     "import_from_folder",
     "is_available",
+    "keep_own",
+    "known_models",
     "load_encoders",
     "load_registry",
     "model_path",
     "refresh_bundled",
+    "remove_own",
     "sha256_of",
     "shipped_encoder",
     "user_folder",
@@ -50,6 +56,7 @@ DEFAULT_MODEL = "medssl-nano"
 
 Kind = Literal["sam", "sam2", "nano"]
 _KINDS: tuple[Kind, ...] = ("sam", "sam2", "nano")
+_OWN = "own"
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 30.0
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -79,7 +86,7 @@ class ModelEntry:
     license: str
     """Licence of the weights."""
     source_url: str | None
-    """Where the file can be downloaded; None for a bundled model."""
+    """Where the file can be downloaded; None for a bundled model and for one of the user's own."""
     image_size: int
     """Side of the square the model sees, pixels."""
     bundled: bool
@@ -88,6 +95,11 @@ class ModelEntry:
     """The licence restricts use, and the user must say that they know before it is downloaded."""
     citation: str
     """The paper to cite."""
+
+    @property
+    def own(self) -> bool:
+        """Weights of the user's own, which no other machine has to offer."""
+        return not self.bundled and self.source_url is None
 
 
 def bundled_folder() -> Path:
@@ -125,6 +137,97 @@ def load_registry(path: str | Path | None = None) -> tuple[ModelEntry, ...]:
                 f"The model list {path} calls {entry.id} a {entry.kind!r}; known are {', '.join(_KINDS)}."
             )
     return entries
+
+
+def known_models() -> tuple[ModelEntry, ...]:
+    """The program's models, and then the user's own by name.
+
+    Raises:
+        ModelError: the program's list is missing or damaged. A damaged entry of the user's is left out.
+    """
+    own = (_read_own(path) for path in sorted(_own_folder().glob("*.json")))
+    return (*load_registry(), *(entry for entry in own if entry is not None))
+
+
+def keep_own(source: str | Path, entry: ModelEntry, check: Callable[[ModelEntry], None]) -> ModelEntry:
+    """Copy weights into the user's model folder, where every front end finds them by their id.
+
+    Args:
+        source: the weights' file.
+        entry: what is known of them; file, size and SHA-256 are filled in here.
+        check: is given the copy's entry before the model appears, and raises what is wrong with it.
+
+    Returns:
+        The entry that was kept.
+
+    Raises:
+        ModelError: the file is missing or the id is taken; and whatever `check` finds.
+        StorageError: no space or no permission.
+    """
+    source = Path(source)
+    if not source.is_file():
+        raise ModelError(f"The weights file {source} does not exist.")
+    if entry.id in {known.id for known in known_models()}:
+        raise ModelError(
+            f"There is a model {entry.id} already; give another --name, or take that out first with:"
+            f" medssl models delete {entry.id}"
+        )
+    entry = replace(
+        entry,
+        file=f"{_OWN}/{entry.id}{source.suffix}",
+        size_bytes=source.stat().st_size,
+        sha256=sha256_of(source),
+        source_url=None,
+        bundled=False,
+    )
+    try:
+        _copy_verified(entry, source, _ignore, _never)
+        check(entry)
+        with atomic_path(_description(entry)) as temporary:
+            temporary.write_text(json.dumps(asdict(entry), indent=2) + "\n", "utf-8")
+    except BaseException:
+        model_path(entry).unlink(missing_ok=True)
+        raise
+    return entry
+
+
+def remove_own(entry: ModelEntry) -> Path:
+    """Take out a model of the user's own.
+
+    Returns:
+        The folder that keeps its weights.
+
+    Raises:
+        ModelError: it is one of the program's.
+        StorageError: no permission.
+    """
+    if not entry.own:
+        raise ModelError(f"The model {entry.id} is one of the program's and stays.")
+    removed = _own_folder() / "removed"
+    _make_folder(removed)
+    move(model_path(entry), removed / f"{entry.sha256[:8]}-{Path(entry.file).name}")
+    move(_description(entry), removed / f"{entry.sha256[:8]}-{entry.id}.json")
+    return removed
+
+
+def _own_folder() -> Path:
+    return user_folder() / _OWN
+
+
+def _description(entry: ModelEntry) -> Path:
+    return _own_folder() / f"{entry.id}.json"
+
+
+def _read_own(path: Path) -> ModelEntry | None:
+    """An entry of the user's; None where it is damaged or made by another version, or its weights are gone."""
+    try:
+        entry = ModelEntry(**json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    # What is described elsewhere than it lies was put here by hand: it must not reach out of the folder.
+    fits = entry.own and entry.kind in _KINDS and entry.id == path.stem
+    inside = Path(entry.file).parent == Path(_OWN) and Path(entry.file).stem == entry.id
+    return entry if fits and inside and model_path(entry).is_file() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +286,7 @@ def find_entry(model_id: str) -> ModelEntry:
     Raises:
         ModelError: there is none; the message lists those there are.
     """
-    entries = load_registry()
+    entries = known_models()
     for entry in entries:
         if entry.id == model_id:
             return entry
@@ -208,6 +311,8 @@ def verified_path(entry: ModelEntry) -> Path:
         ModelError: the file is not on this machine, or is not the registry's.
     """
     path = model_path(entry)
+    if entry.own and not path.is_file():
+        raise ModelError(f"The weights {path} of the model {entry.id} are gone; import them again.")
     if not path.is_file():
         raise ModelError(
             f"The model {entry.id} is not on this machine; run 'medssl models download {entry.id}',"
@@ -317,6 +422,8 @@ def download(
     target = model_path(entry)
     if is_available(entry) and sha256_of(target) == entry.sha256:
         return target
+    if entry.own:
+        return verified_path(entry)
     if entry.source_url is None:
         raise ModelError(f"The model {entry.id} is shipped with the program; install the program again.")
     _check_acknowledged(entry, acknowledged)

@@ -17,6 +17,7 @@ import pytest
 from medssl.cli.program import COMMANDS
 from medssl.errors import Cancelled
 from medssl.metrics import dice
+from medssl.registry import DEFAULT_MODEL, find_entry, model_path
 from medssl.segmentation import read_segmentation
 
 
@@ -130,6 +131,37 @@ def test_demo_on_your_own_ct_writes_a_picture_and_a_table(medssl, small_case, tm
     }
     assert (tmp_path / "demo" / "report.png").read_bytes().startswith(b"\x89PNG")
     assert read_segmentation(tmp_path / "demo" / "annotation.nii.gz").names == ("liver", "spleen")
+
+
+def test_a_trained_tracker_of_ones_own_is_imported_used_and_taken_out(
+    medssl, small_case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDSSL_HOME", str(tmp_path / "home"))
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copyfile(model_path(find_entry(DEFAULT_MODEL)), run / "checkpoint.safetensors")
+    taken = medssl("models", "import", run, "--name", "ours")
+    assert taken.code == 0, taken.err
+    assert taken.out.startswith(
+        "Ready: ours. Clicks, boxes and propagation: your own, from run/checkpoint.safetensors"
+    )
+    assert "ours" in medssl("models", "list").out.split()
+
+    asked = ["propagate", small_case.ct, "-a", small_case.annotation_path]
+    assert medssl(*asked, "-o", tmp_path / "ours.nii.gz", "--model", "ours").code == 0
+    assert medssl(*asked, "-o", tmp_path / "shipped.nii.gz").code == 0
+    ours, shipped = (
+        read_segmentation(tmp_path / f"{name}.nii.gz").labels_kji for name in ("ours", "shipped")
+    )
+    np.testing.assert_array_equal(ours, shipped)
+
+    again = medssl("models", "import", run, "--name", "ours")
+    assert (again.code, again.out) == (1, "")
+    assert "There is a model ours already" in again.err
+    assert medssl("models", "import", run, "--name", "../ours").code == 1
+    assert medssl("models", "delete", "ours").out.startswith("Deleted ours; the files are kept in")
+    assert "There is no model 'ours'" in medssl(*asked, "-o", tmp_path / "no.nii.gz", "--model", "ours").err
+    assert not (tmp_path / "no.nii.gz").exists()
 
 
 def test_models_list_names_the_shipped_model_and_the_official_ones(medssl) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ pytest.importorskip("PySide6.QtUiTools")
 
 from medssl.errors import Cancelled, ModelError, WorkerDied, WorkerError
 from medssl.events import Progress
-from medssl.registry import DEFAULT_MODEL, ModelEntry, find_entry, model_path
+from medssl.registry import DEFAULT_MODEL, ModelEntry, find_entry, keep_own, model_path, remove_own
 from PySide6 import QtCore, QtWidgets
 from shibokensupport import feature
 
@@ -166,7 +167,62 @@ def test_only_models_that_can_propagate_are_offered_and_say_how_to_get_them(a_de
     offered = [a_desk.ui.modelComboBox.itemData(row) for row in range(a_desk.ui.modelComboBox.count)]
     assert {"medssl-nano", "sam2.1-hiera-tiny", "medsam2"} <= set(offered)
     assert all(find_entry(model).kind != "sam" for model in offered)
-    assert a_desk.model_title("medsam2") == "MedSAM2 (Propagate offers to download 156 MB)"
+    assert a_desk.model_title("medsam2") == "MedSAM2 (to be downloaded, 156 MB)"
+
+
+def test_a_model_of_ones_own_is_offered_when_the_module_is_opened_again(a_desk: Any, tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"weights")
+    entry = replace(find_entry(DEFAULT_MODEL), id="ours", title="ours (your own)")
+    entry = keep_own(tmp_path / "weights.safetensors", entry, lambda kept: None)
+    a_desk.panel.enter(None)
+    for comboBox in (a_desk.ui.modelComboBox, a_desk.ui.promptModelComboBox):
+        assert comboBox.itemText(comboBox.findData("ours")) == "ours (your own)"
+        comboBox.currentIndex = comboBox.findData("ours")
+    assert a_desk.panel.session.prompts.model == a_desk.panel.session.tracker == "ours"
+
+    remove_own(entry)
+    a_desk.panel.enter(None)
+    assert a_desk.ui.modelComboBox.findData("ours") < 0
+    assert a_desk.panel.session.prompts.model == a_desk.panel.session.tracker == DEFAULT_MODEL
+    assert a_desk.panel.parameterNode.promptModel == a_desk.panel.parameterNode.model == DEFAULT_MODEL
+    assert a_desk.application.questions_asked == []
+
+
+def choose_prompt_model(a_desk: Any, model_id: str) -> None:
+    a_desk.ui.promptModelComboBox.currentIndex = a_desk.ui.promptModelComboBox.findData(model_id)
+
+
+def test_another_model_answers_prompts_and_is_remembered_with_the_scene(a_desk: Any) -> None:
+    put_on_this_computer(find_entry("sam-vit-b"))
+    a_desk.choose_nodes()
+    choose_prompt_model(a_desk, "sam-vit-b")
+    assert a_desk.panel.session.prompts.model == "sam-vit-b"
+    assert a_desk.panel.parameterNode.promptModel == "sam-vit-b"
+    a_desk.panel.parameterNode.promptModel = "medssl-nano"
+    assert a_desk.ui.promptModelComboBox.currentText == find_entry(DEFAULT_MODEL).title
+    assert a_desk.panel.session.prompts.model == DEFAULT_MODEL
+
+
+def test_a_prompt_model_that_is_not_downloaded_is_not_used(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    choose_prompt_model(a_desk, "sam-vit-b")  # asks, and the user says no
+    assert len(a_desk.application.questions_asked) == 1
+    assert a_desk.panel.session.prompts.model == DEFAULT_MODEL
+    assert a_desk.ui.promptModelComboBox.currentText == find_entry(DEFAULT_MODEL).title
+    a_desk.panel.parameterNode.promptModel = "sam-vit-b"  # a scene from another computer: nothing is asked
+    assert len(a_desk.application.questions_asked) == 1
+    assert a_desk.panel.session.prompts.model == a_desk.panel.parameterNode.promptModel == DEFAULT_MODEL
+
+
+def test_a_host_needs_no_model_on_this_computer(a_desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["MedSSLSegmentLib.ModelDownload"], "chosenHost", lambda: "me@gpu-server")
+    a_desk.panel.showModels()
+    assert a_desk.model_title("medsam2") == "MedSAM2"
+    a_desk.choose_nodes()
+    a_desk.choose_model("medsam2")
+    a_desk.ui.propagateButton.click()
+    assert a_desk.application.questions_asked == []
+    assert a_desk.client.asked[0]["model"] == "medsam2"
 
 
 def test_a_scene_that_asks_for_a_model_that_is_not_offered_gets_the_shipped_one(a_desk: Any) -> None:

@@ -30,7 +30,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     use = actions.add_parser("use", help="go back, or forward, to a version of a model of your own")
     use.add_argument("model", metavar="NAME:VERSION", help="e.g. liver:2")
     delete = actions.add_parser("delete", help="take out a version, or a whole model; the files are kept")
-    delete.add_argument("model", metavar="NAME[:VERSION]", help="e.g. liver:2, or liver")
+    delete.add_argument(
+        "model", metavar="NAME[:VERSION]", help="e.g. liver:2, or liver; or a promptable model of your own"
+    )
     export = actions.add_parser("export", help="write a version as one file, for another machine")
     export.add_argument("model", metavar="NAME[:VERSION]")
     export.add_argument("file", help="to write, ends in .safetensors")
@@ -39,12 +41,16 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
     download.add_argument("model", help="model id, e.g. sam2.1-hiera-tiny")
     importing = actions.add_parser(
-        "import", help="take a model of your own from a file, or promptable ones from a folder of weights"
+        "import",
+        help="take a model of your own from a file or run, or promptable ones from a folder of weights",
     )
     importing.add_argument(
-        "source", help="model file (.safetensors), or folder with the original weight files"
+        "source", help="model file, folder of a training run, or folder with the original weight files"
     )
     importing.add_argument("--name", default="", help="what to call a model of your own [the file's name]")
+    importing.add_argument(
+        "--like", default="", metavar="ID", help="the file is a fine-tuned version of this promptable model"
+    )
     compare = actions.add_parser("compare", help="measure versions on the same case: one line each")
     compare.add_argument("model", nargs="+", metavar="NAME[:VERSION]", help="models, versions or files")
     compare.add_argument("--case", metavar="ID", help="case of the store, on the slices that are vouched for")
@@ -77,11 +83,11 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _list_models(store: ModelStore, options: argparse.Namespace) -> None:
-    from ..registry import load_registry, model_path
+    from ..registry import known_models, model_path
     from ..serving.facts import entry_facts, model_facts
 
     own = store.models(lambda log: print(f"medssl: note: {log.text}", file=sys.stderr))
-    promptable = [{**entry_facts(entry), "path": str(model_path(entry))} for entry in load_registry()]
+    promptable = [{**entry_facts(entry), "path": str(model_path(entry))} for entry in known_models()]
     if options.json:
         print_json({"own": [model_facts(model) for model in own], "promptable": promptable})
         return
@@ -117,8 +123,15 @@ def _use(store: ModelStore, options: argparse.Namespace) -> None:
 
 
 def _delete(store: ModelStore, options: argparse.Namespace) -> None:
-    store.delete(options.model)
-    print(f"Deleted {options.model}; the files are kept in {store.folder / 'removed'}.")
+    from ..registry import known_models, remove_own
+
+    promptable = {entry.id: entry for entry in known_models()}.get(options.model)
+    if promptable is None or store.in_use(options.model):
+        store.delete(options.model)
+        removed = store.folder / "removed"
+    else:
+        removed = remove_own(promptable)
+    print(f"Deleted {options.model}; the files are kept in {removed}.")
 
 
 def _export(store: ModelStore, options: argparse.Namespace) -> None:
@@ -166,19 +179,37 @@ def _download_model(options: argparse.Namespace) -> None:
 
 
 def _import(store: ModelStore, options: argparse.Namespace) -> None:
+    source = Path(options.source)
+    run = source / "checkpoint.safetensors"
+    if source.is_file() or run.is_file():
+        _import_own(store, run if run.is_file() else source, options.name or source.stem, options.like)
+        return
     from ..registry import import_from_folder
 
-    source = Path(options.source)
-    if source.is_file():
-        from ..few_labels.segmenter import read_model
-
-        read_model(source)  # a file from elsewhere: weights that do not fit are better found now
-        version = store.add(source, options.name or source.stem)
-        print(f"Ready: {version.id}, which finds {', '.join(version.info.names)}")
-        return
+    if options.name or options.like:
+        raise InputError(f"--name and --like are for one file; {source} is none.")
     with ProgressBar(sys.stderr, "Importing") as bar:
-        entries = import_from_folder(options.source, bar, acknowledged=options.accept_license)
+        entries = import_from_folder(source, bar, acknowledged=options.accept_license)
     print("Ready: " + ", ".join(entry.id for entry in entries))
+
+
+def _import_own(store: ModelStore, file: Path, name: str, like: str) -> None:
+    """One that finds segments by itself goes to the store, a promptable one to the user's model folder."""
+    from ..few_labels.model_store import require_model_name
+    from ..foundation.own import add_own, is_small_model
+
+    require_model_name(name)
+    if like or file.suffix != ".safetensors" or is_small_model(file):
+        if store.in_use(name):
+            raise InputError(f"There is a model {name} that finds segments by itself; give another --name.")
+        entry = add_own(file, name, like)
+        print(f"Ready: {entry.id}. {entry.purpose}\nUse it with: --model {entry.id}")
+        return
+    from ..few_labels.segmenter import read_model
+
+    read_model(file)  # a file from elsewhere: weights that do not fit are better found now
+    version = store.add(file, name)
+    print(f"Ready: {version.id}, which finds {', '.join(version.info.names)}")
 
 
 COMMAND = Command(
@@ -188,5 +219,7 @@ COMMAND = Command(
     examples="medssl models list\nmedssl models use liver:2\n"
     "medssl models compare liver:1 liver:2 --case patient_7-1a2b3c4d\n"
     "medssl models export liver liver.safetensors\nmedssl models import liver.safetensors --name liver\n"
+    "medssl models import runs/clicks --name our-nano\n"
+    "medssl models import fine_tuned.pt --like sam2.1-hiera-tiny --name our-sam2\n"
     "medssl models download sam2.1-hiera-tiny\nmedssl models import weights_folder",
 )

@@ -52,7 +52,10 @@ def _go(
         return
     with ProgressBar(sys.stderr, "Training") as bar, stopped_by_signals() as asked:
         show(train(asked), bar)
-    print(f"Written: {config.out / 'checkpoint.safetensors'}")
+    print(
+        f"Written: {config.out / 'checkpoint.safetensors'}\n"
+        f"Use it as a model of your own: medssl models import {config.out} --name NAME"
+    )
 
 
 COMMAND = Command(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
-from ..registry import find_entry, load_registry
+from ..registry import ModelEntry, find_entry, known_models
 
 if TYPE_CHECKING:
+    import torch
+
     from .protocols import ImagePredictor, SliceTracker
 
-__all__ = ["load_image_predictor", "load_tracker"]
+__all__ = ["load_image_predictor", "load_tracker", "open_image_predictor"]
 
 
 def load_image_predictor(model_id: str, device: str = "auto") -> ImagePredictor:
@@ -26,7 +28,15 @@ def load_image_predictor(model_id: str, device: str = "auto") -> ImagePredictor:
     entry = find_entry(model_id)
     from .runtime import pick_device
 
-    place = pick_device(device)
+    return open_image_predictor(entry, pick_device(device))
+
+
+def open_image_predictor(entry: ModelEntry, place: torch.device) -> ImagePredictor:
+    """What `load_image_predictor` does, of a model that has been looked up.
+
+    Raises:
+        ModelError: it is not on this machine, damaged, or does not fit.
+    """
     if entry.kind == "sam":
         from .sam import load_sam
 
@@ -53,7 +63,7 @@ def load_tracker(model_id: str, device: str = "auto") -> SliceTracker:
     """
     entry = find_entry(model_id)
     if entry.kind == "sam":
-        able = ", ".join(e.id for e in load_registry() if e.kind != "sam")
+        able = ", ".join(e.id for e in known_models() if e.kind != "sam")
         raise ModelError(
             f"The model {model_id} works on single slices and cannot propagate; choose one of {able}."
         )

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Cancelled, InputError, MedSSLError
 from ..events import Log, Progress
-from ..registry import DEFAULT_MODEL
 from ..results import SliceMask, UncertaintyMap
 from . import nodes, tags
 from .background import Task
@@ -94,15 +93,10 @@ class PredictDesk:
             ),
         )
 
-    def segment_everything(
-        self,
-        model: str,
-        options: Mapping[str, Any] | None = None,
-        *,
-        refiner: str = DEFAULT_MODEL,
-        tracker: str = DEFAULT_MODEL,
-    ) -> None:
+    def segment_everything(self, model: str, options: Mapping[str, Any] | None = None) -> None:
         """Coarse, refined, reference slices, propagated, in one go; fields of `SegmentOptions`.
+
+        What has been chosen to answer prompts refines, and what has been chosen to propagate propagates.
 
         Slices that a person has drawn or emptied stay as they are, and are not suggested.
         """
@@ -118,8 +112,8 @@ class PredictDesk:
                 dict(options or {}),
                 vouched=vouched,
                 absent=absent,
-                refiner=refiner,
-                tracker=tracker,
+                refiner=self._session.prompts.model,
+                tracker=self._session.tracker,
                 device=self._session.device,
             ),
         )

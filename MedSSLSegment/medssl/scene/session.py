@@ -31,7 +31,7 @@ from .. import __version__
 from ..errors import Cancelled, InputError, MedSSLError
 from ..events import Log, Progress
 from ..prompts import Reference, SlicePrompt
-from ..registry import DEFAULT_MODEL, load_registry
+from ..registry import DEFAULT_MODEL, known_models
 from ..results import SliceMask
 from ..suggest import Suggestion, suggest_slices
 from ..volume import View, Volume
@@ -221,6 +221,8 @@ class Session:
         """vtkMRMLSegmentEditorNode whose masking and overwriting hold for all that is written; None = no rules."""
         self.device = "auto"
         """What all models compute on: "auto", "cpu", "cuda", "cuda:N" or "mps"."""
+        self.tracker = DEFAULT_MODEL
+        """Model of the registry that has been chosen to propagate; prompts have theirs in `prompts.model`."""
         self._segmentations_logic = segmentations_logic
         self.wait_s = wait_s
         """How long a call may wait for arrays to be looked through; None = to the end."""
@@ -685,7 +687,7 @@ class Session:
         Returns:
             The step as it is remembered.
         """
-        sha256 = {entry.id: entry.sha256 for entry in load_registry()}.get(step.model, "")
+        sha256 = {entry.id: entry.sha256 for entry in known_models()}.get(step.model, "")
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         step = replace(step, sha256=sha256, program=__version__, when=now)
         tags.add_step(self._segmentation_node, segment_id, step)

@@ -41,7 +41,7 @@ from ..messages import (
     UpdateCase,
     UseModel,
 )
-from ..registry import bundled_folder, load_encoders, load_registry
+from ..registry import bundled_folder, known_models, load_encoders
 from ..runs.run_folder import RunFolder, list_runs
 from ..segmentation import Segment, Segmentation
 from ..volume import Volume
@@ -212,7 +212,7 @@ def _list_models(request: ListModels, desk: Desk) -> Facts:
     return {
         "store": str(store.folder),
         "models": [model_facts(model) for model in store.models(problems.append)],
-        "promptable": [entry_facts(entry) for entry in load_registry()],
+        "promptable": [entry_facts(entry) for entry in known_models()],
         "problems": [log.text for log in problems],
     }
 

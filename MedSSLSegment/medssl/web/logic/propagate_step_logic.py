@@ -45,7 +45,7 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
         self._marks: dict[tuple[int, int], int] = {}
         self.data.views, self.data.directions = list(_VIEWS), list(_DIRECTIONS)
         self.data.models, self.data.model = trackers(), DEFAULT_MODEL
-        self.bind_changes({self.name.view: self._on_view})
+        self.bind_changes({self.name.view: self._on_view, self.name.model: self._on_model})
         work.chosen.connect(self._on_nodes_chosen)
         for view in work.slicer_app.view_manager.get_slice_views():
             view.modified.connect(self._on_view_moved)
@@ -212,6 +212,9 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
     def _on_view(self, *_: Any) -> None:
         self.work.view = self.data.view
         self.work.attempt(lambda: self.session.look(self._axis()))
+
+    def _on_model(self, model: str) -> None:
+        self.session.tracker = model
 
     def _on_nodes_chosen(self) -> None:
         self.data.left_out, self.data.suggestion = [], ""

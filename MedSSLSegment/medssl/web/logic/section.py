@@ -8,7 +8,7 @@ from typing import TypeVar
 from trame_server import Server
 from trame_slicer.app.logic import BaseLogic
 
-from ...registry import load_registry
+from ...registry import known_models
 from ..ui.parts import Choice
 from ..work import Work
 
@@ -38,13 +38,13 @@ class SectionLogic(BaseLogic[T]):  # type: ignore[misc]
 
 def promptable_models() -> list[Choice]:
     """Models that answer points and boxes."""
-    return [Choice(f"{entry.id}: {entry.purpose}", entry.id) for entry in load_registry()]
+    return [Choice(f"{entry.id}: {entry.purpose}", entry.id) for entry in known_models()]
 
 
 def trackers() -> list[Choice]:
     """Models that follow a mask from slice to slice."""
     return [
-        Choice(f"{entry.id}: {entry.purpose}", entry.id) for entry in load_registry() if entry.kind != "sam"
+        Choice(f"{entry.id}: {entry.purpose}", entry.id) for entry in known_models() if entry.kind != "sam"
     ]
 
 
