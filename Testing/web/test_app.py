@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +14,12 @@ import pytest
 
 pytest.importorskip("trame_slicer")
 
+from engine.test_dicom_seg import write_series
 from fake_client import FakeClient
 from medssl.errors import InputError
 from medssl.scene import writing
 from medssl.web.app import Workstation, WorkstationOptions
+from medssl.web.documents import Format, Opened
 from medssl.web.logic.slices import meeting_point
 
 
@@ -173,6 +177,39 @@ def test_the_name_that_is_offered_for_a_dicom_series_is_one_that_can_be_saved(
     assert files._target().name == "3- Thorax a-b segmentation.seg.nrrd"
 
 
+def test_the_series_of_a_dicom_folder_are_listed_and_the_one_that_is_clicked_is_opened(
+    a_page: Workstation, ct_file: Path
+) -> None:
+    folder = ct_file.parent / "study"
+    write_series(folder)
+    write_series(ct_file.parent / "other")
+    for number in (0, 1):
+        (ct_file.parent / "other" / f"{number}.dcm").rename(folder / f"scout{number}.dcm")
+    files = a_page.files
+
+    async def choose() -> None:
+        files.show_open()
+        files._on_row(str(folder))
+        await files.open_folder()
+        assert [row.name for row in files.data.rows] == [
+            "without a description (CT, 5 slices)",
+            "without a description (CT, 2 slices)",
+        ]
+        assert files.data.is_open_shown
+        files._on_row(files.data.rows[1].path, files.data.rows[1].series)
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
+        assert a_page.work.session.volume().shape_kji == (2, 6, 7)
+
+    asyncio.run(choose())
+    said: list[str] = []
+    a_page.work.said.connect(lambda sentence, _: said.append(sentence))
+    asyncio.run(files.open([folder]))
+    assert "study holds 2 series; this is without a description (CT, 5 slices)" in said[-1]
+    shutil.rmtree(folder)
+    shutil.rmtree(ct_file.parent / "other")
+    assert not files.data.is_open_shown
+
+
 def test_a_scene_replaces_what_is_not_saved_only_when_it_is_opened_twice(
     a_page: Workstation, tmp_path: Path
 ) -> None:
@@ -180,7 +217,7 @@ def test_a_scene_replaces_what_is_not_saved_only_when_it_is_opened_twice(
     a_page.files._check_replacing(scene)  # segments without anything in them are nothing to lose
     draw(a_page, 20)
     stamps = documents.stamps()
-    documents.write_scene(scene)
+    documents.write(Format.SCENE, scene, Opened(), a_page.work.session.volume)
     assert len(documents.unsaved()) == 1
     documents.note_saved(stamps)
     a_page.files._check_replacing(scene)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +15,14 @@ import pytest
 pytest.importorskip("trame_slicer")
 
 from engine.test_dicom_seg import write_series
-from medssl.errors import InputError
+from medssl.errors import InputError, StorageError
 from medssl.formats.dicom_seg import read_dicom_seg
 from medssl.phantom import Phantom
 from medssl.scene import nodes, tags, writing
 from medssl.scene.layers import array_kji
 from medssl.segmentation import Segmentation, read_segmentation, write_segmentation
 from medssl.volume import Volume, write_volume
-from medssl.web.documents import Documents, Format, Opened
+from medssl.web.documents import Documents, Format, Opened, series_in
 from medssl.web.folders import Folders
 from medssl.web.references import check_references
 from medssl.web.undo import EditorHistory
@@ -48,6 +49,11 @@ def opened(documents: Documents, slicer_app: SlicerApp, ct_file: Path) -> Opened
     node = nodes.create_segmentation_node(slicer_app.scene, volume_node, "organs")
     node.GetSegmentation().AddEmptySegment("", "liver", (0.9, 0.1, 0.2))
     return Opened(volume_node, node)
+
+
+def nothing() -> Volume:
+    """The grid for labels, where there are none to be written."""
+    raise AssertionError("nobody should ask")
 
 
 def liver_of(opened: Opened) -> str:
@@ -96,7 +102,7 @@ def test_while_a_large_file_is_read_everything_else_goes_on(
     write_volume(large, tmp_path / "large.nrrd")
     if suffix == ".mrb":
         documents.open(tmp_path / "large.nrrd")
-        documents.write_scene(path)
+        documents.write(Format.SCENE, path, Opened(), nothing)
     elif suffix != ".nrrd":
         write_volume(large, path)
     steps = 0
@@ -129,7 +135,7 @@ def test_a_saved_segmentation_comes_back_with_names_colours_and_what_was_predict
     documents: Documents, opened: Opened, tmp_path: Path
 ) -> None:
     volume = write_slice(opened, 12, 9)
-    documents.write_seg_nrrd(opened.segmentation_node, tmp_path / "organs.seg.nrrd")
+    documents.write(Format.SEG_NRRD, tmp_path / "organs.seg.nrrd", opened, nothing)
     again = documents.open(tmp_path / "organs.seg.nrrd")
     assert again.volume_node is None
     back = Opened(opened.volume_node, again.segmentation_node)
@@ -146,17 +152,17 @@ def test_labels_are_written_on_the_grid_of_the_volume(
     documents: Documents, opened: Opened, tmp_path: Path
 ) -> None:
     volume = write_slice(opened, 12, 9)
-    documents.writer(Format.NIFTI, volume, opened)(tmp_path / "organs.nii.gz")
+    documents.write(Format.NIFTI, tmp_path / "organs.nii.gz", opened, lambda: volume)
     written = read_segmentation(tmp_path / "organs.nii.gz", like=volume)
     np.testing.assert_array_equal(
         written.mask("liver"), nodes.read_segment(opened.segmentation_node, liver_of(opened), volume)
     )
 
 
-def test_dicom_seg_wants_dicom_images(documents: Documents, opened: Opened) -> None:
+def test_dicom_seg_wants_dicom_images(documents: Documents, opened: Opened, tmp_path: Path) -> None:
     volume = write_slice(opened, 12, 9)
     with pytest.raises(InputError, match="DICOM SEG refers to DICOM images"):
-        documents.writer(Format.DICOM_SEG, volume, opened)
+        documents.write(Format.DICOM_SEG, tmp_path / "organs.dcm", opened, lambda: volume)
 
 
 def test_a_scene_comes_back_with_what_was_chosen_in_it(
@@ -165,7 +171,7 @@ def test_a_scene_comes_back_with_what_was_chosen_in_it(
     volume = write_slice(opened, 12, 9)
     before = nodes.read_segment(opened.segmentation_node, liver_of(opened), volume)
     documents.remember(opened)
-    documents.write_scene(tmp_path / "work.mrb")
+    documents.write(Format.SCENE, tmp_path / "work.mrb", Opened(), nothing)
     check_references(tmp_path / "work.mrb", Folders([tmp_path]))
     again = documents.open(tmp_path / "work.mrb")
     assert (again.volume_node.GetName(), again.segmentation_node.GetName()) == ("phantom", "organs")
@@ -223,7 +229,8 @@ def test_a_dicom_folder_is_opened_and_gets_a_dicom_seg_that_fits_it(
     mask = np.zeros(volume.shape_kji[1:], bool)
     mask[2:5, 2:5] = True
     writing.write_slices(node, liver, volume, 0, {1: mask})
-    documents.writer(Format.DICOM_SEG, volume, Opened(volume_node, node))(tmp_path / "organs.dcm")
+    chosen = Opened(volume_node, node)
+    documents.write(Format.DICOM_SEG, tmp_path / "organs.dcm", chosen, lambda: volume)
     np.testing.assert_array_equal(read_dicom_seg(tmp_path / "organs.dcm", expected).mask("liver")[1], mask)
 
 
@@ -232,8 +239,83 @@ def test_what_a_link_in_a_dicom_folder_leads_to_is_not_read(documents: Documents
     (tmp_path / "series").mkdir()
     for file in (tmp_path / "elsewhere").iterdir():
         (tmp_path / "series" / file.name).symlink_to(file)
-    with pytest.raises(InputError, match=r"^series cannot be read as an image"):
+    with pytest.raises(InputError, match=r"^series holds links to other files, 0\.dcm for example"):
         documents.open(tmp_path / "series")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"^empty cannot be read as an image"):
+        documents.open(tmp_path / "empty")
+
+
+def two_series(folder: Path) -> Path:
+    """A DICOM folder with a series of five slices, and a part of another one."""
+    write_series(folder)
+    write_series(folder.parent / "other")
+    for number in (0, 1):
+        (folder.parent / "other" / f"{number}.dcm").rename(folder / f"scout{number}.dcm")
+    return folder
+
+
+def test_of_several_series_any_can_be_chosen_and_gets_a_dicom_seg_of_its_own(
+    documents: Documents, slicer_app: SlicerApp, tmp_path: Path
+) -> None:
+    folder = two_series(tmp_path / "study")
+    first, second = series_in(folder)
+    assert (first.slices, second.slices) == (5, 2)
+    nodes_ = [documents.reader(folder, uid)()().volume_node for uid in ("", first.uid, second.uid)]
+    volumes = [nodes.read_volume_node(node) for node in nodes_]
+    assert [volume.shape_kji for volume in volumes] == [(5, 6, 7), (5, 6, 7), (2, 6, 7)]
+    node = nodes.create_segmentation_node(slicer_app.scene, nodes_[2])
+    liver = node.GetSegmentation().AddEmptySegment("", "liver")
+    writing.write_slices(node, liver, volumes[2], 0, {1: np.ones((6, 7), bool)})
+    documents.write(Format.DICOM_SEG, tmp_path / "organs.dcm", Opened(nodes_[2], node), lambda: volumes[2])
+    assert read_dicom_seg(tmp_path / "organs.dcm", volumes[2]).mask("liver").sum() == 42
+    with pytest.raises(InputError, match="does not hold that series any more"):
+        documents.reader(folder, "1.2.3")()
+
+
+@pytest.mark.parametrize("form", [Format.SCENE, Format.SEG_NRRD])
+def test_while_a_large_file_is_packed_everything_else_goes_on(
+    documents: Documents, slicer_app: SlicerApp, phantom: Phantom, tmp_path: Path, form: Format
+) -> None:
+    ct = phantom.volume
+    large = Volume(np.tile(ct.voxels_kji, (6, 2, 2)), ct.ijk_to_ras, "large")
+    volume_node = nodes.add_volume_node(slicer_app.scene, large)
+    node = nodes.create_segmentation_node(slicer_app.scene, volume_node, "organs")
+    liver = node.GetSegmentation().AddEmptySegment("", "liver")
+    noise = np.random.default_rng(0).random(large.shape_kji) < 0.5
+    writing.write_slices(node, liver, large, 0, dict(enumerate(noise)))
+    opened, path = Opened(volume_node, node), tmp_path / f"work{form.value}"
+    pack, steps = documents.writer(form, path, opened, nothing), 0
+    assert not path.exists()
+    with ThreadPoolExecutor(1) as pool:
+        packing = pool.submit(pack)
+        while not packing.done():
+            time.sleep(0.001)
+            steps += 1
+    packing.result()
+    assert steps > 30
+    again = documents.open(path).segmentation_node
+    (found,) = nodes.list_segments(again)
+    np.testing.assert_array_equal(nodes.read_segment(again, found.id, large), noise)
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(
+    documents: Documents, opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_slice(opened, 12, 9)
+    path = tmp_path / "work.mrb"
+    documents.write(Format.SCENE, path, opened, nothing)
+    before = path.read_bytes()
+    monkeypatch.setattr("zipfile.ZipFile.write", disk_is_full)
+    with pytest.raises(StorageError, match="No space left"):
+        documents.write(Format.SCENE, path, opened, nothing)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    assert opened.volume_node.GetStorageNode().GetUseCompression(), "3D Slicer goes on as before"
+
+
+def disk_is_full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_label_file_becomes_a_segmentation_of_the_volume(

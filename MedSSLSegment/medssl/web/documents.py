@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -12,20 +14,22 @@ from typing import Any
 import numpy as np
 import slicer
 from trame_slicer.core import SlicerApp
-from trame_slicer.core.volumes_reader import VolumesReader
-from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
 from ..errors import InputError, StorageError
+from ..formats.dicom import DicomSeries, list_dicom_series, read_series
 from ..formats.dicom_seg import write_dicom_seg
 from ..scene import nodes
 from ..segmentation import Segment, Segmentation, read_segmentation, write_segmentation
 from ..volume import Volume, read_volume
-from .unpacking import unpack_nrrd, unpack_scene
+from .packing import pack_nrrd, pack_scene, unpack_nrrd, unpack_scene
 
-__all__ = ["Documents", "Format", "Opened", "Reader"]
+__all__ = ["Documents", "Format", "Opened", "Reader", "series_in"]
 
 _SOURCE = "MedSSLSegment.Source"
 """Attribute of a volume node: where it was read from."""
+_SERIES = "MedSSLSegment.Series"
+"""Attribute of a volume node: UID of the DICOM series it is, of the folder it was read from."""
+_WITH_VOXELS = ("vtkMRMLVolumeNode", "vtkMRMLSegmentationNode")
 _ROLES = ("inputVolume", "segmentation")
 """References of the parameter node, by the names the panel in 3D Slicer gives them."""
 
@@ -74,8 +78,12 @@ class Documents:
         """
         return self.reader(path)()()
 
-    def reader(self, path: Path) -> Reader:
+    def reader(self, path: Path, series: str = "") -> Reader:
         """What `open` does, in two parts.
+
+        Args:
+            path: file or DICOM folder.
+            series: UID of the series to read of a DICOM folder; "" for the one with the most slices.
 
         Returns:
             Reads what takes long, and may do so in another thread; what that returns puts it into the scene, and has
@@ -88,14 +96,26 @@ class Documents:
             return lambda: lambda: self._open_scene(path, path)
         if name.endswith((".seg.nrrd", ".seg.nhdr")):
             return lambda: self._unpacked(path, unpack_nrrd, self._open_segmentation)
-        return lambda: self._volume_put(path)
+        return lambda: self._series_put(path, series) if path.is_dir() else self._volume_put(path)
 
     def _volume_put(self, path: Path) -> Callable[[], Opened]:
-        if path.is_dir():
-            series = _read_series(path)
-            return lambda: Opened(volume_node=self._add_series(series, path))
         volume = read_volume(path)
-        return lambda: Opened(volume_node=self._add_volume(volume, path))
+        return lambda: Opened(volume_node=self._add_volume(volume, _stem(path), path))
+
+    def _series_put(self, folder: Path, uid: str) -> Callable[[], Opened]:
+        found = [series for series in series_in(folder) if uid in ("", series.uid)]
+        if not found:
+            raise InputError(f"{folder.name} does not hold that series any more; open the folder again.")
+        series = found[0]
+        raw = read_series(series, folder.name)
+        volume, name = Volume(raw.voxels, raw.ijk_to_ras, folder.name), series.description or folder.name
+
+        def put() -> Opened:
+            node = self._add_volume(volume, name, folder)
+            node.SetAttribute(_SERIES, series.uid)
+            return Opened(volume_node=node)
+
+        return put
 
     def _unpacked(
         self, path: Path, unpack: Callable[[Path, Path], Path], put: Callable[[Path, Path], Opened]
@@ -138,22 +158,10 @@ class Documents:
 
         return lambda: self._unpacked(path, unpack, put)
 
-    def _add_volume(self, volume: Volume, path: Path) -> Any:
-        name = self._scene.GenerateUniqueName(_stem(path))
+    def _add_volume(self, volume: Volume, name: str, path: Path) -> Any:
+        name = self._scene.GenerateUniqueName(name)
         node = nodes.add_volume_node(self._scene, volume)
         node.SetName(name)
-        node.SetAttribute(_SOURCE, str(path))
-        return node
-
-    def _add_series(self, series: Any, path: Path) -> Any:
-        """Have the image of a node of another scene in a node of this one."""
-        name = self._scene.GenerateUniqueName(series.GetName())
-        node = self._scene.AddNewNodeByClass(series.GetClassName(), name)
-        to_ras = vtkMatrix4x4()
-        series.GetIJKToRASMatrix(to_ras)
-        node.SetIJKToRASMatrix(to_ras)
-        node.SetAndObserveImageData(series.GetImageData())
-        node.CreateDefaultDisplayNodes()
         node.SetAttribute(_SOURCE, str(path))
         return node
 
@@ -257,42 +265,108 @@ class Documents:
 
     # Saving
 
-    def writer(self, form: Format, volume: Volume, opened: Opened) -> Callable[[Path], None]:
-        """Read from the scene what is to be saved; what is returned writes it, and may do so in another thread.
+    def write(self, form: Format, path: Path, opened: Opened, volume_of: Callable[[], Volume]) -> None:
+        """Write what is open.
+
+        Args:
+            form: what to write.
+            path: the file, with the suffix of `form`.
+            opened: whose segmentation; a scene is written whole.
+            volume_of: gives the grid that labels are written on, where that is needed.
 
         Raises:
             InputError: there is nothing to save, or not in this format.
+            StorageError: no space or no permission.
+        """
+        self.writer(form, path, opened, volume_of)()
+
+    def writer(
+        self, form: Format, path: Path, opened: Opened, volume_of: Callable[[], Volume]
+    ) -> Callable[[], None]:
+        """What `write` does, in two parts.
+
+        Returns:
+            What takes longest, when all that is needed has been taken from the scene: any thread may do it.
         """
         if form is Format.SCENE:
-            raise AssertionError("a scene is written by `write_scene`")
-        segmentation = as_segmentation(opened.segmentation_node, volume)
+            return self._scene_writer(path)
+        if form is Format.SEG_NRRD:
+            return self._seg_nrrd_writer(opened.segmentation_node, path)
+        segmentation = as_segmentation(opened.segmentation_node, volume_of())
         if form is Format.NIFTI:
-            return lambda path: write_segmentation(segmentation, path)
+            return lambda: write_segmentation(segmentation, path)
         source = self.source_of(opened.volume_node)
         if source is None or not source.is_dir():
             raise InputError(
                 "DICOM SEG refers to DICOM images; save as .seg.nrrd or .nii.gz, or open a DICOM folder."
             )
-        return lambda path: write_dicom_seg(segmentation, source, path)
+        uid = opened.volume_node.GetAttribute(_SERIES)
+        return lambda: write_dicom_seg(segmentation, source, path, uid)
 
-    def write_scene(self, path: Path) -> None:
-        """Write everything, as a bundle that 3D Slicer opens too.
+    def _scene_writer(self, path: Path) -> Callable[[], None]:
+        """Everything, as a bundle that 3D Slicer opens too."""
 
-        Raises:
-            StorageError: it cannot be written.
-        """
-        if not self._app.io_manager.write_scene(path):
-            raise StorageError(f"{path} cannot be written; choose a folder with space and permission.")
+        def write(folder: Path) -> bool:
+            folder.mkdir()
+            with _unpacked_voxels(self._scene):
+                return bool(self._scene.SaveSceneToSlicerDataBundleDirectory(str(folder)))
 
-    def write_seg_nrrd(self, segmentation_node: Any, path: Path) -> None:
-        """Write a segmentation with all that is known of it: names, colours, overlaps, what was predicted.
+        return _packed_later(write, path.name.removesuffix(Format.SCENE.value), pack_scene, path)
 
-        Raises:
-            StorageError: it cannot be written.
-        """
-        self._app.io_manager.write_node(segmentation_node, path, slicer.vtkMRMLSegmentationStorageNode, False)
-        if not path.is_file():
-            raise StorageError(f"{path} cannot be written; choose a folder with space and permission.")
+    def _seg_nrrd_writer(self, segmentation_node: Any, path: Path) -> Callable[[], None]:
+        """A segmentation with all that is known of it: names, colours, overlaps, what was predicted."""
+
+        def write(file: Path) -> bool:
+            storage = slicer.vtkMRMLSegmentationStorageNode()
+            storage.SetFileName(str(file))
+            storage.SetUseCompression(0)
+            return bool(storage.WriteData(segmentation_node)) and file.is_file()
+
+        return _packed_later(write, path.name, pack_nrrd, path)
+
+
+def _packed_later(
+    write: Callable[[Path], bool], name: str, pack: Callable[[Path, Path], None], path: Path
+) -> Callable[[], None]:
+    """Have Slicer write at once, unpacked, into a folder of its own; what is returned packs that into the file.
+
+    Raises:
+        StorageError: Slicer could not write.
+    """
+    folder = TemporaryDirectory(prefix="medssl-")
+    unpacked = Path(folder.name) / name
+    try:
+        if not write(unpacked):
+            raise StorageError(
+                f"{path.name} cannot be written: there is no space in {tempfile.gettempdir()}."
+            )
+    except BaseException:
+        folder.cleanup()
+        raise
+
+    def finish() -> None:
+        with folder:
+            pack(unpacked, path)
+
+    return finish
+
+
+@contextmanager
+def _unpacked_voxels(scene: Any) -> Iterator[None]:
+    """Nodes are written without being packed."""
+    packed = []
+    for node in (n for kind in _WITH_VOXELS for n in scene.GetNodesByClass(kind)):
+        if node.GetStorageNode() is None:
+            node.AddDefaultStorageNode()  # as Slicer does when it writes
+        if node.GetStorageNode() is not None and node.GetStorageNode().GetUseCompression():
+            packed.append(node.GetStorageNode())
+    for storage in packed:
+        storage.SetUseCompression(0)
+    try:
+        yield
+    finally:
+        for storage in packed:
+            storage.SetUseCompression(1)
 
 
 _Stamp = tuple[tuple[str, str, int], ...]
@@ -323,15 +397,21 @@ def as_segmentation(segmentation_node: Any, volume: Volume) -> Segmentation:
     return Segmentation(labels, volume.ijk_to_ras, tuple(segments), segmentation_node.GetName())
 
 
-def _read_series(folder: Path) -> Any:
-    """A volume node with what is in a DICOM folder, of several series the one with the most voxels."""
-    names = sorted(str(file) for file in folder.iterdir() if file.is_file() and not file.is_symlink())
-    found = []
-    if VolumesReader.contains_dcm_volume(names):
-        found = [node for node in VolumesReader.load_dcm_volumes(slicer.vtkMRMLScene(), names) if node]
+def series_in(folder: Path) -> tuple[DicomSeries, ...]:
+    """The image series in a DICOM folder, most slices first.
+
+    Raises:
+        InputError: there is none, or the folder holds links: what they lead to is not opened.
+    """
+    links = sorted(file.name for file in folder.iterdir() if file.is_symlink())
+    if links:
+        raise InputError(
+            f"{folder.name} holds links to other files, {links[0]} for example; copy the files themselves there."
+        )
+    found = list_dicom_series(folder)
     if not found:
         raise InputError(f"{folder.name} cannot be read as an image: it holds no DICOM series.")
-    return max(found, key=lambda node: node.GetImageData().GetNumberOfPoints())
+    return found
 
 
 def _stem(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,8 @@ from trame_server.utils.asynchronous import create_task
 from trame_server.utils.typed_state import TypedState
 
 from ...errors import InputError, MedSSLError
-from ..documents import Documents, Format, Opened, Reader
+from ...formats.dicom import DicomSeries
+from ..documents import Documents, Format, Opened, Reader, series_in
 from ..folders import Folders
 from ..references import check_references
 from ..ui.files_ui import FileRow, FilesState, FilesUI
@@ -78,7 +80,7 @@ class FilesLogic(SectionLogic[FilesState]):
         ui.row_clicked.connect(self._on_row)
         ui.labels_clicked.connect(lambda path: self._soon(path, self._label_reader))
         ui.up_clicked.connect(lambda: self._list(self._folders.parent(self.data.folder)))
-        ui.open_folder_clicked.connect(lambda: self._soon(self.data.folder, self._reader))
+        ui.open_folder_clicked.connect(lambda: create_task(self.open_folder()))
         ui.save_clicked.connect(self.show_save)
         ui.write_clicked.connect(self.save)
         ui.set_download(self.download)
@@ -94,6 +96,31 @@ class FilesLogic(SectionLogic[FilesState]):
         """Open files and DICOM folders one after the other, and work on the last; the page goes on meanwhile."""
         for path in paths:
             await self._open(str(path), self._reader)
+            if path.is_dir():
+                await self._say_which_series(path)
+
+    async def open_folder(self) -> None:
+        """Open the DICOM folder that is listed; where it holds several series, list those."""
+        with self.work.errors_said():
+            folder = self._folders.resolve(self.data.folder)
+            found = await asyncio.to_thread(series_in, folder)
+            if len(found) == 1:
+                self._soon(str(folder), self._reader)
+                return
+            with self.state:
+                self.data.rows = [
+                    FileRow(_series_text(series), str(folder), series=series.uid) for series in found
+                ]
+
+    async def _say_which_series(self, folder: Path) -> None:
+        with suppress(MedSSLError):  # that it could not be opened has been said
+            first, *others = await asyncio.to_thread(series_in, folder)
+            if others:
+                self.work.said(
+                    f"{folder.name} holds {len(others) + 1} series; this is {_series_text(first)}. Open, and there Open"
+                    " this folder as DICOM, lists all of them.",
+                    False,
+                )
 
     def _reader(self, path: Path) -> Reader:
         return self._documents.reader(path)
@@ -103,8 +130,10 @@ class FilesLogic(SectionLogic[FilesState]):
             raise InputError("Open the volume that the labels lie on first.")
         return self._documents.label_reader(path, self.session.volume_node)
 
-    def _on_row(self, path: str) -> None:
-        if any(row.path == path and row.is_folder for row in self.data.rows):
+    def _on_row(self, path: str, series: str = "") -> None:
+        if series:
+            self._soon(path, lambda folder: self._documents.reader(folder, series))
+        elif any(row.path == path and row.is_folder for row in self.data.rows):
             self._list(path)
         else:
             self._soon(path, self._reader)
@@ -236,20 +265,21 @@ class FilesLogic(SectionLogic[FilesState]):
             Opened(self.session.volume_node, self.session.segmentation_node),
         )
         stamps = self._documents.stamps(None if form is Format.SCENE else [opened.segmentation_node])
-        if form is Format.SCENE:
-            self._documents.write_scene(path)
-        elif opened.segmentation_node is None:
+        if form is not Format.SCENE and opened.segmentation_node is None:
             raise InputError("There is no segmentation to save; step 1 makes one.")
-        elif form is Format.SEG_NRRD:
-            self._documents.write_seg_nrrd(opened.segmentation_node, path)
-        else:
-            await asyncio.to_thread(self._documents.writer(form, self.session.volume(), opened), path)
+        await asyncio.to_thread(self._documents.writer(form, path, opened, self.session.volume))
         self._documents.note_saved(stamps)
 
 
 def _as_file_name(name: str) -> str:
     """A node's name as a file may be called; 3D Slicer calls a DICOM series "3: Thorax", for example."""
     return "".join("-" if each in _NOT_IN_NAMES else each for each in name).lstrip(".") or "segmentation"
+
+
+def _series_text(series: DicomSeries) -> str:
+    """One line of the list of series."""
+    slices = "1 slice" if series.slices == 1 else f"{series.slices} slices"
+    return f"{series.description or 'without a description'} ({series.modality}, {slices})"
 
 
 def _size_text(path: Path) -> str:

@@ -36,6 +36,8 @@ class FileRow:
     is_folder: bool = False
     is_image: bool = False
     """Whether it may hold labels."""
+    series: str = ""
+    """UID of a DICOM series in the folder `path`; empty for a file or folder."""
 
 
 @dataclass
@@ -44,7 +46,7 @@ class FilesState:
 
     is_open_shown: bool = False
     folder: str = ""
-    """The folder that is listed; empty for the list of folders."""
+    """The folder that is listed, or whose series are; empty for the list of folders."""
     rows: list[FileRow] = field(default_factory=list)
     is_save_shown: bool = False
     formats: list[Choice] = field(default_factory=list)
@@ -61,7 +63,7 @@ class FilesUI(Div):  # type: ignore[misc]
     """Two buttons and their dialogs."""
 
     open_clicked = Signal()
-    row_clicked = Signal(str)
+    row_clicked = Signal(str, str)
     labels_clicked = Signal(str)
     up_clicked = Signal()
     open_folder_clicked = Signal()
@@ -100,10 +102,12 @@ class FilesUI(Div):  # type: ignore[misc]
                     VList(density="compact", style="height: 360px; overflow-y: auto", **named("files")),
                     VListItem(
                         v_for=(f"each in {name.rows}",),
-                        key="each.path",
+                        key="each.path + each.series",
                         title=("each.name",),
-                        prepend_icon=("each.is_folder ? 'mdi-folder' : 'mdi-file-outline'",),
-                        click=f"trigger('{click}', [each.path])",
+                        prepend_icon=(
+                            "each.is_folder ? 'mdi-folder' : each.series ? 'mdi-layers-outline' : 'mdi-file-outline'",
+                        ),
+                        click=f"trigger('{click}', [each.path, each.series])",
                     ),
                     Template(v_slot_append=True),
                 ):
@@ -122,7 +126,7 @@ class FilesUI(Div):  # type: ignore[misc]
                 )
             with VCardActions():
                 Button(
-                    "Open this folder as DICOM", "Read the images in this folder as one series.",
+                    "Open this folder as DICOM", "Read the images in this folder; of several series, choose one.",
                     self.open_folder_clicked, disabled=(f"!{name.folder}",),
                 )  # fmt: skip
                 VSpacer()

@@ -1,4 +1,4 @@
-"""Compressed files are unpacked before Slicer reads them."""
+"""Compressed files are unpacked before Slicer reads them, and what it writes is packed afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from medssl.errors import InputError
 from medssl.phantom import Phantom
 from medssl.volume import read_volume, write_volume
-from medssl.web.unpacking import unpack_nrrd, unpack_scene
+from medssl.web.packing import pack_nrrd, pack_scene, unpack_nrrd, unpack_scene
 
 HEADER = b"NRRD0004\ntype: uint8\ndimension: 1\nsizes: 4\nencoding: gzip\n"
 
@@ -67,3 +67,25 @@ def test_a_bundle_without_a_scene_is_refused(tmp_path: Path, folder: Path) -> No
         bundle.writestr("work/Data/ct.nrrd", HEADER)
     with pytest.raises(InputError, match=r"^work\.mrb cannot be read as a scene"):
         unpack_scene(tmp_path / "work.mrb", folder)
+
+
+def test_what_is_packed_is_what_was_unpacked(phantom: Phantom, tmp_path: Path, folder: Path) -> None:
+    write_volume(phantom.volume, tmp_path / "ct.nrrd")
+    raw = unpack_nrrd(tmp_path / "ct.nrrd", folder)
+    pack_nrrd(raw, tmp_path / "again.nrrd")
+    assert b"encoding: gzip" in (tmp_path / "again.nrrd").read_bytes()[:2000]
+    assert (tmp_path / "again.nrrd").stat().st_size < 0.8 * raw.stat().st_size
+    volume = read_volume(tmp_path / "again.nrrd")
+    np.testing.assert_array_equal(volume.voxels_kji, phantom.volume.voxels_kji)
+    np.testing.assert_allclose(volume.ijk_to_ras, phantom.volume.ijk_to_ras, atol=1e-6)
+
+
+def test_a_bundle_holds_a_folder_under_its_own_name(tmp_path: Path, folder: Path) -> None:
+    (folder / "Data").mkdir()
+    (folder / "unpacked.mrml").write_text("<MRML/>")
+    (folder / "Data" / "a.nrrd").write_bytes(b"a" * 9000)
+    pack_scene(folder, tmp_path / "work.mrb")
+    with ZipFile(tmp_path / "work.mrb") as bundle:
+        assert sorted(bundle.namelist()) == ["unpacked/Data/a.nrrd", "unpacked/unpacked.mrml"]
+        assert bundle.read("unpacked/Data/a.nrrd") == b"a" * 9000
+    assert (tmp_path / "work.mrb").stat().st_size < 2000

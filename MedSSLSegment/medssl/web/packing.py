@@ -1,7 +1,7 @@
-"""Compressed files made ready for Slicer's readers.
+"""Compressed files made ready for Slicer's readers, and what its writers leave made into compressed files.
 
 Those have to run in the thread that draws the views, and nothing else goes on meanwhile. What takes them longest is to
-unpack the voxels: that is done here, which any thread may do.
+unpack and to pack the voxels: that is done here, which any thread may do.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import gzip
 import math
 import re
+import shutil
 import zlib
 from pathlib import Path
 from typing import IO
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from ..errors import InputError
+from ..storage import atomic_path
 
-__all__ = ["unpack_nrrd", "unpack_scene"]
+__all__ = ["pack_nrrd", "pack_scene", "unpack_nrrd", "unpack_scene"]
 
 _CHUNK_BYTES = 1 << 20
 _LARGEST_VOXEL_BYTES = 8
@@ -70,6 +72,45 @@ def unpack_scene(path: Path, folder: Path) -> Path:
     if scene is None:
         raise InputError(f"{path.name} cannot be read as a scene of 3D Slicer: there is no scene in it.")
     return scene
+
+
+def pack_nrrd(raw: Path, path: Path) -> None:
+    """Compress a NRRD file.
+
+    Args:
+        raw: .nrrd or .seg.nrrd file with its voxels as they are.
+        path: the file to write, whole or not at all.
+
+    Raises:
+        StorageError: no space or no permission.
+    """
+    with atomic_path(path) as temporary, raw.open("rb") as unpacked, temporary.open("wb") as packed:
+        lines = _header(unpacked)
+        packed.writelines(b"encoding: gzip\n" if _says_raw(line) else line for line in lines)
+        packed.write(b"\n")
+        with gzip.GzipFile("", "wb", fileobj=packed, mtime=0) as voxels:
+            shutil.copyfileobj(unpacked, voxels, _CHUNK_BYTES)
+
+
+def pack_scene(folder: Path, path: Path) -> None:
+    """Make a bundle of a folder.
+
+    Args:
+        folder: with the scene file and its data.
+        path: .mrb file to write, whole or not at all.
+
+    Raises:
+        StorageError: no space or no permission.
+    """
+    with atomic_path(path) as temporary, ZipFile(temporary, "w", ZIP_DEFLATED, compresslevel=1) as bundle:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                bundle.write(file, file.relative_to(folder.parent))
+
+
+def _says_raw(line: bytes) -> bool:
+    field = _FIELD.fullmatch(line)
+    return field is not None and field[1].strip().lower() == b"encoding" and field[2].lower() == b"raw"
 
 
 def _unpack(packed: IO[bytes], raw: IO[bytes]) -> bool:
