@@ -50,7 +50,7 @@ class AnnotateSection:
         self.requireWorker = requireWorker
         self.onChanged = onChanged
         self.onTold = onTold
-        self.views = SliceViews(scene, self.onPlaced, self.onStopped, self.onMoved)
+        self.views = SliceViews(scene, self.onPlaced, self.onStopped, self.onMoved, self.onRested)
         session.prompts.accepted = onChanged
         self.parameterNode: MedSSLSegmentParameterNode | None = None
         self.models = ModelChoice(ui.promptModelComboBox, lambda entry: True, self.onModelChosen)
@@ -136,6 +136,15 @@ class AnnotateSection:
             self._told = seen
             self.session.prompts.look_at(axis, index)
             self.onTold()
+
+    def onRested(self, positionRas: list[float], normalRas: list[float]) -> None:
+        """The mouse rests in a slice view: the worker answers ahead what a click would ask there."""
+        volume, segments = self.session.ready_volume, self.session.segments()
+        if self.tool not in ("positive", "negative") or volume is None or not segments:
+            return
+        axis = axis_of_normal(volume, normalRas)
+        self.session.prompts.foresee(self._segment(), positionRas, axis, self.tool == "positive")
+        self.onTold()
 
     def onPlaced(self, positionRas: list[float], normalRas: list[float]) -> None:
         """A click in a slice view."""

@@ -11,6 +11,9 @@ import vtk
 
 __all__ = ["SliceViews"]
 
+REST_MS = 30
+"""A mouse that has not moved for so long rests; while it moves, it is heard of every 8 to 16 ms."""
+
 
 class SliceViews:
     """Turns clicks in slice views into world positions and view normals.
@@ -24,6 +27,8 @@ class SliceViews:
         onStopped: called when the person has taken another tool of 3D Slicer instead.
         onMoved: called with a position on the slice and its normal when a view shows another one, while prompts are
             being placed.
+        onRested: called with a position and the normal of the view when the mouse has come to rest in it, while prompts
+            are being placed.
     """
 
     def __init__(
@@ -32,11 +37,17 @@ class SliceViews:
         onPlaced: Callable[[list[float], list[float]], None],
         onStopped: Callable[[], None],
         onMoved: Callable[[list[float], list[float]], None],
+        onRested: Callable[[list[float], list[float]], None],
     ) -> None:
         self.scene = scene
         self.onPlaced = onPlaced
         self.onStopped = onStopped
         self.onMoved = onMoved
+        self.onRested = onRested
+        self._restTimer = qt.QTimer()
+        self._restTimer.interval = REST_MS
+        self._restTimer.setSingleShot(True)
+        self._restTimer.timeout.connect(self._onRested)
         self._markups: Any = None
         self._observations: list[tuple[Any, int]] = []
         self._normals: list[list[float]] = []
@@ -53,6 +64,8 @@ class SliceViews:
         self._observe(interaction, interaction.InteractionModeChangedEvent, self._onModeChanged)
         self._observe(selection, selection.ActivePlaceNodeIDChangedEvent, self._onModeChanged)
         self._observe(markups, markups.PointPositionDefinedEvent, self._onPointDefined)
+        if (crosshair := self._crosshair()) is not None:
+            self._observe(crosshair, crosshair.CursorPositionModifiedEvent, self._onCursorMoved)
         for n in range(self.scene.GetNumberOfNodesByClass("vtkMRMLSliceNode")):
             view = self.scene.GetNthNodeByClass(n, "vtkMRMLSliceNode")
             self._observe(view, vtk.vtkCommand.ModifiedEvent, self._onViewMoved)
@@ -78,12 +91,16 @@ class SliceViews:
 
     def touchedNormal(self) -> list[float]:
         """Normal of the slice view that the mouse is in or was in last; axial before it was in any."""
-        crosshair = self.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+        crosshair = self._crosshair()
         sliceNode = crosshair.GetCursorPositionXYZ([0.0, 0.0, 0.0]) if crosshair else None
         if sliceNode is None:
             return [0.0, 0.0, 1.0]
         sliceToRas = sliceNode.GetSliceToRAS()
         return [sliceToRas.GetElement(row, 2) for row in range(3)]
+
+    def _crosshair(self) -> Any:
+        """Knows where the mouse is."""
+        return self.scene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
 
     def _interaction(self) -> Any:
         return self.scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
@@ -120,6 +137,7 @@ class SliceViews:
         for node, tag in self._observations:
             node.RemoveObserver(tag)
         self._observations.clear()
+        self._restTimer.stop()
 
     def _onModeChanged(self, caller: Any, event: Any) -> None:
         """Look once all that belongs to the change has happened: new markups are the ones to place for a moment."""
@@ -134,6 +152,15 @@ class SliceViews:
         sliceToRas = caller.GetSliceToRAS()
         position, normal = ([sliceToRas.GetElement(row, column) for row in range(3)] for column in (3, 2))
         self.onMoved(position, normal)
+
+    def _onCursorMoved(self, caller: Any, event: Any) -> None:
+        self._restTimer.start()
+
+    def _onRested(self) -> None:
+        position = [0.0, 0.0, 0.0]
+        crosshair = self._crosshair()
+        if crosshair is not None and crosshair.GetCursorPositionRAS(position):
+            self.onRested(position, self.touchedNormal())
 
     def _onPointDefined(self, caller: Any, event: Any) -> None:
         """Note the view; the point itself is still in the hands of vtkMRMLMarkupsNode::AddControlPoint."""

@@ -189,6 +189,7 @@ class WorkerClient:
         window: Window | None = None,
         model: str = DEFAULT_MODEL,
         device: str = "auto",
+        prompt: SlicePrompt | None = None,
     ) -> Ticket[Finished]:
         """Tell which slice is being looked at, so that it is encoded, and its neighbours, before a prompt comes.
 
@@ -201,9 +202,10 @@ class WorkerClient:
             window: as the prompts will have it.
             model: id from the registry.
             device: as for `propagate`.
+            prompt: on that slice, what a click would ask where the mouse rests: it is answered ahead.
         """
         level_width = None if window is None else (window.level, window.width)
-        return self._submit(Expect("", axis, index, level_width, model, device), volume)
+        return self._submit(Expect("", axis, index, level_width, model, device, prompt), volume)
 
     def refine(
         self,

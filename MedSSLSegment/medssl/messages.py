@@ -148,11 +148,12 @@ class Predict:
     device: str = "auto"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Expect:
     """Say which slice is being looked at: prompts may follow. Answered by `Finished` at once.
 
-    While nothing is asked the worker then loads the model, encodes that slice and those around it.
+    While nothing is asked the worker then loads the model, encodes that slice, answers the prompt that would come next,
+    and encodes the slices around.
     """
 
     volume: str
@@ -162,6 +163,8 @@ class Expect:
     """As for `Predict`."""
     model: str = ""
     device: str = "auto"
+    prompt: SlicePrompt | None = None
+    """What a click would ask where the mouse rests; on that slice."""
 
 
 @dataclass(frozen=True, eq=False)

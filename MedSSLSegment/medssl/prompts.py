@@ -77,6 +77,24 @@ class SlicePrompt:
         if self.mask is None and self.box_xyxy_px is None and len(self.points_xy_px) == 0:
             raise InputError("The prompt is empty: give a point, a box or a mask.")
 
+    def is_like(self, other: SlicePrompt) -> bool:
+        """Whether it asks the same as another prompt, to a thousandth of a pixel; never one with a mask."""
+        if self.mask is not None or other.mask is not None:
+            return False
+        here, there = (
+            (
+                prompt.points_xy_px,
+                _no_points() if prompt.box_xyxy_px is None else prompt.box_xyxy_px.reshape(2, 2),
+            )
+            for prompt in (self, other)
+        )
+        return (
+            (self.axis, self.index, self.point_labels.tolist())
+            == (other.axis, other.index, other.point_labels.tolist())
+            and here[1].shape == there[1].shape
+            and all(np.allclose(a, b, rtol=0.0, atol=1e-3) for a, b in zip(here, there, strict=True))
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Reference:

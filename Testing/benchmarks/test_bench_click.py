@@ -43,5 +43,5 @@ def test_only_clicks_on_encoded_slices_count_and_the_others_are_told() -> None:
     row = next(
         line for line in report({"net": clicks}, _arguments([])).splitlines() if line.startswith("| net")
     )
-    assert row == "| net | 20 | 95.0% | 30 | **30** | 20 | 4.0 |"
+    assert row == "| net | 20 | 95.0% | 0% | 30 | **30** | 20 | 4.0 |"
     assert DEFAULT_MODEL in report({}, _arguments([]))

@@ -531,6 +531,37 @@ def test_scrolling_with_a_tool_in_hand_tells_the_worker_which_slice_is_in_view(a
     assert len(a_desk.client.expected) == seen
 
 
+def test_a_mouse_that_rests_with_a_point_tool_has_its_click_answered_ahead(a_desk: Any) -> None:
+    scene = a_desk.application.scene
+    view = scene.AddNewNodeByClass("vtkMRMLSliceNode")
+    crosshair = scene.GetFirstNodeByClass("vtkMRMLCrosshairNode") or scene.AddNewNodeByClass(
+        "vtkMRMLCrosshairNode"
+    )
+    a_desk.choose_nodes()
+    timer = a_desk.panel.annotate.views._restTimer
+
+    def rest(*position: float) -> list[Any]:
+        """Where the mouse comes to rest, and what was foreseen."""
+        crosshair.SetCursorPositionXYZ([0.0, 0.0, 0.0], view)
+        crosshair.SetCursorPositionRAS(list(position))
+        if timer.active:
+            timer.stop()
+            timer.timeout.emit()
+        return [asked["prompt"] for asked in a_desk.client.asked_for("expect") if asked["prompt"] is not None]
+
+    assert rest(4.0, 3.0, 4.0) == []
+    a_desk.ui.boxButton.click()
+    assert rest(4.0, 3.0, 5.0) == []
+    a_desk.ui.positiveButton.click()
+    assert rest(4.0, 3.0, 400.0) == []
+    (foreseen,) = rest(4.0, 3.0, 4.0)
+    place(a_desk, "positive", (4.0, 3.0, 4.0))
+    assert a_desk.client.asked[-1]["prompt"].is_like(foreseen)
+    answer(a_desk, 4)
+    a_desk.ui.positiveButton.click()
+    assert len(rest(5.0, 3.0, 4.0)) == 1, "no tool is in hand"
+
+
 def test_closing_the_scene_lays_the_tool_down(a_desk: Any) -> None:
     a_desk.choose_nodes()
     place(a_desk, "box", (2.0, 1.0, 3.0))

@@ -337,6 +337,32 @@ def test_while_one_word_is_under_way_only_the_newest_slice_in_view_is_told_next(
     assert a_desk.client.expected == [(0, 1), (0, 4)]
 
 
+def test_where_the_mouse_rests_the_worker_is_told_the_very_prompt_that_a_click_asks(a_desk: Desk) -> None:
+    a_desk.click(3, 5, 4)
+    a_desk.answer()
+    a_desk.prompts.foresee(a_desk.liver, a_desk.at(3, 9, 2), 0, False)
+    told = a_desk.client.asked_for("expect")[-1]
+    assert (told["axis"], told["index"]) == (0, 3)
+    assert len(a_desk.prompts.marks(Place(a_desk.liver, 0, 3))) == 1, "nothing was placed"
+    a_desk.click(3, 9, 2, positive=False)
+    asked = a_desk.client.asked[-1]
+    assert asked.name == "predict"
+    assert asked["prompt"].is_like(told["prompt"])
+    assert (asked["model"], asked["device"]) == (told["model"], told["device"])
+
+
+def test_a_mouse_that_rests_where_nothing_can_be_asked_tells_nobody(a_desk: Desk) -> None:
+    prompts = a_desk.prompts
+    prompts.foresee(a_desk.liver, [1e4, 0.0, 0.0], 0, True)
+    prompts.foresee(a_desk.liver, a_desk.at(3, 9, 2), 0, False)  # beside an object that nobody has pointed at
+    a_desk.click(3, 5, 4)
+    prompts.foresee(a_desk.liver, a_desk.at(3, 9, 2), 0, True)  # an answer is under way
+    a_desk.answer()
+    a_desk.session.choose(None, None)
+    prompts.foresee(a_desk.liver, [0.0, 0.0, 0.0], 0, True)
+    assert a_desk.client.asked_for("expect") == []
+
+
 def test_looking_at_slices_without_a_volume_tells_nobody(a_desk: Desk) -> None:
     a_desk.session.choose(None, None)
     a_desk.session.prompts.look_at(0, 1)

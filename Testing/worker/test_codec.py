@@ -84,6 +84,7 @@ EXAMPLES = [
     Predict("abc", "liver", CLICKS, (40.0, 400.0), "nano"),
     Predict("abc", "liver", BOX),
     Expect("abc", 1, 7, (40.0, 400.0), "nano", "cpu"),
+    Expect("abc", 1, 2, None, "nano", "cpu", CLICKS),
     Refine("abc", "liver", np.stack([MASK, ~MASK])),
     PredictVolume("abc", "liver:3", "models", 7, "dropout", True, "cpu"),
     SegmentVolume("abc", "liver", "", {"references": 2}, LABELS, LIVER, {"liver": (1, 2)}, "nano", "nano"),

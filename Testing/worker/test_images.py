@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -229,3 +231,70 @@ def test_a_model_that_encodes_nothing_has_nothing_to_do_ahead() -> None:
     volume, predictor = numbered(), CountingPredictor()
     assert list(an_engine(predictor).encode_ahead(volume, expect(volume, 5), list)) == []
     assert predictor.encoded_count == 0
+
+
+class AnsweringPredictor(CountingPredictor):
+    """One that answers in a few layers, which takes it long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = torch.nn.Sequential(*(torch.nn.Identity() for _ in range(LAYERS)))
+        self.answered: list[SlicePrompt] = []
+
+    def predict(self, prompt: SlicePrompt) -> Prediction:
+        self.network(torch.zeros(1))
+        self.answered.append(prompt)
+        return super().predict(prompt)
+
+
+def point(column: float, index: int = 5) -> SlicePrompt:
+    return SlicePrompt(0, index, np.array([[column, 7.0]], np.float32), np.array([1], np.int32))
+
+
+def hover(volume: Volume, prompt: SlicePrompt) -> Expect:
+    return replace(expect(volume, prompt.index), prompt=prompt)
+
+
+def click_at(volume: Volume, prompt: SlicePrompt, model: str = "sam-vit-b") -> Predict:
+    return Predict(volume.content_hash, "liver", prompt, (40, 400), model, "cpu")
+
+
+@pytest.mark.parametrize("kind", [CountingPredictor, KeepingPredictor, AnsweringPredictor])
+def test_a_click_where_the_mouse_has_rested_was_answered_before(kind: type[CountingPredictor]) -> None:
+    predictor, volume = kind(), numbered()
+    engine = an_engine(predictor)
+    list(engine.encode_ahead(volume, hover(volume, point(4.0)), list))
+    expected = predictor.predict(point(4.0))
+    mask, facts = engine.predict(volume, click_at(volume, point(4.0001)))
+    assert facts == {"encoded": True, "foreseen": True}
+    np.testing.assert_array_equal(mask.mask, expected.mask)
+    assert (mask.segment, mask.axis, mask.index, mask.confidence) == ("liver", 0, 5, 0.9)
+
+
+def test_any_other_click_is_answered_for_itself() -> None:
+    predictor, volume = AnsweringPredictor(), numbered()
+    engine = an_engine(predictor)
+    list(engine.encode_ahead(volume, hover(volume, point(4.0)), list))
+    off = replace(point(4.0), point_labels=np.array([0], np.int32))
+    boxed = replace(point(4.0), box_xyxy_px=np.array([1, 1, 9, 9], np.float32))
+    others = [click_at(volume, prompt) for prompt in (point(4.5), point(4.0, index=6), off, boxed)] + [
+        click_at(volume, point(4.0), "sam-vit-l")
+    ]
+    for number, asked in enumerate(others):
+        assert not engine.predict(volume, asked)[1]["foreseen"]
+        assert len(predictor.answered) == 2 + number
+    engine.forget(volume.content_hash)
+    assert not engine.predict(volume, click_at(volume, point(4.0)))[1]["foreseen"]
+
+
+def test_the_click_that_is_being_answered_ahead_waits_for_that_and_anything_else_stops_it() -> None:
+    volume = numbered()
+
+    def answered(asked: Message) -> int:
+        predictor = AnsweringPredictor()
+        next(an_engine(predictor).encode_ahead(volume, hover(volume, point(4.0)), lambda: [asked]))
+        return len(predictor.answered)
+
+    assert answered(click_at(volume, point(4.0))) == 1
+    for other in (Hello(), hover(volume, point(4.0)), expect(volume, 5), click_at(volume, point(9.0))):
+        assert answered(other) == 0

@@ -60,6 +60,11 @@ class NanoImagePredictor:
 
         return cls(load_prompted(verified_path(entry), device))
 
+    @property
+    def network(self) -> NanoModel:
+        """What `predict` runs."""
+        return self._model
+
     def set_image(
         self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]
     ) -> None:

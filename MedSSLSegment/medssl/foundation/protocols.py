@@ -90,6 +90,15 @@ class EncodingPredictor(ImagePredictor, Protocol):
         """Go back to a slice that was encoded before; as `set_image`, at once."""
 
 
+@runtime_checkable
+class AnsweringPredictor(ImagePredictor, Protocol):
+    """An image predictor whose `predict` is costly: the shipped model's, which runs all of its network for a prompt."""
+
+    @property
+    def network(self) -> Any:
+        """What `predict` runs, a torch module."""
+
+
 @dataclass(frozen=True, eq=False)
 class TrackedSlice:
     """One object on one slice, as a tracker saw it."""

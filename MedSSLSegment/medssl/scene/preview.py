@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Cancelled, InputError, MedSSLError
+from ..prompts import SlicePrompt
 from ..registry import DEFAULT_MODEL
 from ..results import SliceMask
 from . import nodes, tags, writing
@@ -48,7 +49,8 @@ class PromptDesk:
         """Model id of the registry that answers."""
         self._image: tuple[object, ...] = ()
         """What the volume's image was, and where, when a prompt was last answered."""
-        self._looked_at: tuple[int, int] | None = None
+        self._looked_at: tuple[int, int, SlicePrompt | None] | None = None
+        """Axis and index of the slice in view, and what a click would ask there; None where the worker knows."""
         self._telling: Run | None = None
         self._accepts_answer = False
         self.accepted: Callable[[], None] = lambda: None
@@ -67,8 +69,32 @@ class PromptDesk:
             index: slice index along it.
         """
         self.return_to(axis, index)
-        self._looked_at = axis, index
+        self._looked_at = axis, index, None
         self._tell()
+
+    def foresee(self, segment: str, position_ras_mm: Sequence[float], axis: int, positive: bool) -> None:
+        """Have the worker answer ahead what a click would ask where the mouse rests.
+
+        Call it whenever the mouse has come to rest with a point tool in hand. A click at that very place is answered
+        from it; nothing is shown before.
+
+        Args:
+            segment: id of the segment.
+            position_ras_mm: (3,) in the world; beside the volume nothing happens.
+            axis: slice axis of the view.
+            positive: on the object, or off it.
+        """
+        volume = self._session.ready_volume
+        if volume is None or self._session.segmentation_node is None or self.is_waiting:
+            return
+        try:
+            place, point = place_of(volume, segment, position_ras_mm, axis)
+        except InputError:  # there is nothing to be asked there
+            return
+        prompt = as_prompt(place, (*self._book().marks(place), Mark("point", (point,), positive)))
+        if prompt is not None:
+            self._looked_at = place.axis, place.index, prompt
+            self._tell()
 
     def return_to(self, axis: int, index: int) -> None:
         """Take a slice in hand that is looked at again, if prompts wait on it: what can be seen can be decided about.
@@ -93,9 +119,9 @@ class PromptDesk:
             volume = self._session.volume()
         except InputError:  # not there, or still being read: whoever needs it says so
             return
-        (axis, index), self._looked_at = self._looked_at, None
+        (axis, index, prompt), self._looked_at = self._looked_at, None
         self._telling = self._session.client.expect(
-            volume, axis, index, model=self.model, device=self._session.device
+            volume, axis, index, model=self.model, device=self._session.device, prompt=prompt
         )
 
     @property

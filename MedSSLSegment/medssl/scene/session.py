@@ -86,8 +86,10 @@ class Propagator(Protocol):
     def predict(self, volume: Volume, prompt: SlicePrompt, *, segment: str, model: str, device: str) -> Run:
         """Answer one prompt on one slice, ahead of long requests; returns at once."""
 
-    def expect(self, volume: Volume, axis: int, index: int, *, model: str, device: str) -> Run:
-        """Get ready for prompts on a slice while nothing else is asked; returns at once."""
+    def expect(
+        self, volume: Volume, axis: int, index: int, *, model: str, device: str, prompt: SlicePrompt | None
+    ) -> Run:
+        """Get ready for prompts on a slice while nothing else is asked, for this one above all; returns at once."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
@@ -27,6 +27,7 @@ from .trained import TrainedModels, predict_volume, segment_volume
 if TYPE_CHECKING:
     from ..foundation.protocols import (
         ImagePredictor,
+        Prediction,
         SliceTracker,
         TrackedSlice,
         TrackingSession,
@@ -98,6 +99,20 @@ _Report = TypeVar("_Report")
 _ModelKey = tuple[str, str]  # model id, device
 
 
+@dataclass(frozen=True, eq=False)
+class _Foreseen:
+    """The answer to a prompt, worked out before it was asked."""
+
+    key: _ModelKey
+    spot: Spot
+    prompt: SlicePrompt
+    answer: Prediction
+
+    def answers(self, key: _ModelKey, spot: Spot, prompt: SlicePrompt) -> bool:
+        """Whether it is what a prompt asks for."""
+        return (key, spot) == (self.key, self.spot) and prompt.is_like(self.prompt)
+
+
 class EngineBackend:
     """The real engine: loads a model when it is first needed and keeps it.
 
@@ -123,6 +138,7 @@ class EngineBackend:
         self._predictors: dict[_ModelKey, ImageKeeper] = {}
         self._windows: dict[str, Window] = {}
         self._looked_at: Spot | None = None
+        self._foreseen: _Foreseen | None = None
 
     @property
     def device(self) -> str:
@@ -197,34 +213,75 @@ class EngineBackend:
         return (yield from segment_volume(volume, request, options, model, predictor, tracker, cancelled))
 
     def predict(self, volume: Volume, request: Predict) -> tuple[SliceMask, dict[str, Any]]:
-        """Answer one prompt on one slice; "encoded" says whether the slice was encoded before."""
+        """Answer one prompt on one slice.
+
+        Returns:
+            The answer; and whether the slice was "encoded", and the answer "foreseen", before.
+        """
         keeper = self._predictor(self._key(request))
         spot, prompt = self._spot(volume, request), request.prompt
         encoded = keeper.holds(spot)
-        keeper.show(volume, spot.axis, spot.index, spot.window)
-        answer = keeper.predict(prompt)
+        foreseen = self._foreseen
+        if foreseen is not None and foreseen.answers(self._key(request), spot, prompt):
+            answer, was_foreseen = foreseen.answer, True
+        else:
+            keeper.show(volume, spot.axis, spot.index, spot.window)
+            answer, was_foreseen = keeper.predict(prompt), False
         mask = SliceMask(request.segment, prompt.axis, prompt.index, answer.mask, answer.score)
-        return mask, {"encoded": encoded}
+        return mask, {"encoded": encoded, "foreseen": was_foreseen}
 
     def encode_ahead(
         self, volume: Volume, request: Predict | Expect, waiting: Callable[[], Iterable[Message]]
     ) -> Iterator[None]:
-        """Encode the slice being looked at and its neighbours, a step per slice; ends where memory does."""
+        """Encode the slice being looked at, answer what would be asked on it, and encode its neighbours.
+
+        A step for each; ends where memory does.
+        """
         if not self._has_room(volume, request):
             return
         spot, keeper = self._spot(volume, request), self._predictor(self._key(request))
         before, self._looked_at = self._looked_at, spot
         step = -1 if before is not None and before.index > spot.index else 1
         for near in spots_ahead(spot, volume.shape_kji[spot.axis], step):
-            if keeper.holds(near):
-                continue
-            if not self._has_room(volume, request):
-                return
-            while not keeper.encode_ahead(
-                volume, near, partial(self._is_urgent, waiting, near, request.model)
-            ):
+            if not keeper.holds(near):
+                if not self._has_room(volume, request):
+                    return
+                while not keeper.encode_ahead(
+                    volume, near, partial(self._is_urgent, waiting, near, request.model)
+                ):
+                    yield
                 yield
-            yield
+            if near == spot and isinstance(request, Expect) and request.prompt is not None:
+                while not self._foresee(volume, spot, request, request.prompt, waiting):
+                    yield
+                yield
+
+    def _foresee(
+        self,
+        volume: Volume,
+        spot: Spot,
+        request: Expect,
+        prompt: SlicePrompt,
+        waiting: Callable[[], Iterable[Message]],
+    ) -> bool:
+        """Answer a prompt that has not been asked yet; given up, and False, when anything else is."""
+
+        def is_another_asked() -> bool:
+            return any(
+                not isinstance(asked, Predict)
+                or (asked.volume, asked.model) != (request.volume, request.model)
+                or not asked.prompt.is_like(prompt)
+                for asked in waiting()
+            )
+
+        key = self._key(request)
+        keeper = self._predictor(key)
+        keeper.show(volume, spot.axis, spot.index, spot.window)
+        answer = keeper.predict_ahead(prompt, is_another_asked)
+        if answer is None:
+            return False
+        self._foreseen = _Foreseen(key, spot, prompt, answer)
+        return True
 
     def _has_room(self, volume: Volume, request: EngineRequest) -> bool:
         available = self.bytes_available(request.device)
@@ -281,6 +338,8 @@ class EngineBackend:
         for predictor in self._predictors.values():
             predictor.forget(content_hash)
         self._windows.pop(content_hash, None)
+        if self._foreseen is not None and self._foreseen.spot.content_hash == content_hash:
+            self._foreseen = None
 
     def _key(self, request: Propagate | Refine | Predict | Expect) -> _ModelKey:
         self._device = self._place(request.device)

@@ -143,6 +143,28 @@ class ImageKeeper:
         """Answer one prompt on the slice shown last."""
         return self._predictor.predict(prompt)
 
+    def predict_ahead(self, prompt: SlicePrompt, interrupted: Callable[[], bool]) -> Prediction | None:
+        """Answer a prompt that may be asked, on the slice shown last.
+
+        Args:
+            prompt: what may be asked.
+            interrupted: asked before every layer of a predictor that answers slowly; True gives the answer up.
+
+        Returns:
+            The answer; None where it was given up.
+        """
+        from ..foundation.protocols import AnsweringPredictor
+
+        if not isinstance(self._predictor, AnsweringPredictor):
+            return None if interrupted() else self._predictor.predict(prompt)
+        from ..foundation.runtime import Interrupted, interruptible
+
+        try:
+            with interruptible(self._predictor.network, interrupted):
+                return self._predictor.predict(prompt)
+        except Interrupted:
+            return None
+
     def predict_boxes(
         self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
     ) -> list[Prediction]:

@@ -73,6 +73,8 @@ class SmartPromptEffect(SegmentationEffect):  # type: ignore[misc]
 
     pressed = Signal(object)
     """The slice view in which the mouse was pressed."""
+    hovered = Signal(list, list, bool)
+    """Where the mouse is: position (RAS, mm), normal of the view, whether a click there would be on the object."""
     point_placed = Signal(list, list, bool)
     """Position (RAS, mm), normal of the view, whether it is on the object."""
     box_placed = Signal(list, list, list)
@@ -83,6 +85,12 @@ class SmartPromptEffect(SegmentationEffect):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.tool = PromptTool.POINT
+
+    def hover(self, position_ras_mm: Position, normal_ras: Position, shift: bool) -> None:
+        """Tell where the mouse is, if a click there would place a point."""
+        kind, positive = placed_by(self.tool, Stroke(shift, [(0.0, 0.0)], [position_ras_mm]))
+        if kind == "point":
+            self.hovered(position_ras_mm, normal_ras, positive)
 
     def place(self, stroke: Stroke, normal_ras: Position) -> None:
         """Tell what a stroke has placed."""
@@ -136,6 +144,8 @@ class _SliceViewPipeline(SegmentationEffectPipeline):  # type: ignore[misc]
 
     def _move(self, event_data: Any) -> bool:
         if self._stroke is None:
+            position = [float(v) for v in event_data.GetWorldPosition()]
+            self._effect.hover(position, self._normal(), bool(event_data.GetModifiers() & _SHIFT))
             return False
         x, y = event_data.GetDisplayPosition()
         self._stroke.way_px.append((float(x), float(y)))
@@ -153,9 +163,12 @@ class _SliceViewPipeline(SegmentationEffectPipeline):  # type: ignore[misc]
         self._move(event_data)
         stroke = self._stroke
         self._end()
-        to_ras = self._view.get_view_node().GetSliceToRAS()
-        self._effect.place(stroke, [to_ras.GetElement(row, 2) for row in range(3)])
+        self._effect.place(stroke, self._normal())
         return True
+
+    def _normal(self) -> Position:
+        to_ras = self._view.get_view_node().GetSliceToRAS()
+        return [to_ras.GetElement(row, 2) for row in range(3)]
 
     def _end(self) -> None:
         if self._stroke is not None:

@@ -24,6 +24,8 @@ __all__ = ["AnnotateStepLogic"]
 _HINT = "Take a tool, then click on the object or drag a box around it in any slice view."
 _REST_S = 0.1
 """A view that has not moved for so long is looked at."""
+_MOUSE_REST_S = 0.03
+"""A mouse that has not moved for so long may be about to click."""
 _ANSWER_S, _DRAWN_S = 1.0, 0.2
 """The other views wait so long for the answer to a prompt, and for its picture."""
 
@@ -45,9 +47,11 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         self._focus = focus
         self._prompted_view: SliceView | None = None
         self._rest: asyncio.TimerHandle | None = None
+        self._mouse_rest: asyncio.TimerHandle | None = None
         self._editor = work.editor
         self._effect = self._editor.get_effect(SmartPromptEffect)
         self._effect.pressed.connect(self._on_pressed)
+        self._effect.hovered.connect(self._on_hovered)
         self._effect.point_placed.connect(self._on_point)
         self._effect.box_placed.connect(self._on_box)
         self._effect.scribble_placed.connect(self._on_scribble)
@@ -115,6 +119,19 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
     def _on_pressed(self, view: SliceView) -> None:
         self._prompted_view = view
         self._focus.on(view, _ANSWER_S)
+
+    def _on_hovered(self, position: list[float], normal: list[float], positive: bool) -> None:
+        if self._mouse_rest is not None:
+            self._mouse_rest.cancel()
+        self._mouse_rest = asyncio.get_running_loop().call_later(
+            _MOUSE_REST_S, self._foresee, position, normal, positive
+        )
+
+    def _foresee(self, position: list[float], normal: list[float], positive: bool) -> None:
+        """Have the worker answer ahead what a click would ask where the mouse rests."""
+        volume = self.session.ready_volume
+        if volume is not None and self.work.segment:
+            self._prompts.foresee(self.work.segment, position, axis_of_normal(volume, normal), positive)
 
     def _on_point(self, position: list[float], normal: list[float], positive: bool) -> None:
         self._place(lambda segment, axis: self._prompts.add_point(segment, position, axis, positive), normal)
