@@ -40,6 +40,7 @@ __all__ = ["Case", "CaseStore", "HistoryEntry", "Origin", "Vouched", "vouch_for_
 Origin = Literal["drawn", "propagated", "predicted", "imported"]
 """Who made a slice: the user by hand, propagation or a model (and the user accepted it), or another program."""
 
+_MARKER = "store.json"
 _FORMAT = 1
 _LOCK_SECONDS = 20.0
 _DRAFT_SECONDS = 24 * 3600.0
@@ -219,13 +220,18 @@ class CaseStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).resolve()
         self._cases = self.folder / "cases"
-        self._marker = self.folder / "store.json"
+        self._marker = self.folder / _MARKER
         if not self._marker.is_file():
             names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
             if any(not is_leftover(name) for name in names):
                 raise InputError(f"{self.folder} is not a case store; choose an empty or a new folder.")
         elif _read_json(self._marker).get("format") != _FORMAT:
             raise InputError(f"The case store {self.folder} was made by another version of the program.")
+
+    @staticmethod
+    def is_at(folder: str | Path) -> bool:
+        """Whether a folder is a store."""
+        return (Path(folder) / _MARKER).is_file()
 
     def cases(self, on_problem: Callable[[Log], None] = lambda log: None) -> list[Case]:
         """All cases, by name. A damaged one is left out and named to `on_problem`."""

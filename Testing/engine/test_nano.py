@@ -579,3 +579,18 @@ def test_the_shipped_weights_answer_a_click_on_a_small_organ(
     answer = shown(prompted, phantom, index).predict(click)
 
     assert dice(answer.mask, truth[index]) > 0.65
+
+
+def test_a_point_beside_the_object_corrects_a_coarse_mask_that_runs_over(
+    prompted: NanoModel, phantom: Phantom
+) -> None:
+    truth = phantom.segmentation.mask("spleen")
+    index = middle_slice(truth)
+    too_much = ndimage.binary_dilation(truth[index], iterations=6)
+    row, col = np.argwhere(too_much & ~ndimage.binary_dilation(truth[index], iterations=3))[0]
+    off = SlicePrompt(0, index, np.array([[col, row]], np.float32), np.array([0], np.int32), mask=too_much)
+
+    answer = shown(prompted, phantom, index).predict(off)
+
+    assert not answer.mask[row, col]
+    assert dice(answer.mask, truth[index]) > dice(too_much, truth[index])

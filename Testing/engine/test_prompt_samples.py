@@ -26,9 +26,9 @@ def labels() -> np.ndarray:
 def a_sampler(label: int = DISC) -> PromptSampler:
     truth = (labels() == label).astype(np.uint8)
     volume = LabelledVolume(truth.astype(np.int16) * 1000, truth, SPACING_KJI_MM)
-    for key in [key for key in volume.objects if key[1] != 0]:
-        del volume.objects[key]
-    return PromptSampler(ObjectChooser([(1.0, [volume])]), [], 0.0, SIZE)
+    for key in [key for key in volume.outlines if key[1] != 0]:
+        del volume.outlines[key]
+    return PromptSampler(ObjectChooser([(1.0, [volume])], on_single_slices=True), [], 0.0, SIZE)
 
 
 def draw(count: int, label: int = DISC) -> PromptBatch:
@@ -107,7 +107,7 @@ def test_a_slice_of_a_few_thin_rows_is_no_obstacle() -> None:
     truth = np.zeros((6, 2, 300), np.uint8)
     truth[:, :, 100:160] = 1
     volume = LabelledVolume(truth.astype(np.int16) * 1000, truth, SPACING_KJI_MM)
-    sampler = PromptSampler(ObjectChooser([(1.0, [volume])]), [], 0.0, SIZE)
+    sampler = PromptSampler(ObjectChooser([(1.0, [volume])], on_single_slices=True), [], 0.0, SIZE)
 
     batch = sampler.batch(np.random.default_rng(0), 20)
 

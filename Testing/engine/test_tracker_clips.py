@@ -48,6 +48,44 @@ def test_only_objects_that_can_be_followed_are_drawn() -> None:
         assert areas.tolist() == (labels() == label).sum(others).tolist()
 
 
+def only(drawn: np.ndarray, axis: int, indices: list[int]) -> np.ndarray:
+    """Labels on some slices only."""
+    kept = np.zeros_like(drawn)
+    where = (slice(None),) * axis + (indices,)
+    kept[where] = drawn[where]
+    return kept
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_single_slices_that_somebody_drew_teach_prompts_across_their_own_axis_and_no_tracking(
+    axis: int,
+) -> None:
+    drawn = [9] if axis == 0 else [10, 14, 18]
+    sparse = LabelledVolume(a_volume().image, only(labels(), axis, drawn), SPACING_KJI_MM)
+    assert sparse.objects == {}
+    assert {key[1] for key in sparse.outlines} == {axis}
+    known = sparse.outlines[1, axis]
+    assert np.flatnonzero(known >= 0).tolist() == drawn
+    assert np.all(known[drawn] == a_volume().objects[1, axis][drawn])
+
+
+def test_slices_that_are_vouched_for_are_all_that_is_taken_for_known() -> None:
+    vouched = LabelledVolume(a_volume().image, labels(), SPACING_KJI_MM, {0: [2, 7, 8, 9, 10, 11, 15]})
+    assert sorted(vouched.objects) == sorted(vouched.outlines) == [(1, 0), (2, 0)]
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        indices, valid = _choose_slices(vouched.objects[2, 0], rng, 5)
+        assert valid[0], "a clip begins where the object is known"
+        assert set(indices[valid]) <= {2, 7, 8, 9, 10, 11, 15}
+        assert not set(indices[~valid]) & ({7, 8, 9, 10, 11} - {0, 19})
+
+
+def test_a_dense_label_map_is_known_everywhere() -> None:
+    volume = a_volume()
+    assert all(areas.min() >= 0 for areas in volume.objects.values())
+    assert list(volume.outlines) == list(volume.objects)
+
+
 def test_the_same_seed_and_step_draw_the_same_clips() -> None:
     def drawn(step: int) -> tuple[torch.Tensor, ...]:
         return a_sampler().batch(np.random.default_rng([5, step]), 4, 5)

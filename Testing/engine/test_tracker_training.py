@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from medssl.cases import CaseStore, Vouched
 from medssl.checkpoints import read_checkpoint, read_weights, write_checkpoint
 from medssl.datasets.sources import exclusions
 from medssl.errors import Cancelled, InputError, ModelError
@@ -29,6 +30,7 @@ from medssl.foundation.nano_model import (
     load_prompted,
     prompted_model,
 )
+from medssl.phantom import phantom_ct
 from medssl.registry import DEFAULT_MODEL, find_entry, model_path
 from medssl.runs.detached import resume_detached
 from medssl.runs.run_folder import RunFolder, TrainingMetric
@@ -289,6 +291,38 @@ def test_any_layout_will_do_and_what_is_no_ct_is_left_out_by_name(data: Path, tm
     )
 
 
+def test_of_a_case_store_only_what_is_vouched_for_is_learnt(tmp_path: Path) -> None:
+    phantom = phantom_ct(3, (48, 48, 56), (6.0, 8.0, 8.0))
+    truth = phantom.segmentation
+    wanted = ("liver", "spleen", "heart")
+    kept = replace(
+        truth,
+        labels_kji=np.sum([truth.mask(name) * truth.segment(name).label for name in wanted], axis=0).astype(
+            np.uint8
+        ),
+        segments=tuple(truth.segment(name) for name in wanted),
+    )
+    store = CaseStore(tmp_path / "store")
+    liver = int(truth.mask("liver").sum(axis=(1, 2)).argmax())
+    spleen = np.flatnonzero(truth.mask("spleen").sum(axis=(1, 2)) >= 5).tolist()
+    assert len(spleen) >= 5
+    vouched = [Vouched("liver", 0, (liver,)), Vouched("spleen", 0, tuple(spleen), "propagated")]
+    store.add(phantom.volume, kept, vouched, name="one")
+
+    read = read_data(store.folder, (), phantoms=0, seed=0)
+
+    known = {
+        tuple(np.flatnonzero(areas >= 0)) for volume in read.coarse for areas in volume.outlines.values()
+    }
+    assert known == {(liver,), tuple(spleen)}
+    followed = [key for volume in read.coarse for key in volume.objects]
+    assert followed == [(1, 0)], "the spleen, across the axis it was vouched for on"
+    read.clips(0.0, 64).draw(np.random.default_rng(0), 4)
+    read.prompts(0.0, 64).batch(np.random.default_rng(0), 8)
+    with pytest.raises(InputError, match="holds no CT"):
+        read_data(store.folder, ("one",), phantoms=0, seed=0)
+
+
 def test_images_without_labels_and_labels_without_images_are_used_too(data: Path, tmp_path: Path) -> None:
     (data / "case_0" / "label.nii.gz").unlink()
     (data / "case_1" / "ct.nii.gz").unlink()
@@ -441,7 +475,8 @@ def test_prompts_are_taught_to_a_small_model_only(data: Path, tmp_path: Path) ->
 
 def test_the_loss_of_prompts_falls_on_one_repeated_batch() -> None:
     image, labels = a_case(0)
-    chooser = ObjectChooser([(1.0, [LabelledVolume(image, labels, (3.0, 2.0, 2.0))])])
+    volume = LabelledVolume(image, labels, (3.0, 2.0, 2.0))
+    chooser = ObjectChooser([(1.0, [volume])], on_single_slices=True)
     batch = PromptSampler(chooser, [], 0.0, TINY.image_size).batch(np.random.default_rng(0), 6)
 
     losses = losses_while_learning(lambda model: prompt_loss(model, batch, np.random.default_rng(0)))

@@ -82,7 +82,7 @@ class NanoImagePredictor:
         The score of an answer is the mean probability of the pixels found: it goes with the Dice better than what the
         network expects (`bench_prompts.py` prints how it does).
         """
-        if prompt.mask is not None and prompt.box_xyxy_px is None and len(prompt.points_xy_px) == 0:
+        if prompt.mask is not None and prompt.box_xyxy_px is None and 1 not in prompt.point_labels:
             box = box_of_mask(prompt.mask)
             if box is None:
                 return self._nothing()

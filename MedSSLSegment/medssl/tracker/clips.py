@@ -12,7 +12,7 @@ Axis letters: T slices of a clip, S side of the crop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,14 +52,28 @@ class LabelledVolume:
     labels: NDArray[Any] | None
     """(K, J, I) integer labels, or None: pseudo-objects only."""
     spacing_kji_mm: tuple[float, float, float]
+    vouched: Mapping[int, Sequence[int]] | None = None
+    """Slices whose labels are complete, by axis. None = all, unless the labels look like single slices that somebody
+    drew: then those."""
     objects: dict[tuple[int, int], NDArray[np.int64]] = field(init=False, default_factory=dict)
-    """(label, axis) -> (n,) pixels of the label on each slice."""
+    """What can be followed from slice to slice: (label, axis) -> (n,) pixels of the label on each slice, -1 where
+    nobody knows."""
+    outlines: dict[tuple[int, int], NDArray[np.int64]] = field(init=False, default_factory=dict)
+    """What can be asked for on single slices, likewise."""
 
     def __post_init__(self) -> None:
         if self.labels is None:
             return
-        for axis in range(3):
-            self.objects.update(_objects_across(self.labels, axis))
+        vouched = _drawn_slices(self.labels) if self.vouched is None else self.vouched
+        for axis in range(3) if vouched is None else vouched:
+            pixels = _pixels_on_slices(self.labels, axis, None if vouched is None else vouched[axis])
+            for label, counts in enumerate(pixels[1:], start=1):
+                present = counts >= _SMALLEST_OBJECT_PX
+                whole = vouched is None and present.sum() >= _SHORTEST_OBJECT
+                if whole or _longest_run(present) >= _SHORTEST_OBJECT:
+                    self.objects[label, axis] = counts
+                if whole or (vouched is not None and present.any()):
+                    self.outlines[label, axis] = counts
 
     def clip(
         self, label: int, axis: int, indices: NDArray[np.int64], valid: NDArray[np.bool_] | None = None
@@ -97,24 +111,34 @@ class RawClip:
 class ObjectChooser:
     """Draws labelled objects of groups of volumes, and an axis to look along."""
 
-    def __init__(self, groups: Sequence[tuple[float, Sequence[LabelledVolume]]]) -> None:
+    def __init__(
+        self, groups: Sequence[tuple[float, Sequence[LabelledVolume]]], on_single_slices: bool = False
+    ) -> None:
         """
         Args:
             groups: (weight, volumes); volumes without labelled objects do not count.
+            on_single_slices: draw what can be asked for on one slice, not only what can be followed.
         """
-        labelled = [(weight, [volume for volume in volumes if volume.objects]) for weight, volumes in groups]
+        self._on_single_slices = on_single_slices
+        labelled = [
+            (weight, [volume for volume in volumes if self.known(volume)]) for weight, volumes in groups
+        ]
         self._groups = [(weight, volumes) for weight, volumes in labelled if volumes]
 
     def __bool__(self) -> bool:
         """Whether there is any."""
         return bool(self._groups)
 
+    def known(self, volume: LabelledVolume) -> dict[tuple[int, int], NDArray[np.int64]]:
+        """What there is to draw of a volume."""
+        return volume.outlines if self._on_single_slices else volume.objects
+
     def draw(self, rng: np.random.Generator) -> tuple[LabelledVolume, int, int]:
         """A volume, the label of an object in it, and an axis: three times as often the first as either other."""
         weights = np.array([weight for weight, _ in self._groups])
         volumes = self._groups[rng.choice(len(weights), p=weights / weights.sum())][1]
         volume = volumes[rng.integers(len(volumes))]
-        keys = list(volume.objects)
+        keys = list(self.known(volume))
         axis_weight = np.array([(3.0, 1.0, 1.0)[axis] for _, axis in keys])
         label, axis = keys[rng.choice(len(keys), p=axis_weight / axis_weight.sum())]
         return volume, label, axis
@@ -186,15 +210,33 @@ class ClipSampler:
         return volume.clip(label, axis, *_choose_slices(volume.objects[label, axis], rng, slices))
 
 
-def _objects_across(labels: NDArray[Any], axis: int) -> dict[tuple[int, int], NDArray[np.int64]]:
+def _pixels_on_slices(labels: NDArray[Any], axis: int, known: Sequence[int] | None) -> NDArray[np.int64]:
+    """(labels, slices) pixels of each label on each slice; -1 on slices that are not known."""
     stack = np.moveaxis(labels, axis, 0)
     top = int(labels.max()) + 1
-    counts = np.stack([np.bincount(plane.ravel(), minlength=top) for plane in stack], 1)  # (labels, slices)
-    return {
-        (label, axis): counts[label]
-        for label in range(1, top)
-        if (counts[label] >= _SMALLEST_OBJECT_PX).sum() >= _SHORTEST_OBJECT
-    }
+    counts = np.stack([np.bincount(plane.ravel(), minlength=top) for plane in stack], 1)
+    if known is not None:
+        counts[:, np.setdiff1d(np.arange(len(stack)), known)] = -1
+    return counts
+
+
+def _drawn_slices(labels: NDArray[Any]) -> dict[int, list[int]] | None:
+    """The slices that somebody drew, by their axis; None where the labels are not single slices of one axis.
+
+    Whoever draws single slices leaves the slices between them empty, and across both other axes there are stripes.
+    """
+    for axis in range(3):
+        rest = tuple(other for other in range(3) if other != axis)
+        there = np.pad(labels.any(axis=rest), 1)
+        alone = there[1:-1] & ~there[:-2] & ~there[2:]
+        if 2 * alone.sum() > there.sum():
+            return {axis: np.flatnonzero(there[1:-1]).tolist()}
+    return None
+
+
+def _longest_run(there: NDArray[np.bool_]) -> int:
+    steps = np.flatnonzero(np.diff(np.pad(there, 1).astype(np.int8)))
+    return int(np.diff(steps)[::2].max(initial=0))
 
 
 def _in_plane(spacing_kji_mm: tuple[float, float, float], axis: int) -> tuple[float, float]:
@@ -215,8 +257,8 @@ def _choose_slices(
         start = end - direction * stride * int(rng.integers(0, slices - 1))
         start = int(solid[np.abs(solid - start).argmin()])
     wanted = start + direction * stride * np.arange(slices)
-    valid = (wanted >= 0) & (wanted < len(areas))
-    return np.clip(wanted, 0, len(areas) - 1), valid
+    indices = np.clip(wanted, 0, len(areas) - 1)
+    return indices, (indices == wanted) & (areas[indices] >= 0)
 
 
 def pseudo_clip(volume: LabelledVolume, rng: np.random.Generator, slices: int) -> RawClip | None:

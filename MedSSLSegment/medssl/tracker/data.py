@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..cases import CaseStore
 from ..datasets.labelled import LabelledCase, pair_up
-from ..datasets.sources import Found, ReadScan, find_sources, stated_modality
+from ..datasets.sources import Found, ReadScan, find_sources, is_excluded, stated_modality
 from ..datasets.volume_cache import guessed_modality, some
 from ..errors import InputError
 from ..phantom import phantom_ct
@@ -62,7 +63,8 @@ class TrackerData:
     def prompts(self, pseudo_share: float, size: int) -> PromptSampler:
         """Draws prompts, more of them on drawn volumes: few others show large organs."""
         groups = [(0.45, self.coarse), (0.15, self.fine), (0.4, self.drawn)]
-        return PromptSampler(ObjectChooser(groups), self._real or self.drawn, pseudo_share, size)
+        chooser = ObjectChooser(groups, on_single_slices=True)
+        return PromptSampler(chooser, self._real or self.drawn, pseudo_share, size)
 
     @property
     def _real(self) -> list[LabelledVolume]:
@@ -73,7 +75,8 @@ def read_data(folder: Path, exclude: Sequence[str], phantoms: int, seed: int) ->
     """Read every CT of a data folder, with its labels where it has any, and draw CTs for label maps without one.
 
     Args:
-        folder: cases in the layouts of `datasets.labelled`, and images without labels.
+        folder: cases in the layouts of `datasets.labelled`, and images without labels; or a case store, of which only
+            the slices that are vouched for are learnt.
         exclude: names of files or folders below it to leave out; * and ? stand for anything.
         phantoms: how many phantoms to add.
         seed: of the drawn volumes.
@@ -81,17 +84,11 @@ def read_data(folder: Path, exclude: Sequence[str], phantoms: int, seed: int) ->
     Raises:
         InputError: there is no such folder, a file in it cannot be read, or it holds no CT and no label map.
     """
-    found = find_sources(folder, exclude)
-    cases = pair_up(found, folder)
     data = TrackerData()
-    for case in cases:
-        _take_labelled(case, data)
-    _take_unlabelled(found, {case.image for case in cases}, data)
-    taken = {case.labels for case in cases}
-    rng = np.random.default_rng(seed)
-    for name in found.labels:
-        if folder / name not in taken and not Path(name).name.startswith("auto_"):
-            data.drawn.extend(_drawings(folder / name, rng))
+    if CaseStore.is_at(folder):
+        _take_store(CaseStore(folder), exclude, data)
+    else:
+        _take_folder(folder, exclude, seed, data)
     if not len(data):
         raise InputError(
             f"The folder {folder} holds no CT to train on; give case folders with ct.nii.gz, and label.nii.gz where"
@@ -101,6 +98,40 @@ def read_data(folder: Path, exclude: Sequence[str], phantoms: int, seed: int) ->
     return data
 
 
+def _take_store(store: CaseStore, exclude: Sequence[str], data: TrackerData) -> None:
+    """Every segment of a case is known on slices of its own."""
+    for case in store.cases():
+        if is_excluded(case.id, exclude) or is_excluded(case.name, exclude):
+            continue
+        volume, truth = case.volume(), case.segmentation()
+        if not _is_ct(volume, case.modality, case.name, data):
+            continue
+        for segment in truth.segments:
+            vouched: dict[int, list[int]] = {}
+            for one in case.vouched:
+                if one.segment == segment.name:
+                    vouched.setdefault(one.axis, []).extend(one.indices)
+            labels = (truth.labels_kji == segment.label).astype(np.uint8)
+            _take(LabelledVolume(volume.voxels_kji, labels, volume.spacing_kji_mm, vouched), data)
+
+
+def _take_folder(folder: Path, exclude: Sequence[str], seed: int, data: TrackerData) -> None:
+    found = find_sources(folder, exclude)
+    cases = pair_up(found, folder)
+    for case in cases:
+        _take_labelled(case, data)
+    _take_unlabelled(found, {case.image for case in cases}, data)
+    taken = {case.labels for case in cases}
+    rng = np.random.default_rng(seed)
+    for name in found.labels:
+        if folder / name not in taken and not Path(name).name.startswith("auto_"):
+            data.drawn.extend(_drawings(folder / name, rng))
+
+
+def _take(volume: LabelledVolume, data: TrackerData) -> None:
+    (data.coarse if volume.image[0].size < _COARSE_PX else data.fine).append(volume)
+
+
 def _take_labelled(case: LabelledCase, data: TrackerData) -> None:
     try:
         volume, truth = case.read()
@@ -108,8 +139,7 @@ def _take_labelled(case: LabelledCase, data: TrackerData) -> None:
         raise InputError(f"The case {case.name} cannot be used: {error}") from error
     stated = stated_modality(case.image) if isinstance(case.image, Path) else ""
     if _is_ct(volume, stated, case.name, data):
-        few_pixels = volume.voxels_kji[0].size < _COARSE_PX
-        (data.coarse if few_pixels else data.fine).append(_labelled(volume, truth))
+        _take(_labelled(volume, truth), data)
 
 
 def _take_unlabelled(found: Found, labelled: set[Path | Volume], data: TrackerData) -> None:

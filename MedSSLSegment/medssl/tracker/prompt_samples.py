@@ -103,7 +103,7 @@ class PromptSampler:
 
     def _labelled(self, rng: np.random.Generator) -> RawClip:
         volume, label, axis = self._chooser.draw(rng)
-        areas = volume.objects[label, axis]
+        areas = self._chooser.known(volume)[label, axis]
         index = rng.choice(np.flatnonzero(areas >= min(_LEAST_PX, areas.max())))
         return volume.clip(label, axis, np.array([index]))
 
