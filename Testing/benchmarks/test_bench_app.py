@@ -18,7 +18,7 @@ def labels() -> np.ndarray:
 
 def measured(click_s: list[float]) -> Measured:
     scrolling = Scrolling(notches=480, frames=200, seconds=10.0, lag_s=2.0, received_bytes=4_000_000)
-    return Measured(3.0, 5_000_000, click_s, 1, 2_100_000, scrolling)
+    return Measured(3.0, 5_000_000, click_s, [2.0 * each for each in click_s], 1, 2_100_000, scrolling)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -33,6 +33,7 @@ def test_the_table_gives_the_rates_per_click_frame_and_second() -> None:
     page = report(measured([0.1] * 19 + [0.9]), _arguments(["--threads", "2"]), load=0.3)
     rows = dict(line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| "))
     assert rows["click to preview, 20 clicks, p50"] == "100 ms"
+    assert rows["in flight, p50"] == "200 ms"
     assert rows["clicks that found nothing"] == "1"
     assert rows["received per click"] == "100 kB"
     assert rows["frames per second while scrolling"] == "**20.0**"
