@@ -336,9 +336,9 @@ def _packed_later(
     folder = TemporaryDirectory(prefix="medssl-")
     unpacked = Path(folder.name) / name
     try:
-        if not write(unpacked):
+        if not write(unpacked):  # Slicer does not say why
             raise StorageError(
-                f"{path.name} cannot be written: there is no space in {tempfile.gettempdir()}."
+                f"{path.name} cannot be written; make sure that {tempfile.gettempdir()} has space for it."
             )
     except BaseException:
         folder.cleanup()
