@@ -53,7 +53,9 @@ class AnnotateSection:
         self.views = SliceViews(scene, self.onPlaced, self.onStopped, self.onMoved, self.onRested)
         session.prompts.accepted = onChanged
         self.parameterNode: MedSSLSegmentParameterNode | None = None
-        self.models = ModelChoice(ui.promptModelComboBox, lambda entry: True, self.onModelChosen)
+        self.models = ModelChoice(
+            ui.promptModelComboBox, lambda entry: entry.answers_prompts, self.onModelChosen
+        )
         self.marks = PromptMarks(session)
         self._way: list[list[float]] = []
         self._wayStart: tuple[str, list[float]] = "", []

@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 
 from .Errors import errorsShown
 from .Lists import fill
+from .ModelDownload import ensureModel
 
 __all__ = ["PredictSection", "cardOf"]
 
@@ -99,7 +100,8 @@ class PredictSection:
     def onSegmentEverything(self) -> None:
         with errorsShown():
             self.requireSegmentation()
-            self.desk.segment_everything(self.model()["name"])
+            if all(ensureModel(modelId) for modelId in self.desk.promptable):
+                self.desk.segment_everything(self.model()["name"])
 
     def onStage(self, *_ignored: Any) -> None:
         stage = self.ui.stageComboBox.itemData(self.ui.stageComboBox.currentIndex)

@@ -95,6 +95,8 @@ class ModelEntry:
     """The licence restricts use, and the user must say that they know before it is downloaded."""
     citation: str
     """The paper to cite."""
+    answers_prompts: bool = True
+    """Whether it takes points and boxes on a slice; False for what was only taught to carry masks."""
 
     @property
     def own(self) -> bool:
@@ -167,14 +169,18 @@ def keep_own(source: str | Path, entry: ModelEntry, check: Callable[[ModelEntry]
     source = Path(source)
     if not source.is_file():
         raise ModelError(f"The weights file {source} does not exist.")
-    if entry.id in {known.id for known in known_models()}:
+    beside = (
+        _own_folder().iterdir() if _own_folder().is_dir() else ()
+    )  # what cannot be read is not written over either
+    taken = {known.id.lower() for known in known_models()} | {_id_of(path).lower() for path in beside}
+    if entry.id.lower() in taken:
         raise ModelError(
             f"There is a model {entry.id} already; give another --name, or take that out first with:"
             f" medssl models delete {entry.id}"
         )
     entry = replace(
         entry,
-        file=f"{_OWN}/{entry.id}{source.suffix}",
+        file=f"{_OWN}/{entry.id}{source.suffix or '.pt'}",
         size_bytes=source.stat().st_size,
         sha256=sha256_of(source),
         source_url=None,
@@ -205,9 +211,15 @@ def remove_own(entry: ModelEntry) -> Path:
         raise ModelError(f"The model {entry.id} is one of the program's and stays.")
     removed = _own_folder() / "removed"
     _make_folder(removed)
-    move(model_path(entry), removed / f"{entry.sha256[:8]}-{Path(entry.file).name}")
-    move(_description(entry), removed / f"{entry.sha256[:8]}-{entry.id}.json")
+    for path in (model_path(entry), _description(entry)):
+        kept = removed / f"{entry.sha256[:8]}-{path.name}"
+        kept.unlink(missing_ok=True)  # the same weights, taken out before
+        move(path, kept)
     return removed
+
+
+def _id_of(path: Path) -> str:
+    return path.name.removesuffix(path.suffix)
 
 
 def _own_folder() -> Path:
@@ -224,9 +236,14 @@ def _read_own(path: Path) -> ModelEntry | None:
         entry = ModelEntry(**json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+    texts = (entry.id, entry.file, entry.config, entry.title, entry.purpose, entry.sha256, entry.license)
+    numbers = (entry.size_bytes, entry.image_size)
+    if not all(isinstance(each, str) for each in texts) or not all(isinstance(each, int) for each in numbers):
+        return None
     # What is described elsewhere than it lies was put here by hand: it must not reach out of the folder.
-    fits = entry.own and entry.kind in _KINDS and entry.id == path.stem
-    inside = Path(entry.file).parent == Path(_OWN) and Path(entry.file).stem == entry.id
+    weights = Path(entry.file)
+    fits = entry.own and entry.kind in _KINDS and entry.id == _id_of(path)
+    inside = weights.parent == Path(_OWN) and _id_of(weights) == entry.id
     return entry if fits and inside and model_path(entry).is_file() else None
 
 

@@ -17,10 +17,13 @@ from medssl.foundation.nano_image import NanoImagePredictor
 from medssl.foundation.nano_model import NanoConfig, NanoModel, load_prompted, prompt_tensors
 from medssl.foundation.own import add_own
 from medssl.foundation.protocols import ImagePredictor
+from medssl.messages import Predict
 from medssl.prompts import SlicePrompt
 from medssl.registry import DEFAULT_MODEL, ModelEntry, find_entry, known_models, model_path
-from medssl.volume import WINDOWS
+from medssl.serving.engine import EngineBackend
+from medssl.volume import WINDOWS, Volume
 
+BOX = SlicePrompt(0, 1, box_xyxy_px=np.array([10, 10, 30, 25], np.float32))
 CONFIG = NanoConfig(image_size=64, embed_dim=16, model_dim=32, memory_dim=16, edge_width=8)
 
 
@@ -64,7 +67,9 @@ def test_a_run_of_ones_own_answers_as_its_file_does(tmp_path: Path) -> None:
 
 
 def test_a_model_that_only_tracks_is_taken_and_says_so_when_it_is_prompted(tmp_path: Path) -> None:
-    add_own(nano_file(tmp_path / "checkpoint.safetensors", seed=1, knows_prompts=False), "tracks")
+    entry = add_own(nano_file(tmp_path / "checkpoint.safetensors", seed=1, knows_prompts=False), "tracks")
+    assert not entry.answers_prompts
+    assert entry.purpose.startswith("Propagation only")
     load_tracker("tracks", "cpu")
     with pytest.raises(ModelError, match="teach it clicks and boxes with"):
         load_image_predictor("tracks", "cpu")
@@ -126,6 +131,38 @@ def test_a_name_that_is_taken_stays_what_it_is(tmp_path: Path) -> None:
     assert registry.sha256_of(registry.verified_path(first)) == first.sha256
 
 
+def test_weights_that_are_not_understood_are_not_written_over(tmp_path: Path, home: Path) -> None:
+    entry = add_own(nano_file(tmp_path / "first.safetensors", seed=1), "ours")
+    path = home / "own" / "ours.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "of a newer version": 1}))
+    second = nano_file(tmp_path / "second.safetensors", seed=2)
+    for name in ("ours", "Ours"):
+        assert "already" in refused(second, name=name)
+    assert registry.sha256_of(model_path(entry)) == entry.sha256
+
+
+def test_a_name_with_a_dot_and_a_file_without_a_suffix_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medssl.foundation.own.open_image_predictor", lambda entry, place: None)
+    torch.save({"model": {"weight": torch.zeros(3)}}, tmp_path / "weights")
+    assert add_own(tmp_path / "weights", "ours.v2", like="sam-vit-b") == find_entry("ours.v2")
+
+
+def test_other_weights_under_the_same_name_are_loaded_anew(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).normal(0, 200, (3, 40, 40)).astype(np.int16)
+    engine, volume = EngineBackend(), Volume(voxels, np.eye(4))
+    request = Predict(volume.content_hash, "", BOX, (40, 400), "ours", "cpu")
+    answers = []
+    for seed in (1, 2):
+        entry = add_own(nano_file(tmp_path / "checkpoint.safetensors", seed), "ours")
+        engine.predict(volume, request)
+        answers.append(engine._predictors["ours", "cpu"])
+        assert engine.models == ("ours",)
+        registry.remove_own(entry)
+    assert answers[0] is not answers[1]
+
+
 def test_what_is_taken_out_is_kept_and_its_name_is_free(tmp_path: Path) -> None:
     path = nano_file(tmp_path / "checkpoint.safetensors", seed=1)
     entry = add_own(path, "ours")
@@ -134,12 +171,17 @@ def test_what_is_taken_out_is_kept_and_its_name_is_free(tmp_path: Path) -> None:
         find_entry("ours")
     (kept,) = removed.glob("*.safetensors")
     assert kept.read_bytes() == path.read_bytes()
-    assert add_own(path, "ours").sha256 == entry.sha256
+    again = add_own(path, "ours")
+    assert again.sha256 == entry.sha256
+    registry.remove_own(again)
+    assert len(list(removed.iterdir())) == 2
     with pytest.raises(ModelError, match="one of the program's"):
         registry.remove_own(find_entry(DEFAULT_MODEL))
 
 
-@pytest.mark.parametrize("damage", ["no json", "another kind", "another name", "outside", "weights gone"])
+@pytest.mark.parametrize(
+    "damage", ["no json", "no file", "no size", "another kind", "another name", "outside", "weights gone"]
+)
 def test_a_damaged_entry_hides_itself_and_nothing_else(tmp_path: Path, home: Path, damage: str) -> None:
     add_own(nano_file(tmp_path / "checkpoint.safetensors", seed=1), "other")
     entry = add_own(nano_file(tmp_path / "checkpoint.safetensors", seed=1), "ours")
@@ -148,6 +190,8 @@ def test_a_damaged_entry_hides_itself_and_nothing_else(tmp_path: Path, home: Pat
     (tmp_path / "home" / "ours.safetensors").write_bytes(b"reached")
     content = {
         "no json": "{",
+        "no file": json.dumps({**values, "file": None}),
+        "no size": json.dumps({**values, "size_bytes": "large"}),
         "another kind": json.dumps({**values, "kind": "shell"}),
         "another name": json.dumps({**values, "id": "theirs"}),
         "outside": json.dumps({**values, "file": "../ours.safetensors"}),

@@ -9,6 +9,7 @@ from medssl.tracker.clips import (
     LabelledVolume,
     ObjectChooser,
     _choose_slices,
+    _known_slices,
     pseudo_clip,
     synthesise_ct,
 )
@@ -78,6 +79,12 @@ def test_slices_that_are_vouched_for_are_all_that_is_taken_for_known() -> None:
         assert valid[0], "a clip begins where the object is known"
         assert set(indices[valid]) <= {2, 7, 8, 9, 10, 11, 15}
         assert not set(indices[~valid]) & ({7, 8, 9, 10, 11} - {0, 19})
+
+
+def test_a_clip_begins_where_a_later_slice_is_known_too() -> None:
+    vouched = LabelledVolume(a_volume().image, labels(), SPACING_KJI_MM, {0: [0, 1, 2, 3, 4, 5, 6, 10, 14]})
+    rng = np.random.default_rng(0)
+    assert all(_known_slices(vouched.objects[2, 0], rng, 4)[1][1:].any() for _ in range(300))
 
 
 def test_a_dense_label_map_is_known_everywhere() -> None:

@@ -205,6 +205,9 @@ def test_the_series_of_a_dicom_folder_are_listed_and_the_one_that_is_clicked_is_
     a_page.work.said.connect(lambda sentence, _: said.append(sentence))
     asyncio.run(files.open([folder]))
     assert "study holds 2 series; this is without a description (CT, 5 slices)" in said[-1]
+    (folder / "1.dcm").unlink()  # the series with most slices has a gap now
+    asyncio.run(files.open([folder]))
+    assert "study holds 2 series; without a description (CT, 4 slices) cannot be opened" in said[-1]
     shutil.rmtree(folder)
     shutil.rmtree(ct_file.parent / "other")
     assert not files.data.is_open_shown

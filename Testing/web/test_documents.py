@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -173,6 +174,8 @@ def test_a_scene_comes_back_with_what_was_chosen_in_it(
     documents.remember(opened)
     documents.write(Format.SCENE, tmp_path / "work.mrb", Opened(), nothing)
     check_references(tmp_path / "work.mrb", Folders([tmp_path]))
+    with ZipFile(tmp_path / "work.mrb") as bundle:
+        assert b'useCompression="0"' not in bundle.read("work/work.mrml"), "3D Slicer packs as ever"
     again = documents.open(tmp_path / "work.mrb")
     assert (again.volume_node.GetName(), again.segmentation_node.GetName()) == ("phantom", "organs")
     np.testing.assert_array_equal(

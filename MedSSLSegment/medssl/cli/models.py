@@ -182,7 +182,7 @@ def _import(store: ModelStore, options: argparse.Namespace) -> None:
     source = Path(options.source)
     run = source / "checkpoint.safetensors"
     if source.is_file() or run.is_file():
-        _import_own(store, run if run.is_file() else source, options.name or source.stem, options.like)
+        _import_own(store, run if run.is_file() else source, options.name or _name_of(source), options.like)
         return
     from ..registry import import_from_folder
 
@@ -191,6 +191,10 @@ def _import(store: ModelStore, options: argparse.Namespace) -> None:
     with ProgressBar(sys.stderr, "Importing") as bar:
         entries = import_from_folder(source, bar, acknowledged=options.accept_license)
     print("Ready: " + ", ".join(entry.id for entry in entries))
+
+
+def _name_of(source: Path) -> str:
+    return source.absolute().name if source.is_dir() else source.stem
 
 
 def _import_own(store: ModelStore, file: Path, name: str, like: str) -> None:

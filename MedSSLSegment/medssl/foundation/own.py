@@ -56,15 +56,17 @@ def add_own(path: str | Path, name: str, like: str = "") -> ModelEntry:
         entry,
         id=name,
         title=f"{name} (your own)",
-        purpose=f"{_ABILITIES[entry.kind]}: your own, {came}.",
+        purpose=f"{_ABILITIES[entry.kind] if entry.answers_prompts else 'Propagation only'}: your own, {came}.",
         license=f"yours, and that of {entry.id}: {entry.license}",
     )
     return keep_own(path, described, _check_weights)
 
 
 def _small_entry(path: Path) -> ModelEntry:
-    config = NanoConfig.from_meta(read_header(path)["config"])
-    return replace(find_entry(DEFAULT_MODEL), image_size=config.image_size)
+    header = read_header(path)
+    config = NanoConfig.from_meta(header["config"])
+    entry = find_entry(DEFAULT_MODEL)
+    return replace(entry, image_size=config.image_size, answers_prompts="prompts" in header)
 
 
 def _entry_like(path: Path, like: str) -> ModelEntry:
@@ -91,7 +93,7 @@ def _check_weights(entry: ModelEntry) -> None:
     if entry.kind == "nano":
         path = verified_path(entry)
         load_nano(path, place)
-        if "prompts" in read_header(path):
+        if entry.answers_prompts:
             load_prompted(path, place)
     else:
         open_image_predictor(entry, place)

@@ -93,6 +93,11 @@ class PredictDesk:
             ),
         )
 
+    @property
+    def promptable(self) -> tuple[str, str]:
+        """Ids of the models that `segment_everything` refines and propagates with."""
+        return self._session.prompts.model, self._session.tracker
+
     def segment_everything(self, model: str, options: Mapping[str, Any] | None = None) -> None:
         """Coarse, refined, reference slices, propagated, in one go; fields of `SegmentOptions`.
 
@@ -101,6 +106,7 @@ class PredictDesk:
         Slices that a person has drawn or emptied stay as they are, and are not suggested.
         """
         volume = self._require()
+        refiner, tracker = self.promptable
         client: Any = self._session.client
         axis = (options or {}).get("axis")
         vouched, absent = self._by_name(volume.axis_of("axial") if axis is None else axis)
@@ -112,8 +118,8 @@ class PredictDesk:
                 dict(options or {}),
                 vouched=vouched,
                 absent=absent,
-                refiner=self._session.prompts.model,
-                tracker=self._session.tracker,
+                refiner=refiner,
+                tracker=tracker,
                 device=self._session.device,
             ),
         )

@@ -16,7 +16,7 @@ from ..errors import InputError, ProtocolError
 from ..events import Progress
 from ..messages import Expect, Message, Predict, PredictVolume, Propagate, Refine, SegmentVolume, Streamed
 from ..prompts import SlicePrompt
-from ..registry import find_entry
+from ..registry import find_entry, known_models
 from ..results import SliceMask
 from ..streamed_evidence import StreamedEvidence, suggestions
 from ..volume import Volume, Window
@@ -136,8 +136,12 @@ class EngineBackend:
         self._trained = TrainedModels()
         self._trackers: dict[_ModelKey, SessionKeeper] = {}
         self._predictors: dict[_ModelKey, ImageKeeper] = {}
+        self._weights: dict[str, str] = {}
+        """SHA-256 of the weights that a model id stood for."""
         self._windows: dict[str, Window] = {}
         self._looked_at: Spot | None = None
+        self._step = 1
+        """Where the person scrolls to."""
         self._foreseen: _Foreseen | None = None
 
     @property
@@ -207,8 +211,8 @@ class EngineBackend:
         options = _options(SegmentOptions, request.options)
         self._device = self._place(request.device)
         model = self._trained.get(request.model, request.store, self._device)
-        predictor = OwnImage(self._predictor((request.refiner, self._device)))
-        tracker = self._tracker((request.tracker, self._device))
+        predictor = OwnImage(self._predictor(self._key_of(request.refiner)))
+        tracker = self._tracker(self._key_of(request.tracker))
         tracker.working_for = request.volume
         return (yield from segment_volume(volume, request, options, model, predictor, tracker, cancelled))
 
@@ -241,7 +245,9 @@ class EngineBackend:
             return
         spot, keeper = self._spot(volume, request), self._predictor(self._key(request))
         before, self._looked_at = self._looked_at, spot
-        step = -1 if before is not None and before.index > spot.index else 1
+        if before is not None and before.index != spot.index:
+            self._step = -1 if before.index > spot.index else 1
+        step = self._step
         for near in spots_ahead(spot, volume.shape_kji[spot.axis], step):
             if not keeper.holds(near):
                 if not self._has_room(volume, request):
@@ -343,7 +349,17 @@ class EngineBackend:
 
     def _key(self, request: Propagate | Refine | Predict | Expect) -> _ModelKey:
         self._device = self._place(request.device)
-        return request.model, self._device
+        return self._key_of(request.model)
+
+    def _key_of(self, model: str) -> _ModelKey:
+        """Also forgets what was loaded under the name if other weights have it now."""
+        sha256 = next((entry.sha256 for entry in known_models() if entry.id == model), "")
+        if self._weights.setdefault(model, sha256) != sha256:
+            self._weights[model] = sha256
+            self._trackers = {key: kept for key, kept in self._trackers.items() if key[0] != model}
+            self._predictors = {key: kept for key, kept in self._predictors.items() if key[0] != model}
+            self._foreseen = None
+        return model, self._device
 
     def _place(self, device: str) -> str:
         """The device a name stands for; loads torch, and sets its threads the first time."""

@@ -207,7 +207,7 @@ class ClipSampler:
 
     def _labelled_clip(self, rng: np.random.Generator, slices: int) -> RawClip:
         volume, label, axis = self._chooser.draw(rng)
-        return volume.clip(label, axis, *_choose_slices(volume.objects[label, axis], rng, slices))
+        return volume.clip(label, axis, *_known_slices(volume.objects[label, axis], rng, slices))
 
 
 def _pixels_on_slices(labels: NDArray[Any], axis: int, known: Sequence[int] | None) -> NDArray[np.int64]:
@@ -259,6 +259,17 @@ def _choose_slices(
     wanted = start + direction * stride * np.arange(slices)
     indices = np.clip(wanted, 0, len(areas) - 1)
     return indices, (indices == wanted) & (areas[indices] >= 0)
+
+
+def _known_slices(
+    areas: NDArray[np.int64], rng: np.random.Generator, slices: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """As `_choose_slices`; where labels are known on some slices only, drawn again until a later slice is one."""
+    for _ in range(_TRIES):
+        indices, valid = _choose_slices(areas, rng, slices)
+        if areas.min() >= 0 or valid[1:].any():
+            break
+    return indices, valid
 
 
 def pseudo_clip(volume: LabelledVolume, rng: np.random.Generator, slices: int) -> RawClip | None:

@@ -48,7 +48,8 @@ def tracking_loss(
         recent.pop(step - model.config.memories, None)
         previous = probability
         appearance = update_appearance(appearance, image[:, step], previous)
-        dices.append(_dice(probability, mask[:, step]))
+        known = valid[:, step]
+        dices.append(_dice(probability[known], mask[known, step]) if bool(known.any()) else math.nan)
         hits.append(_presence_accuracy(answer, mask[:, step], valid[:, step]))
     seen = [dice for dice in dices if not math.isnan(dice)]  # none where every object ends at once
     return torch.stack(losses).mean(), (float(np.mean(seen)) if seen else math.nan, float(np.mean(hits)))

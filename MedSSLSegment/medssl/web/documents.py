@@ -309,7 +309,10 @@ class Documents:
         def write(folder: Path) -> bool:
             folder.mkdir()
             with _unpacked_voxels(self._scene):
-                return bool(self._scene.SaveSceneToSlicerDataBundleDirectory(str(folder)))
+                is_written = bool(self._scene.SaveSceneToSlicerDataBundleDirectory(str(folder)))
+            for scene in folder.glob("*.mrml"):  # whoever saves it from 3D Slicer later packs as ever
+                scene.write_bytes(scene.read_bytes().replace(b'useCompression="0"', b'useCompression="1"'))
+            return is_written
 
         return _packed_later(write, path.name.removesuffix(Format.SCENE.value), pack_scene, path)
 

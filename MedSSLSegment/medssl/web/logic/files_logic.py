@@ -95,15 +95,19 @@ class FilesLogic(SectionLogic[FilesState]):
     async def open(self, paths: Iterable[Path]) -> None:
         """Open files and DICOM folders one after the other, and work on the last; the page goes on meanwhile."""
         for path in paths:
-            await self._open(str(path), self._reader)
+            is_open = await self._open(str(path), self._reader)
             if path.is_dir():
-                await self._say_which_series(path)
+                await self._say_which_series(path, is_open)
 
     async def open_folder(self) -> None:
         """Open the DICOM folder that is listed; where it holds several series, list those."""
         with self.work.errors_said():
             folder = self._folders.resolve(self.data.folder)
             found = await asyncio.to_thread(series_in, folder)
+            if str(folder) != str(
+                self._folders.resolve(self.data.folder)
+            ):  # the person has gone on meanwhile
+                return
             if len(found) == 1:
                 self._soon(str(folder), self._reader)
                 return
@@ -112,14 +116,17 @@ class FilesLogic(SectionLogic[FilesState]):
                     FileRow(_series_text(series), str(folder), series=series.uid) for series in found
                 ]
 
-    async def _say_which_series(self, folder: Path) -> None:
-        with suppress(MedSSLError):  # that it could not be opened has been said
+    async def _say_which_series(self, folder: Path, is_open: bool) -> None:
+        with suppress(MedSSLError, OSError):  # that it could not be opened has been said
             first, *others = await asyncio.to_thread(series_in, folder)
             if others:
+                which = (
+                    f"this is {_series_text(first)}" if is_open else f"{_series_text(first)} cannot be opened"
+                )
                 self.work.said(
-                    f"{folder.name} holds {len(others) + 1} series; this is {_series_text(first)}. Open, and there Open"
-                    " this folder as DICOM, lists all of them.",
-                    False,
+                    f"{folder.name} holds {len(others) + 1} series; {which}. Open, and there Open this folder as DICOM,"
+                    " lists all of them.",
+                    not is_open,
                 )
 
     def _reader(self, path: Path) -> Reader:
@@ -152,8 +159,13 @@ class FilesLogic(SectionLogic[FilesState]):
         self.data.is_open_shown = False
         create_task(self._open(path, reader_of))
 
-    async def _open(self, path: str, reader_of: Callable[[Path], Reader]) -> None:
-        """Read in another thread, and then, in this one, which draws the views, put what was read into the scene."""
+    async def _open(self, path: str, reader_of: Callable[[Path], Reader]) -> bool:
+        """Read in another thread, and then, in this one, which draws the views, put what was read into the scene.
+
+        Returns:
+            Whether that has succeeded; else it has been said why not.
+        """
+        is_open = False
         with self.work.errors_said():
             file = self._folders.resolve(path)
             check_references(file, self._folders)
@@ -163,10 +175,14 @@ class FilesLogic(SectionLogic[FilesState]):
             self._say_loading(f"Reading {file.name}{_size_text(file)} ...")
             # While Slicer reads, nothing else goes on: the page gets the time to say what is read before.
             put = (await asyncio.gather(asyncio.to_thread(read), asyncio.sleep(_SHOWN_S)))[0]
+            if file.name.lower().endswith(_SCENES):
+                self._check_replacing(file)  # of what has been drawn or begun meanwhile
             with self.state:
                 self._choose(put())
+            is_open = True
         self._say_loading("")
         self.work.look_soon()
+        return is_open
 
     def _check_replacing(self, scene: Path) -> None:
         """A scene replaces what is open; what would be lost by that has to be given up by opening it again."""

@@ -38,7 +38,9 @@ class SectionLogic(BaseLogic[T]):  # type: ignore[misc]
 
 def promptable_models() -> list[Choice]:
     """Models that answer points and boxes."""
-    return [Choice(f"{entry.id}: {entry.purpose}", entry.id) for entry in known_models()]
+    return [
+        Choice(f"{entry.id}: {entry.purpose}", entry.id) for entry in known_models() if entry.answers_prompts
+    ]
 
 
 def trackers() -> list[Choice]:
