@@ -79,7 +79,7 @@ class AnnotateSection:
     def setParameterNode(self, parameterNode: MedSSLSegmentParameterNode | None) -> None:
         """Follow a parameter node. The model of a scene from another computer may be missing here; nothing is asked."""
         self.parameterNode = parameterNode
-        if parameterNode is not None:
+        if parameterNode is not None and parameterNode.promptModel != self.session.prompts.model:
             known = {entry.id for entry in known_models() if isHere(entry)}
             self._use(parameterNode.promptModel if parameterNode.promptModel in known else DEFAULT_MODEL)
 

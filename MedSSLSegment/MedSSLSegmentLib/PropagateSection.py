@@ -58,7 +58,7 @@ class PropagateSection:
             " view. Click to go to a slice."
         )
         ui.stripLayout.addWidget(self.strip)
-        self.models = ModelChoice(ui.modelComboBox, lambda entry: entry.kind != "sam", self.onModelChosen)
+        self.models = ModelChoice(ui.modelComboBox, lambda entry: entry.propagates, self.onModelChosen)
         ui.propagateButton.clicked.connect(lambda: self.onPropagate(onlyChanged=False))
         ui.correctButton.clicked.connect(lambda: self.onPropagate(onlyChanged=True))
         ui.suggestButton.clicked.connect(self.onSuggest)

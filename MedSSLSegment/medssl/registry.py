@@ -99,6 +99,11 @@ class ModelEntry:
     """Whether it takes points and boxes on a slice; False for what was only taught to carry masks."""
 
     @property
+    def propagates(self) -> bool:
+        """Whether it carries masks from slice to slice."""
+        return self.kind != "sam"
+
+    @property
     def own(self) -> bool:
         """Weights of the user's own, which no other machine has to offer."""
         return not self.bundled and self.source_url is None

@@ -62,8 +62,8 @@ def load_tracker(model_id: str, device: str = "auto") -> SliceTracker:
             such device.
     """
     entry = find_entry(model_id)
-    if entry.kind == "sam":
-        able = ", ".join(e.id for e in known_models() if e.kind != "sam")
+    if not entry.propagates:
+        able = ", ".join(e.id for e in known_models() if e.propagates)
         raise ModelError(
             f"The model {model_id} works on single slices and cannot propagate; choose one of {able}."
         )

@@ -222,11 +222,12 @@ class EngineBackend:
         Returns:
             The answer; and whether the slice was "encoded", and the answer "foreseen", before.
         """
-        keeper = self._predictor(self._key(request))
+        key = self._key(request)
+        keeper = self._predictor(key)
         spot, prompt = self._spot(volume, request), request.prompt
         encoded = keeper.holds(spot)
         foreseen = self._foreseen
-        if foreseen is not None and foreseen.answers(self._key(request), spot, prompt):
+        if foreseen is not None and foreseen.answers(key, spot, prompt):
             answer, was_foreseen = foreseen.answer, True
         else:
             keeper.show(volume, spot.axis, spot.index, spot.window)

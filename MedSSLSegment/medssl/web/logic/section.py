@@ -45,9 +45,7 @@ def promptable_models() -> list[Choice]:
 
 def trackers() -> list[Choice]:
     """Models that follow a mask from slice to slice."""
-    return [
-        Choice(f"{entry.id}: {entry.purpose}", entry.id) for entry in known_models() if entry.kind != "sam"
-    ]
+    return [Choice(f"{entry.id}: {entry.purpose}", entry.id) for entry in known_models() if entry.propagates]
 
 
 def kept(chosen: str, choices: Iterable[Choice]) -> str:
