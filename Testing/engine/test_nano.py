@@ -9,7 +9,7 @@ import pytest
 import torch
 from medssl.errors import InputError, ModelError
 from medssl.foundation.nano import NanoTracker
-from medssl.foundation.nano_image import NanoImagePredictor
+from medssl.foundation.nano_image import NanoImagePredictor, dice_level
 from medssl.foundation.nano_model import Decoded, Encoded, NanoConfig, NanoModel, load_nano, load_prompted
 from medssl.foundation.protocols import Prediction, TrackedSlice, TrackingSession, TrackJob
 from medssl.phantom import Phantom, phantom_ct
@@ -370,6 +370,73 @@ def test_a_correcting_point_is_heeded_whatever_the_network_says(
     assert after[28, 25]
     assert not after[28, 50]
     assert after[28, 38]
+
+
+class RemembersWhatItIsAsked(NanoImagePredictor):
+    """Counts the looks at the slice, and keeps the hints that went with them."""
+
+    def __init__(self, model: NanoModel) -> None:
+        super().__init__(model)
+        self.looks = 0
+        self.hints: list[np.ndarray | None] = []
+
+    def _look(self, crops: Any, prompts: Any, hints: Any = None) -> Any:
+        self.looks += 1
+        self.hints.append(None if hints is None else hints[0])
+        return super()._look(crops, prompts, hints)
+
+
+def test_points_correct_what_was_found_before_them_which_is_not_worked_out_again(
+    bright_model: NanoModel,
+) -> None:
+    disc = a_stack([(28.0, 50.0)])[0]
+    predictor = RemembersWhatItIsAsked(bright_model)
+    scan = np.where(disc, 150, 10).astype(np.int16)
+    predictor.set_image(scan, SOFT_TISSUE, (1.0, 1.0))
+    xy = np.array([[5.0, 5.0], [50.0, 28.0], [20.0, 28.0]], np.float32)
+    first = SlicePrompt(0, 0, xy[1:2], np.array([1], np.int32))
+    corrected = SlicePrompt(0, 0, xy, np.array([0, 1, 1], np.int32))
+
+    clicked = predictor.predict(first)
+    looks = predictor.looks
+    answer = predictor.predict(corrected)
+
+    assert predictor.looks == looks + 1
+    assert np.array_equal(predictor.hints[-1], clicked.mask)
+    assert answer.mask[28, 20]
+    assert not answer.mask[5, 5]
+    predictor.set_image(scan, SOFT_TISSUE, (1.0, 1.0))  # another slice, for all that is known
+    assert np.array_equal(predictor.predict(corrected).mask, answer.mask)
+    assert predictor.looks > looks + 2
+
+
+def test_points_are_heeded_where_the_first_one_has_found_nothing(bright_model: NanoModel) -> None:
+    predictor = NanoImagePredictor(bright_model)
+    predictor.set_image(np.full((60, 80), 10, np.int16), SOFT_TISSUE, (1.0, 1.0))
+    two = SlicePrompt(0, 0, np.array([[20, 30], [40, 30]], np.float32), np.array([1, 1], np.int32))
+    boxed = replace(two, box_xyxy_px=np.array([15, 25, 45, 35], np.float32))
+
+    for prompt in (two, boxed):
+        mask = predictor.predict(prompt).mask
+        assert mask[30, 20]
+        assert mask[30, 40]
+
+
+def test_no_other_level_gives_a_greater_expected_dice() -> None:
+    probability = np.random.default_rng(0).random((30, 40), np.float32) ** 4
+
+    def expected(level: float) -> float:
+        taken = probability[probability > level]
+        return 2.0 * taken.sum() / (len(taken) + probability[probability > 0.01].sum())
+
+    level = dice_level(probability)
+
+    assert expected(level) == pytest.approx(
+        max(expected(other) for other in np.linspace(0, 0.5, 501)), abs=1e-4
+    )
+    assert level == pytest.approx(expected(level) / 2.0, abs=1e-3)
+    assert dice_level(np.ones((3, 3), np.float32)) == 0.5
+    assert dice_level(np.zeros((3, 3), np.float32)) == 0.5
 
 
 def test_the_score_of_an_answer_is_the_mean_probability_of_what_was_found() -> None:

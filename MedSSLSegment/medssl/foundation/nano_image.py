@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..metrics import dice
 from ..prompts import SlicePrompt, box_of_mask
 from ..volume import Window
+from .correcting import Corrections, is_corrected
 from .nano_crop import CROP_FACTOR, Crop, shown
 from .nano_inputs import make_channels
 from .nano_model import NanoModel, load_prompted
@@ -31,7 +32,7 @@ from .runtime import one_thread
 if TYPE_CHECKING:
     from ..registry import ModelEntry
 
-__all__ = ["NanoImagePredictor"]
+__all__ = ["NanoImagePredictor", "dice_level"]
 
 _FIRST_CROPS_MM = (70.0, 140.0, 280.0)
 """Sides of the crops tried around a click, which does not tell the object's size, from small to large."""
@@ -41,6 +42,8 @@ how sure the network is of the pixels. Chosen, as the sides of the crops, on the
 _ANSWER_REACH_PX, _ANSWER_LOGIT = 4.0, 6.0
 """How far a correcting point speaks in what is answered, and how much: the network alone passes over most of them.
 Chosen on such patients too."""
+_NOWHERE = 0.01
+"""Probability below which a pixel is not the object's."""
 _AT_THE_POINT = 0.9
 """Reach of a point from which on its word is final."""
 
@@ -52,6 +55,7 @@ class NanoImagePredictor:
         self._model = model
         self._slice: NDArray[np.generic] | None = None
         self._spacing = (1.0, 1.0)
+        self._corrections = Corrections(self._answer)
 
     @classmethod
     def from_entry(cls, entry: ModelEntry, device: torch.device) -> NanoImagePredictor:
@@ -70,29 +74,53 @@ class NanoImagePredictor:
     ) -> None:
         """Choose the slice to ask about. The model fits its own window to each object, so `window` is not used."""
         self._slice, self._spacing = slice_hu, spacing_rc_mm
+        self._corrections.forget()
 
     def predict(self, prompt: SlicePrompt) -> Prediction:
         """Answer one prompt.
 
-        A box says how large the object is. A click does not: crops from small to large are tried, and one of the
-        answers that lie wholly within their crop is taken: by how sure the model is of its pixels, by the IoU that it
-        expects, and by how well the next smaller and larger crop agree. That answer's own box then gives the crop for
-        the final one.
+        A box or a mask says how large the object is. A click does not: crops from small to large are tried, and one of
+        the answers that lie wholly within their crop is taken: by how sure the model is of its pixels, by the IoU that
+        it expects, and by how well the next smaller and larger crop agree. That answer's own box then gives the crop
+        for the final one. All further points correct what the box, the mask or the first click on the object has found:
+        it is looked at once more, with all of them.
 
         The score of an answer is the mean probability of the pixels found: it goes with the Dice better than what the
         network expects (`bench_prompts.py` prints how it does).
         """
-        if prompt.mask is not None and prompt.box_xyxy_px is None and 1 not in prompt.point_labels:
-            box = box_of_mask(prompt.mask)
-            if box is None:
-                return self._nothing()
-            return self._ask(box, prompt, prompt.mask)
-        if prompt.box_xyxy_px is not None:
-            return self._ask(prompt.box_xyxy_px, prompt, prompt.mask)
-        crops = [self._crop_at(prompt, side_mm) for side_mm in _FIRST_CROPS_MM]
-        hints = None if prompt.mask is None else [prompt.mask] * len(crops)
+        return self._corrections.answer(prompt)
+
+    def predict_boxes(
+        self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
+    ) -> list[Prediction]:
+        """Answer (B, 4) boxes in one batch; a coarse mask as a hint says what in the boxes is meant."""
+        prompts = [SlicePrompt(0, 0, box_xyxy_px=box) for box in boxes_xyxy_px]
+        crops = [Crop.around(box, self._spacing) for box in boxes_xyxy_px]
+        hints = None if hint is None else [_inside(hint, box) for box in boxes_xyxy_px]
+        answers = self._look(crops, prompts, hints) if prompts else []
+        return [answer.on_slice(self._shown().shape) for answer in answers]
+
+    def _answer(self, prompt: SlicePrompt, found: Prediction | None) -> Prediction:
+        """Answer a prompt, as a correction of what was found before if there is that."""
+        box, mask = prompt.box_xyxy_px, prompt.mask
+        if found is not None:
+            found_box = box_of_mask(found.mask)
+            hint = None if found_box is None else found.mask
+            return self._ask(_with_points(box if found_box is None else found_box, prompt), prompt, hint)
+        if mask is not None and box is None:
+            box = box_of_mask(mask)
+            return self._nothing() if box is None else self._ask(box, prompt, mask)
+        if box is not None:
+            return self._ask(box, prompt, mask)
+        if 1 not in prompt.point_labels:
+            raise InputError("A negative point alone says nothing; add a point on the object.")
+        return self._clicked(prompt)
+
+    def _clicked(self, prompt: SlicePrompt) -> Prediction:
+        """What one click finds."""
+        crops = [self._crop_at(prompt.points_xy_px[0], side_mm) for side_mm in _FIRST_CROPS_MM]
         shape = self._shown().shape
-        looks = self._look(crops, [prompt] * len(crops), hints)
+        looks = self._look(crops, [prompt] * len(crops))
         on_slice = {answer: found for answer in looks if (found := answer.on_slice(shape)).mask.any()}
         if not on_slice:  # what was found beyond the slice's border does not count
             return self._nothing()
@@ -105,20 +133,12 @@ class NanoImagePredictor:
         best = max(whole, key=lambda answer: worth[answer], default=answers[-1])
         return self._again(prompt, on_slice[best])
 
-    def predict_boxes(
-        self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
-    ) -> list[Prediction]:
-        """Answer (B, 4) boxes in one batch; a coarse mask as a hint says what in the boxes is meant."""
-        prompts = [SlicePrompt(0, 0, box_xyxy_px=box) for box in boxes_xyxy_px]
-        crops = [Crop.around(box, self._spacing) for box in boxes_xyxy_px]
-        hints = None if hint is None else [_inside(hint, box) for box in boxes_xyxy_px]
-        answers = self._look(crops, prompts, hints) if prompts else []
-        return [answer.on_slice(self._shown().shape) for answer in answers]
-
-    def _again(self, prompt: SlicePrompt, first: Prediction) -> Prediction:
+    def _again(self, click: SlicePrompt, first: Prediction) -> Prediction:
         """Ask once more, closer, with the first answer as a hint."""
         box = box_of_mask(first.mask)
-        return first if box is None else self._ask(box, prompt, first.mask)
+        assert box is not None
+        (answer,) = self._look([Crop.around(box, self._spacing)], [click], [first.mask])
+        return answer.on_slice(self._shown().shape, is_uncertain=True)
 
     def _ask(
         self, box_xyxy_px: NDArray[np.float32], prompt: SlicePrompt, hint: NDArray[np.bool_] | None
@@ -142,7 +162,7 @@ class NanoImagePredictor:
         if hints is not None:
             cuts = [crop.cut_mask(hint) for crop, hint in zip(crops, hints, strict=True)]
             guess = shown(cuts, self._model)
-        corrects = [_corrects(prompt) for prompt in prompts]
+        corrects = [is_corrected(prompt) for prompt in prompts]
         correcting = torch.tensor(corrects, device=image.device)
         appearance, guess = heeded_guess(image, guess, points, correcting)
         encoded = self._model.encode(make_channels(appearance, image, image, guess))
@@ -154,15 +174,10 @@ class NanoImagePredictor:
         rows = torch.split(logits.cpu(), 1)
         return [_Answer(*parts) for parts in zip(crops, rows, quality, strict=True)]
 
-    def _crop_at(self, prompt: SlicePrompt, side_mm: float) -> Crop:
-        """A crop of a given size around the positive points."""
-        on = prompt.points_xy_px[prompt.point_labels == 1]
-        if len(on) == 0:
-            raise InputError("A negative point alone says nothing; add a point on the object.")
-        centre = on.mean(axis=0)
-        reach = np.abs(prompt.points_xy_px - centre).max(axis=0, initial=0.0)
-        half = np.maximum(side_mm / (2 * CROP_FACTOR) / np.array(self._spacing[::-1]), reach / CROP_FACTOR)
-        return Crop.around(np.concatenate([centre - half, centre + half]), self._spacing)
+    def _crop_at(self, point_xy_px: NDArray[np.float32], side_mm: float) -> Crop:
+        """A crop of a given size around a point."""
+        half = side_mm / (2 * CROP_FACTOR) / np.array(self._spacing[::-1])
+        return Crop.around(np.concatenate([point_xy_px - half, point_xy_px + half]), self._spacing)
 
     def _shown(self) -> NDArray[np.generic]:
         if self._slice is None:
@@ -196,12 +211,12 @@ class _Answer:
         return float(self.logits[self.logits > 0.0].sigmoid().mean())
 
     @one_thread()
-    def on_slice(self, shape: tuple[int, ...]) -> Prediction:
-        """The answer on a slice of some shape."""
+    def on_slice(self, shape: tuple[int, ...], is_uncertain: bool = False) -> Prediction:
+        """The answer on a slice of some shape; one that may well be wrong takes the pixels that its Dice gains from."""
         size = (self.crop.height, self.crop.width)
         cut = F.interpolate(self.logits.sigmoid(), size=size, mode="bilinear", align_corners=False)
         probability = self.crop.put_back(cut[0, 0].numpy(), shape)
-        mask = probability > 0.5
+        mask = probability > (dice_level(probability) if is_uncertain else 0.5)
         score = float(probability[mask].mean()) if mask.any() else 0.0
         return Prediction(mask, score, self.logits[0, 0].numpy())
 
@@ -213,6 +228,24 @@ def _agreements(answers: Sequence[_Answer]) -> list[float]:
         for smaller, larger in pairwise(answers)
     ]
     return [float(np.mean(pairs[max(n - 1, 0) : n + 1] or [0.0])) for n in range(len(answers))]
+
+
+def dice_level(probability: NDArray[np.float32]) -> float:
+    """The probability from which on pixels are taken, at most one half, so that the expected Dice is greatest.
+
+    Of the n surest pixels it is 2 sum(p of those) / (n + sum(p of all)), the quotient of the expectations; see Lipton,
+    Elkan and Naryanaswamy, "Optimal thresholding of classifiers to maximize F1 measure", 2014. The less sure a model
+    is of an object, the lower the level: half of the Dice that can be expected.
+
+    Args:
+        probability: (H, W) of being the object.
+    """
+    surest_first = np.sort(probability[probability > _NOWHERE], axis=None)[::-1]
+    if len(surest_first) == 0:
+        return 0.5
+    found = np.cumsum(surest_first, dtype=np.float64)
+    expected = 2.0 * found / (np.arange(1, len(found) + 1) + found[-1])
+    return float(min(expected.max() / 2.0, 0.5))
 
 
 def _points(
@@ -244,10 +277,11 @@ def _heeded(logits: Tensor, on: Tensor, off: Tensor) -> Tensor:
     return torch.where(off > _AT_THE_POINT, spoken.clamp(max=-1.0), spoken)
 
 
-def _corrects(prompt: SlicePrompt) -> bool:
-    """Whether points say more than where the object is: it is known from a box, a mask or the first click."""
-    is_known = prompt.box_xyxy_px is not None or prompt.mask is not None
-    return len(prompt.points_xy_px) > (0 if is_known else 1)
+def _with_points(box_xyxy_px: NDArray[np.float32] | None, prompt: SlicePrompt) -> NDArray[np.float32]:
+    """(4,) the box, if there is one, enlarged to hold the points on the object."""
+    on = prompt.points_xy_px[prompt.point_labels == 1]
+    corners = on if box_xyxy_px is None else np.concatenate([box_xyxy_px.reshape(2, 2), on])
+    return np.concatenate([corners.min(axis=0), corners.max(axis=0)])
 
 
 def _inside(hint: NDArray[np.bool_], box_xyxy_px: NDArray[np.float32]) -> NDArray[np.bool_]:

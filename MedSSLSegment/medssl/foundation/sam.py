@@ -18,6 +18,7 @@ from ..errors import InputError, ModelError
 from ..prompts import SlicePrompt
 from ..registry import ModelEntry, verified_path
 from ..volume import Window
+from .correcting import Corrections
 from .image_prompts import arrays_of, mask_logits, rgb_of
 from .protocols import EncodedImage, Prediction
 from .runtime import ensure_torchvision_operators
@@ -82,12 +83,14 @@ class SamImagePredictor:
         from segment_anything import SamPredictor
 
         self._predictor = SamPredictor(model)
+        self._corrections = Corrections(self._answer)
 
     def set_image(
         self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]
     ) -> None:
         """Encode one slice (H, W); see `ImagePredictor`. Pixel size makes no difference to SAM."""
         self._predictor.set_image(rgb_of(slice_hu, window))
+        self._corrections.forget()
 
     @property
     def encoder(self) -> Any:
@@ -103,15 +106,24 @@ class SamImagePredictor:
         """Go back to a slice that was encoded before."""
         for name, value in image.state.items():
             setattr(self._predictor, name, value)
+        self._corrections.forget()
 
     def predict(self, prompt: SlicePrompt) -> Prediction:
-        """Answer one prompt on the slice that was set; the best of three answers for a single click."""
+        """Answer one prompt on the slice that was set.
+
+        Of three answers to a single click the best one counts; what it, or a box, has found goes with all further
+        points.
+        """
+        return self._corrections.answer(prompt)
+
+    def _answer(self, prompt: SlicePrompt, found: Prediction | None) -> Prediction:
         arrays = arrays_of(prompt, self._predictor.original_size)
+        mask_input = None if found is None else found.logits[None]
         masks, scores, logits = self._predictor.predict(
             point_coords=arrays.points_xy_px,
             point_labels=arrays.point_labels,
             box=arrays.box_xyxy_px,
-            mask_input=None if arrays.mask is None else self._padded_logits(arrays.mask),
+            mask_input=mask_input if arrays.mask is None else self._padded_logits(arrays.mask),
             multimask_output=arrays.several,
         )  # (C, H, W), (C,), (C, s, s)
         best = int(np.argmax(scores))

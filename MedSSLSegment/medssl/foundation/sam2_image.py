@@ -16,6 +16,7 @@ from ..checkpoints import read_weights
 from ..prompts import SlicePrompt
 from ..registry import ModelEntry, verified_path
 from ..volume import Window
+from .correcting import Corrections
 from .image_prompts import arrays_of, mask_logits, rgb_of
 from .protocols import EncodedImage, Prediction
 from .runtime import ensure_torchvision_operators
@@ -44,6 +45,7 @@ class Sam2ImagePredictor:
         # The package writes down the feature sizes of a 1024 pixel input; the model itself works at any size.
         self._predictor._bb_feat_sizes = [(self._side // stride, self._side // stride) for stride in _STRIDES]
         self._shape_hw = (0, 0)
+        self._corrections = Corrections(self._answer)
 
     @classmethod
     def from_entry(cls, entry: ModelEntry, device: torch.device | str) -> Sam2ImagePredictor:
@@ -63,6 +65,7 @@ class Sam2ImagePredictor:
         self._predictor.set_image(picture)
         height, width = slice_hu.shape
         self._shape_hw = (height, width)
+        self._corrections.forget()
 
     @property
     def encoder(self) -> Any:
@@ -80,16 +83,25 @@ class Sam2ImagePredictor:
         features, self._shape_hw = image.state
         self._predictor._features, self._predictor._orig_hw = features, [self._shape_hw]
         self._predictor._is_image_set, self._predictor._is_batch = True, False
+        self._corrections.forget()
 
     def predict(self, prompt: SlicePrompt) -> Prediction:
-        """Answer one prompt on the slice that was set; the best of three answers for a single click."""
+        """Answer one prompt on the slice that was set.
+
+        Of three answers to a single click the best one counts; what it, or a box, has found goes with all further
+        points.
+        """
+        return self._corrections.answer(prompt)
+
+    def _answer(self, prompt: SlicePrompt, found: Prediction | None) -> Prediction:
         arrays = arrays_of(prompt, self._shape_hw)
+        mask_input = None if found is None else found.logits[None]
         side = self._side // _STRIDES[0]
         masks, scores, logits = self._predictor.predict(
             point_coords=arrays.points_xy_px,
             point_labels=arrays.point_labels,
             box=arrays.box_xyxy_px,
-            mask_input=None if arrays.mask is None else mask_logits(arrays.mask, (side, side)),
+            mask_input=mask_input if arrays.mask is None else mask_logits(arrays.mask, (side, side)),
             multimask_output=arrays.several,
         )  # (C, H, W), (C,), (C, s, s)
         best = int(np.argmax(scores))
