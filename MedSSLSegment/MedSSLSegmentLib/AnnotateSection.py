@@ -62,6 +62,8 @@ class AnnotateSection:
         """Segment and view normal of the way's first click."""
         self._scribbled: Place | None = None
         """The slice of the scribble that grows."""
+        self._missingModel = ""
+        """The scene's model, where it is not on this computer and that has been said."""
         self._told: tuple[object, ...] = ()
         """Volume, axis and index that the worker was told of last: panning and zooming are no news."""
         self.tools = {
@@ -77,26 +79,37 @@ class AnnotateSection:
         ui.takeBackButton.clicked.connect(self.onTakeBack)
 
     def setParameterNode(self, parameterNode: MedSSLSegmentParameterNode | None) -> None:
-        """Follow a parameter node. The model of a scene from another computer may be missing here; nothing is asked."""
+        """Follow a parameter node.
+
+        The model of a scene from another computer may be missing here: nothing is asked, the shipped one answers, and
+        the scene keeps its own.
+        """
         self.parameterNode = parameterNode
-        if parameterNode is not None and parameterNode.promptModel != self.session.prompts.model:
-            known = {entry.id for entry in known_models() if isHere(entry)}
-            self._use(parameterNode.promptModel if parameterNode.promptModel in known else DEFAULT_MODEL)
+        if parameterNode is None or parameterNode.promptModel == self.session.prompts.model:
+            return
+        wanted = parameterNode.promptModel
+        isThere = wanted in {entry.id for entry in known_models() if isHere(entry)}
+        self._answerWith(wanted if isThere else DEFAULT_MODEL)
+        if not isThere and wanted != self._missingModel:
+            self.session.prompts.message = _(
+                "{wanted}, which this scene was made with, is not on this computer; {model} answers."
+            ).format(wanted=wanted, model=DEFAULT_MODEL)
+        self._missingModel = "" if isThere else wanted
 
     def onModelChosen(self, modelId: str) -> None:
         isReady = False
         with errorsShown():
             isReady = ensureModel(modelId)
         self.models.show()
-        self._use(modelId if isReady else self.session.prompts.model)
+        self._answerWith(modelId if isReady else self.session.prompts.model)
+        if isReady and self.parameterNode is not None:
+            self.parameterNode.promptModel = self.models.modelId
 
-    def _use(self, modelId: str) -> None:
+    def _answerWith(self, modelId: str) -> None:
         self.models.choose(modelId)
         if self.session.prompts.model != self.models.modelId:
             self.session.prompts.model = self.models.modelId
             self._told = ()  # the new model has not encoded the slice in view
-        if self.parameterNode is not None:
-            self.parameterNode.promptModel = self.models.modelId
 
     @property
     def tool(self) -> str:

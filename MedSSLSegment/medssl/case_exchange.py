@@ -6,7 +6,7 @@ import contextlib
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def import_dicom_seg(
 
 def export_nnunet(
     store: CaseStore, folder: Path, segments: Sequence[str] | None = None
-) -> Iterator[Progress]:
+) -> Iterator[Progress | Log]:
     """Write the store as a raw nnU-Net v2 data set: imagesTr, labelsTr, dataset.json.
 
     Voxels on slices that are not vouched for carry nnU-Net's ignore label, so its partial-label training works.
@@ -112,7 +112,7 @@ def export_nnunet(
         InputError: no case or segment, or the folder exists.
         StorageError: no space or no permission.
     """
-    cases, names = _chosen(store, folder, segments)
+    cases, names = yield from _chosen(store, folder, segments)
     with _whole(folder) as draft:
         yield from _write_nnunet(cases, names, draft)
 
@@ -145,7 +145,9 @@ def _write_nnunet(cases: Sequence[Case], names: Sequence[str], folder: Path) -> 
     )
 
 
-def export_monai(store: CaseStore, folder: Path, segments: Sequence[str] | None = None) -> Iterator[Progress]:
+def export_monai(
+    store: CaseStore, folder: Path, segments: Sequence[str] | None = None
+) -> Iterator[Progress | Log]:
     """Write the store as a MONAI datalist: images, labels, vouched masks and datalist.json.
 
     Every entry has "image", "label" and "vouched": 1 where the labels count. Patients are spread over five folds.
@@ -154,7 +156,7 @@ def export_monai(store: CaseStore, folder: Path, segments: Sequence[str] | None 
         InputError: no case or segment, or the folder exists.
         StorageError: no space or no permission.
     """
-    cases, names = _chosen(store, folder, segments)
+    cases, names = yield from _chosen(store, folder, segments)
     with _whole(folder) as draft:
         yield from _write_monai(cases, names, draft)
 
@@ -190,10 +192,15 @@ def _whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _chosen(store: CaseStore, folder: Path, segments: Sequence[str] | None) -> tuple[list[Case], list[str]]:
+def _chosen(
+    store: CaseStore, folder: Path, segments: Sequence[str] | None
+) -> Generator[Log, None, tuple[list[Case], list[str]]]:
+    """Cases and segments to export; says which cases are damaged and will be missing."""
     if folder.exists():
         raise InputError(f"{folder} exists already; choose a new folder.")
-    cases = store.cases()
+    damaged: list[Log] = []
+    cases = store.cases(damaged.append)
+    yield from (Log(f"Left out: {log.text}") for log in damaged)
     known = list(dict.fromkeys(segment.name for case in cases for segment in case.segments))
     names = known if segments is None else list(segments)
     for name in names:

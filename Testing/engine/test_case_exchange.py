@@ -63,6 +63,17 @@ def test_nnunet_gets_images_labels_and_an_ignore_label_where_nobody_vouches(tmp_
     assert np.array_equal(image.voxels_kji, pair(1)[0].voxels_kji)
 
 
+def test_a_damaged_case_is_named_and_the_others_are_exported(tmp_path: Path) -> None:
+    store = store_of(tmp_path / "store", ALL, SOME)
+    good, bad = store.cases()
+    (bad.folder / "case.json").write_text("{")
+    said = [event.text for event in export_nnunet(store, tmp_path / "out") if isinstance(event, Log)]
+    assert len(said) == 1
+    assert said[0].startswith("Left out: ")
+    assert bad.id in said[0]
+    assert [path.name for path in (tmp_path / "out" / "labelsTr").iterdir()] == [f"{good.id}.nii.gz"]
+
+
 def test_without_gaps_there_is_no_ignore_label(tmp_path: Path) -> None:
     list(export_nnunet(store_of(tmp_path / "store", ALL), tmp_path / "out", ["spleen"]))
     facts = json.loads((tmp_path / "out" / "dataset.json").read_text())

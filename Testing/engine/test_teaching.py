@@ -11,6 +11,8 @@ from medssl.datasets.data import IGNORE
 from medssl.datasets.input_contract import InputContract
 from medssl.datasets.labelled import LabelledScans
 from medssl.errors import InputError
+from medssl.events import Log
+from medssl.few_labels.finetune_run import FinetuneConfig, finetune
 from medssl.few_labels.teaching import labelled_cases
 from medssl.segmentation import Segment, Segmentation
 from medssl.volume import Volume
@@ -49,7 +51,7 @@ def test_slices_are_grouped_by_the_segments_they_teach(store: CaseStore) -> None
 
 
 def test_a_segment_that_is_not_vouched_for_is_unknown_and_the_rest_is_ignored(store: CaseStore) -> None:
-    contract = InputContract(size=(8, 8))
+    contract = InputContract(size=(32, 32))
     scans = LabelledScans.from_cases(
         labelled_cases(store.cases(), ["liver", "spleen"]), contract, ["liver", "spleen"]
     )
@@ -65,6 +67,17 @@ def test_a_segment_that_is_not_vouched_for_is_unknown_and_the_rest_is_ignored(st
 def test_slices_across_another_axis_teach_too(store: CaseStore) -> None:
     (part,) = labelled_cases(store.cases(), ["kidney"])
     assert part.vouched == {2: [6]}
+
+
+def test_fine_tuning_says_which_cases_of_the_store_are_damaged(store: CaseStore, tmp_path: Path) -> None:
+    lost = store.add(Volume(np.arange(432).reshape(6, 8, 9), GRID), store.cases()[0].segmentation(),
+                     [Vouched("liver", 0, (1,))], name="lost")  # fmt: skip
+    (lost.folder / "case.json").write_text("{")
+    config = FinetuneConfig(cases=store.folder, out=tmp_path / "run", segments=("liver",), backbone="unet2d_4", steps=1,
+                            batch=2, size=(32, 32), device="cpu")  # fmt: skip
+    said = [event.text for event in finetune(config) if isinstance(event, Log)]
+    assert any(lost.id in text for text in said)
+    assert any("1 case to learn from" in text for text in said)
 
 
 def test_segments_nobody_vouches_for_are_named(store: CaseStore) -> None:

@@ -321,6 +321,12 @@ def test_of_a_case_store_only_what_is_vouched_for_is_learnt(tmp_path: Path) -> N
     read.prompts(0.0, 64).batch(np.random.default_rng(0), 8)
     with pytest.raises(InputError, match="holds no CT"):
         read_data(store.folder, ("one",), phantoms=0, seed=0)
+    other = replace(phantom.volume, voxels_kji=phantom.volume.voxels_kji[::-1])
+    lost = store.add(other, kept, vouched, name="two")
+    (lost.folder / "case.json").write_text("{", "utf-8")
+    described = read_data(store.folder, (), phantoms=0, seed=0).description
+    assert "Left out, damaged: " in described
+    assert "two" in described
 
 
 def test_images_without_labels_and_labels_without_images_are_used_too(data: Path, tmp_path: Path) -> None:

@@ -211,7 +211,16 @@ def test_a_prompt_model_that_is_not_downloaded_is_not_used(a_desk: Any) -> None:
     assert a_desk.ui.promptModelComboBox.currentText == find_entry(DEFAULT_MODEL).title
     a_desk.panel.parameterNode.promptModel = "sam-vit-b"  # a scene from another computer: nothing is asked
     assert len(a_desk.application.questions_asked) == 1
-    assert a_desk.panel.session.prompts.model == a_desk.panel.parameterNode.promptModel == DEFAULT_MODEL
+    assert a_desk.panel.session.prompts.model == DEFAULT_MODEL
+    said = "sam-vit-b, which this scene was made with, is not on this computer; medssl-nano answers."
+    assert a_desk.panel.session.prompts.message == said
+    assert a_desk.panel.parameterNode.promptModel == "sam-vit-b"  # for where it is
+    a_desk.panel.session.prompts.message = ""
+    a_desk.panel.parameterNode.stop = False
+    assert a_desk.panel.session.prompts.message == "", "it was said once"
+    put_on_this_computer(find_entry("sam-vit-b"))
+    choose_prompt_model(a_desk, "sam-vit-b")
+    assert a_desk.panel.session.prompts.model == "sam-vit-b"
 
 
 def test_a_host_needs_no_model_on_this_computer(a_desk: Any, monkeypatch: pytest.MonkeyPatch) -> None:

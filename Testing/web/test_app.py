@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from fake_client import FakeClient
 from medssl.errors import InputError
 from medssl.scene import writing
 from medssl.web.app import Workstation, WorkstationOptions
-from medssl.web.documents import Format, Opened
+from medssl.web.documents import Format, Opened, Reader
 from medssl.web.logic.slices import meeting_point
 
 
@@ -211,6 +211,29 @@ def test_the_series_of_a_dicom_folder_are_listed_and_the_one_that_is_clicked_is_
     shutil.rmtree(folder)
     shutil.rmtree(ct_file.parent / "other")
     assert not files.data.is_open_shown
+
+
+def test_of_two_things_opened_at_once_the_second_waits_for_the_first(
+    a_page: Workstation, ct_file: Path
+) -> None:
+    files, done = a_page.files, []
+
+    def reader_of(name: str) -> Callable[[Path], Reader]:
+        def read() -> Callable[[], Opened]:
+            done.append(f"read {name}")
+            return put
+
+        def put() -> Opened:
+            done.append(f"put {name}")
+            return Opened(a_page.work.session.volume_node)
+
+        return lambda path: read
+
+    async def both() -> None:
+        await asyncio.gather(*(files._open(str(ct_file), reader_of(name)) for name in ("one", "two")))
+
+    asyncio.run(both())
+    assert done == ["read one", "put one", "read two", "put two"]
 
 
 def test_a_scene_replaces_what_is_not_saved_only_when_it_is_opened_twice(

@@ -264,7 +264,8 @@ def test_of_several_series_any_can_be_chosen_and_gets_a_dicom_seg_of_its_own(
     folder = two_series(tmp_path / "study")
     first, second = series_in(folder)
     assert (first.slices, second.slices) == (5, 2)
-    nodes_ = [documents.reader(folder, uid)()().volume_node for uid in ("", first.uid, second.uid)]
+    readers = (documents.reader(folder), *(documents.series_reader(folder, one) for one in (first, second)))
+    nodes_ = [read()().volume_node for read in readers]
     volumes = [nodes.read_volume_node(node) for node in nodes_]
     assert [volume.shape_kji for volume in volumes] == [(5, 6, 7), (5, 6, 7), (2, 6, 7)]
     node = nodes.create_segmentation_node(slicer_app.scene, nodes_[2])
@@ -272,8 +273,9 @@ def test_of_several_series_any_can_be_chosen_and_gets_a_dicom_seg_of_its_own(
     writing.write_slices(node, liver, volumes[2], 0, {1: np.ones((6, 7), bool)})
     documents.write(Format.DICOM_SEG, tmp_path / "organs.dcm", Opened(nodes_[2], node), lambda: volumes[2])
     assert read_dicom_seg(tmp_path / "organs.dcm", volumes[2]).mask("liver").sum() == 42
-    with pytest.raises(InputError, match="does not hold that series any more"):
-        documents.reader(folder, "1.2.3")()
+    (folder / "scout1.dcm").unlink()  # since the series were listed
+    with pytest.raises(InputError, match=r"scout1\.dcm is not there any more"):
+        documents.series_reader(folder, second)()
 
 
 @pytest.mark.parametrize("form", [Format.SCENE, Format.SEG_NRRD])

@@ -12,7 +12,7 @@ from ..errors import InputError
 from .command import Command
 from .files import read_pair
 from .options import add_axis, add_json, add_series, add_store, chosen_axis
-from .printed import print_json
+from .printed import note, print_json
 from .terminal import ProgressBar
 
 if TYPE_CHECKING:
@@ -104,18 +104,14 @@ def _add(store: CaseStore, options: argparse.Namespace) -> None:
     )  # fmt: skip
     print(f"Added {case.id}. {case.summary()}.")
     if shift := shift_problem(volume):
-        print(
-            f"medssl: note: the case is kept as MR, but {shift}, remove the case and add it again",
-            file=sys.stderr,
-        )
+        note(f"the case is kept as MR, but {shift}, remove the case and add it again")
     if (
         options.slices == "annotated"
         and max(case.vouched_slices(name) for name in labels.names) >= _LOOKS_FINISHED
     ):
-        print(
-            "medssl: note: slices where a segment is not drawn teach nothing about it; if all of it is drawn, remove"
-            " the case and add it again with --slices all",
-            file=sys.stderr,
+        note(
+            "slices where a segment is not drawn teach nothing about it; if all of it is drawn, remove the case and add"
+            " it again with --slices all"
         )
 
 
@@ -135,7 +131,7 @@ def _vouched(volume: Volume, labels: Segmentation, slices: str, axis: int | None
 def _list(store: CaseStore, options: argparse.Namespace) -> None:
     from ..serving.facts import case_facts
 
-    cases = store.cases(lambda log: print(f"medssl: note: {log.text}", file=sys.stderr))
+    cases = store.cases(note)
     if options.json:
         print_json([case_facts(case) for case in cases])
     elif not cases:

@@ -11,7 +11,7 @@ from ..errors import InputError
 from .command import Command
 from .files import read_pair
 from .options import add_json, add_models, add_series, add_store
-from .printed import print_json
+from .printed import note, print_json
 from .terminal import ProgressBar, table
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _list_models(store: ModelStore, options: argparse.Namespace) -> None:
     from ..registry import known_models, model_path
     from ..serving.facts import entry_facts, model_facts
 
-    own = store.models(lambda log: print(f"medssl: note: {log.text}", file=sys.stderr))
+    own = store.models(note)
     promptable = [{**entry_facts(entry), "path": str(model_path(entry))} for entry in known_models()]
     if options.json:
         print_json({"own": [model_facts(model) for model in own], "promptable": promptable})

@@ -14,9 +14,10 @@ from ..registry import DEFAULT_MODEL
 from .terminal import table
 
 if TYPE_CHECKING:
+    from ..events import Log
     from ..metrics import SegmentScore
 
-__all__ = ["note_model", "print_json", "ranges", "score_table"]
+__all__ = ["note", "note_model", "print_json", "ranges", "score_table"]
 
 
 def score_table(scores: Sequence[SegmentScore], slices: Mapping[str, int] | None = None) -> str:
@@ -52,11 +53,15 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
+def note(log: Log | str) -> None:
+    """Say something on stderr that a person should know, though the work goes on."""
+    print(f"medssl: note: {log if isinstance(log, str) else log.text}", file=sys.stderr)
+
+
 def note_model(model: str) -> None:
-    """Say, on stderr, that the default model is small and where stronger ones are."""
+    """Say that the default model is small and where stronger ones are."""
     if model == DEFAULT_MODEL:
-        print(
-            f"medssl: note: {model} is a small model trained by this project; stronger ones are one download away:"
-            " medssl models download sam2.1-hiera-tiny, then --model sam2.1-hiera-tiny",
-            file=sys.stderr,
+        note(
+            f"{model} is a small model trained by this project; stronger ones are one download away:"
+            " medssl models download sam2.1-hiera-tiny, then --model sam2.1-hiera-tiny"
         )

@@ -16,7 +16,7 @@ from ..events import duration
 from .command import Command
 from .files import check_output, read_pair
 from .options import add_axis, add_json, add_model, add_output, add_series, add_window, chosen_axis
-from .printed import note_model, print_json, ranges
+from .printed import note, note_model, print_json, ranges
 from .terminal import ProgressBar, table
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace) -> None:
     note_model(options.model)
     left_out = [name for name in annotation.names if name not in result.references]
     if left_out:
-        print(f"medssl: note: no reference slice was chosen for {', '.join(left_out)}", file=sys.stderr)
+        note(f"no reference slice was chosen for {', '.join(left_out)}")
     if options.json:
         print_json({"output": options.output, **_result_facts(volume, result)})
         return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from .command import Command
 from .options import add_json, add_series, add_store, add_trained
-from .printed import print_json
+from .printed import note, print_json
 from .segment import add_pipeline, known_slices, pipeline_options, show_events
 from .terminal import ProgressBar, table
 
@@ -144,7 +144,7 @@ def _ranked(options: argparse.Namespace) -> list[VolumeSuggestion]:
     from ..suggest import embed_slices, suggest_volumes
 
     model, store = _model(options), Path(options.store)
-    cases = CaseStore(store).cases() if store.is_dir() else []
+    cases = CaseStore(store).cases(note) if store.is_dir() else []
     taught = {case.volume_hash for case in cases}
     sources = find_sources(Path(options.volume)).sources
     evidence, embeddings = {}, {}

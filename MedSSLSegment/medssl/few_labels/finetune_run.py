@@ -194,18 +194,22 @@ def _model_store(config: FinetuneConfig) -> ModelStore:
 
 
 def _material(
-    config: FinetuneConfig, given: Sequence[LabelledCase] | None, saved: Mapping[str, Any] | None
+    config: FinetuneConfig,
+    given: Sequence[LabelledCase] | None,
+    saved: Mapping[str, Any] | None,
+    on_problem: Callable[[Log], None],
 ) -> tuple[Sequence[LabelledCase], dict[str, str]]:
     """Cases to learn from and, from a case store, the fingerprint of each by its id.
 
-    A run that goes on learns from the cases it began with; those that have joined the store since wait.
+    A run that goes on learns from the cases it began with; those that have joined the store since wait. Cases of the
+    store that are damaged are left out and named to `on_problem`.
     """
     if given is not None:
         return given, {}
     if config.data is not None:
         return find_cases(config.data, config.exclude), {}
     store = CaseStore(config.cases or cases_folder())
-    chosen = teaching_cases(store.cases(), config.segments)
+    chosen = teaching_cases(store.cases(on_problem), config.segments)
     if saved is not None:
         chosen = unchanged_cases(chosen, saved["cases"])
     return labelled_cases(chosen, config.segments), {case.id: case.fingerprint for case in chosen}
@@ -219,10 +223,10 @@ def _train(
 ) -> Iterator[Progress | Log | TrainingMetric | Preview]:
     begun, device = time.monotonic(), pick_device(config.device)
     saved = run.load_resume()
-    cases, fingerprints = _material(config, cases, saved)
+    said: list[Log] = []
+    cases, fingerprints = _material(config, cases, saved, said.append)
     start = Start() if saved else _start(config)  # a run that goes on has its own weights
     info = _saved_info(run, saved) if saved else _model_info(config, start, cases)
-    said: list[Log] = []
     with run.stopped_while("preparing the cases"):
         scans = LabelledScans.from_cases(
             cases, info.contract, config.segments, slices=config.slices, cancelled=cancelled,

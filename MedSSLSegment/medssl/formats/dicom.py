@@ -85,6 +85,9 @@ def choose_series(folder: Path, series: str | None) -> DicomSeries:
 def read_series(chosen: DicomSeries, folder_name: str) -> RawImage:
     """Read a series that `list_dicom_series` found; raises as `read_dicom` does."""
     what = f"Series {chosen.uid} in {folder_name}"
+    gone = [name for name in map(Path, chosen.files) if not name.is_file()]
+    if gone:
+        raise InputError(f"{what} cannot be read: {gone[0].name} is not there any more; put it back.")
     try:
         if len(chosen.files) == 1 and chosen.slices > 1:
             return _read_frames(Path(chosen.files[0]), what)

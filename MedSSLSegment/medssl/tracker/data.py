@@ -39,6 +39,8 @@ class TrackerData:
     """Images drawn for real or phantom labels."""
     no_ct: list[str] = field(default_factory=list)
     """Names of the scans that were left out because they are no CT."""
+    damaged: list[str] = field(default_factory=list)
+    """What is wrong with the cases of a store that were left out because they cannot be read, a sentence each."""
 
     def __len__(self) -> int:
         """How many volumes there are."""
@@ -47,13 +49,17 @@ class TrackerData:
     @property
     def description(self) -> str:
         """One line for a person."""
-        left_out = ""
-        if self.no_ct:
-            left_out = f" Left out, no CT: {some(self.no_ct)} (a meta.json beside it may say otherwise)."
-        return (
+        sentences = [
             f"{len(self.coarse) + len(self.fine)} labelled and {len(self.unlabelled)} unlabelled CTs,"
-            f" {len(self.drawn)} drawn volumes.{left_out}"
-        )
+            f" {len(self.drawn)} drawn volumes."
+        ]
+        if self.no_ct:
+            sentences.append(
+                f"Left out, no CT: {some(self.no_ct)} (a meta.json beside it may say otherwise)."
+            )
+        if self.damaged:
+            sentences += ["Left out, damaged:", *self.damaged]
+        return " ".join(sentences)
 
     def clips(self, pseudo_share: float, size: int) -> ClipSampler:
         """Draws clips from all of them; pseudo-objects from real CT where there is any."""
@@ -100,7 +106,7 @@ def read_data(folder: Path, exclude: Sequence[str], phantoms: int, seed: int) ->
 
 def _take_store(store: CaseStore, exclude: Sequence[str], data: TrackerData) -> None:
     """Every segment of a case is known on slices of its own."""
-    for case in store.cases():
+    for case in store.cases(lambda log: data.damaged.append(log.text)):
         if is_excluded(case.id, exclude) or is_excluded(case.name, exclude):
             continue
         volume, truth = case.volume(), case.segmentation()

@@ -78,12 +78,8 @@ class Documents:
         """
         return self.reader(path)()()
 
-    def reader(self, path: Path, series: str = "") -> Reader:
-        """What `open` does, in two parts.
-
-        Args:
-            path: file or DICOM folder.
-            series: UID of the series to read of a DICOM folder; "" for the one with the most slices.
+    def reader(self, path: Path) -> Reader:
+        """What `open` does, in two parts; of a DICOM folder, for the series with the most slices.
 
         Returns:
             Reads what takes long, and may do so in another thread; what that returns puts it into the scene, and has
@@ -96,17 +92,17 @@ class Documents:
             return lambda: lambda: self._open_scene(path, path)
         if name.endswith((".seg.nrrd", ".seg.nhdr")):
             return lambda: self._unpacked(path, unpack_nrrd, self._open_segmentation)
-        return lambda: self._series_put(path, series) if path.is_dir() else self._volume_put(path)
+        return lambda: self._series_put(path, series_in(path)[0]) if path.is_dir() else self._volume_put(path)
+
+    def series_reader(self, folder: Path, series: DicomSeries) -> Reader:
+        """What `open` does, in two parts, for one of the series of a DICOM folder; see `reader` and `series_in`."""
+        return lambda: self._series_put(folder, series)
 
     def _volume_put(self, path: Path) -> Callable[[], Opened]:
         volume = read_volume(path)
         return lambda: Opened(volume_node=self._add_volume(volume, _stem(path), path))
 
-    def _series_put(self, folder: Path, uid: str) -> Callable[[], Opened]:
-        found = [series for series in series_in(folder) if uid in ("", series.uid)]
-        if not found:
-            raise InputError(f"{folder.name} does not hold that series any more; open the folder again.")
-        series = found[0]
+    def _series_put(self, folder: Path, series: DicomSeries) -> Callable[[], Opened]:
         raw = read_series(series, folder.name)
         volume, name = Volume(raw.voxels, raw.ijk_to_ras, folder.name), series.description or folder.name
 

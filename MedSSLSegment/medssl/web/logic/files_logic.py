@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -69,6 +68,9 @@ class FilesLogic(SectionLogic[FilesState]):
         """The scene the person was asked about, and what would not have been saved."""
         self._named: Any = None
         """The segmentation that the name in the dialog is for."""
+        self._listed: dict[str, DicomSeries] = {}
+        """By UID, the series that the dialog shows."""
+        self._one_at_a_time = asyncio.Lock()
         self._status = TypedState(server.state, StatusState)
         self.data.formats = list(_FORMATS)
         self.data.places = [*(Choice(str(root), str(root)) for root in folders.roots), _DOWNLOAD]
@@ -95,39 +97,49 @@ class FilesLogic(SectionLogic[FilesState]):
     async def open(self, paths: Iterable[Path]) -> None:
         """Open files and DICOM folders one after the other, and work on the last; the page goes on meanwhile."""
         for path in paths:
-            is_open = await self._open(str(path), self._reader)
-            if path.is_dir():
-                await self._say_which_series(path, is_open)
+            if not path.is_dir():
+                await self._open(str(path), self._reader)
+            elif found := await self._series_of(path):
+                is_open = await self._open(str(path), self._series_reader(found[0]))
+                self._say_which_series(path, found, is_open)
 
     async def open_folder(self) -> None:
         """Open the DICOM folder that is listed; where it holds several series, list those."""
         with self.work.errors_said():
             folder = self._folders.resolve(self.data.folder)
-            found = await asyncio.to_thread(series_in, folder)
-            if str(folder) != str(
-                self._folders.resolve(self.data.folder)
-            ):  # the person has gone on meanwhile
+            found = await self._series_of(folder)
+            if folder != self._folders.resolve(self.data.folder):  # the person has gone on meanwhile
                 return
             if len(found) == 1:
-                self._soon(str(folder), self._reader)
-                return
-            with self.state:
-                self.data.rows = [
-                    FileRow(_series_text(series), str(folder), series=series.uid) for series in found
-                ]
+                self._soon(str(folder), self._series_reader(found[0]))
+            elif found:
+                self._listed = {series.uid: series for series in found}
+                with self.state:
+                    self.data.rows = [FileRow(_series_text(s), str(folder), series=s.uid) for s in found]
 
-    async def _say_which_series(self, folder: Path, is_open: bool) -> None:
-        with suppress(MedSSLError, OSError):  # that it could not be opened has been said
-            first, *others = await asyncio.to_thread(series_in, folder)
-            if others:
-                which = (
-                    f"this is {_series_text(first)}" if is_open else f"{_series_text(first)} cannot be opened"
-                )
-                self.work.said(
-                    f"{folder.name} holds {len(others) + 1} series; {which}. Open, and there Open this folder as DICOM,"
-                    " lists all of them.",
-                    not is_open,
-                )
+    async def _series_of(self, folder: Path) -> tuple[DicomSeries, ...]:
+        """The series of a DICOM folder; none where it has been said why it cannot be opened."""
+        found: tuple[DicomSeries, ...] = ()
+        async with self._one_at_a_time:
+            with self.work.errors_said():
+                self._say_loading(f"Looking at the files in {folder.name} ...")
+                found = await asyncio.to_thread(series_in, folder)
+            self._say_loading("")
+        return found
+
+    def _say_which_series(self, folder: Path, found: Sequence[DicomSeries], is_open: bool) -> None:
+        if len(found) == 1:
+            return
+        first = _series_text(found[0])
+        which = f"this is {first}" if is_open else f"{first} cannot be opened"
+        self.work.said(
+            f"{folder.name} holds {len(found)} series; {which}. Open, and there Open this folder as DICOM, lists all of"
+            " them.",
+            not is_open,
+        )
+
+    def _series_reader(self, series: DicomSeries) -> Callable[[Path], Reader]:
+        return lambda folder: self._documents.series_reader(folder, series)
 
     def _reader(self, path: Path) -> Reader:
         return self._documents.reader(path)
@@ -139,7 +151,7 @@ class FilesLogic(SectionLogic[FilesState]):
 
     def _on_row(self, path: str, series: str = "") -> None:
         if series:
-            self._soon(path, lambda folder: self._documents.reader(folder, series))
+            self._soon(path, self._series_reader(self._listed[series]))
         elif any(row.path == path and row.is_folder for row in self.data.rows):
             self._list(path)
         else:
@@ -162,9 +174,15 @@ class FilesLogic(SectionLogic[FilesState]):
     async def _open(self, path: str, reader_of: Callable[[Path], Reader]) -> bool:
         """Read in another thread, and then, in this one, which draws the views, put what was read into the scene.
 
+        What is to be opened meanwhile waits.
+
         Returns:
             Whether that has succeeded; else it has been said why not.
         """
+        async with self._one_at_a_time:
+            return await self._open_now(path, reader_of)
+
+    async def _open_now(self, path: str, reader_of: Callable[[Path], Reader]) -> bool:
         is_open = False
         with self.work.errors_said():
             file = self._folders.resolve(path)
