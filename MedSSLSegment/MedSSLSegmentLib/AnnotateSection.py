@@ -76,6 +76,7 @@ class AnnotateSection:
             button.toggled.connect(lambda on, name=name: self.onTool(name, on))
         ui.acceptButton.clicked.connect(self.onAccept)
         ui.dropButton.clicked.connect(self.onDrop)
+        ui.anotherButton.clicked.connect(self.onAnother)
         ui.takeBackButton.clicked.connect(self.onTakeBack)
 
     def setParameterNode(self, parameterNode: MedSSLSegmentParameterNode | None) -> None:
@@ -213,6 +214,13 @@ class AnnotateSection:
             self.session.prompts.drop()
         self.show()
 
+    def onAnother(self) -> None:
+        self._way.clear()
+        with errorsShown():
+            self.session.prompts.show_another()
+        self.show()
+        self.onChanged()
+
     def onTakeBack(self) -> None:
         self._way.clear()
         with errorsShown():
@@ -232,6 +240,7 @@ class AnnotateSection:
         self.marks.show()
         canGoOn = prompts.place in prompts.previews or (prompts.place in prompts.pending())
         self.ui.acceptButton.enabled = canGoOn and not prompts.is_waiting
+        self.ui.anotherButton.enabled = prompts.has_another
         self.ui.takeBackButton.enabled = self.ui.dropButton.enabled = self.hasPrompts
         hint = _("Paint with the Segment Editor below, or prompt in a slice view.")
         self.ui.promptLabel.text = prompts.message or hint

@@ -45,7 +45,7 @@ RUN_MS = 2000
 STRIP_S = 0.2
 """Between two times that the strip is drawn anew while slices arrive."""
 PROGRESS_STEPS = 1000
-DECIDING_KEYS = ("Return", "Esc", "Backspace")
+DECIDING_KEYS = ("Return", "Esc", "A", "Backspace")
 """Keys that decide about prompts, and mean something else to fields of text and to effects."""
 
 
@@ -130,6 +130,7 @@ class Panel:
             "S": (_("scribble"), lambda: annotate.pick("scribble")),
             "Return": (_("accept the preview"), annotate.onAccept),
             "Esc": (_("drop the preview"), annotate.onDrop),
+            "A": (_("another answer to the click"), annotate.onAnother),
             "Backspace": (_("take the last prompt back"), annotate.onTakeBack),
             "C": (_("compare stages"), self.predict.onCompare),
             "U": (_("uncertainty over the image"), self.predict.toggleUncertainty),
@@ -326,7 +327,7 @@ class Panel:
         self._pace()
 
     def pauseKeys(self) -> None:
-        """Return, Esc and Backspace are the program's only while there are prompts and no effect is active."""
+        """The keys that decide about a preview are ours only while there are prompts and no effect is active."""
         isEditing = self.ui.segmentEditor.activeEffect() is not None
         areOurs = self.annotate.hasPrompts and not isEditing
         self.shortcuts.pause(() if areOurs else DECIDING_KEYS)

@@ -54,8 +54,13 @@ class SlicePrompt:
     """(4,) first column, first row, last column, last row."""
     mask: NDArray[np.bool_] | None = None
     """(H, W) the object's pixels."""
+    choice: int = 0
+    """Which answer to the first click is meant where it has several: 0 the likeliest, 1 the next, and so on; behind the
+    last one it begins anew."""
 
     def __post_init__(self) -> None:
+        if self.choice < 0:
+            raise InputError(f"Answers to a click are counted from 0; {self.choice} is none of them.")
         if self.axis not in (0, 1, 2):
             raise InputError(f"A prompt's slice axis must be 0, 1 or 2, not {self.axis}.")
         if self.points_xy_px.ndim != 2 or self.points_xy_px.shape[1] != 2:
@@ -89,8 +94,8 @@ class SlicePrompt:
             for prompt in (self, other)
         )
         return (
-            (self.axis, self.index, self.point_labels.tolist())
-            == (other.axis, other.index, other.point_labels.tolist())
+            (self.axis, self.index, self.choice, self.point_labels.tolist())
+            == (other.axis, other.index, other.choice, other.point_labels.tolist())
             and here[1].shape == there[1].shape
             and all(np.allclose(a, b, rtol=0.0, atol=1e-3) for a, b in zip(here, there, strict=True))
         )

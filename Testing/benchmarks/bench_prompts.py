@@ -7,7 +7,8 @@
 Of every labelled object two axial slices are drawn from a seed. A click lies somewhere in the inner half of the object,
 a box is drawn tightly around it; each is the only thing that the model is told. Scored are the Dice with the truth, and
 how well the model's score goes with it (Pearson's correlation): the score chooses between answers, and tells which
-refined slices to trust. Then the answer is corrected as a person would: up to three more points, each in the middle of
+refined slices to trust. A click has other answers, which a person can look through: the best of them is scored too.
+Then the first answer is corrected as a person would: up to three more points, each in the middle of
 the largest mistake that is left. Writes RESULTS_PROMPTS.md beside this file, or where --results says.
 """
 
@@ -45,6 +46,8 @@ _HERE = Path(__file__).resolve().parent
 _LEAST_PX = 12
 _SLICES = 2
 _CORRECTIONS = 3
+_ANSWERS = 3
+"""To one click, at most."""
 _FIRST_PHANTOM, _FIRST_DEVELOPMENT_PHANTOM = 9001, 9101
 
 
@@ -59,6 +62,8 @@ class Answer:
     dice: float
     score: float
     """The model's."""
+    best: float
+    """Dice of the best of the answers to a click; of a box, the only one's."""
     corrected: tuple[float, ...] = ()
     """Dice after each of up to `_CORRECTIONS` correcting points; fewer where nothing was left to correct."""
     heeded: int = 0
@@ -103,8 +108,11 @@ def ask(predictor: ImagePredictor, case: Case, rng: np.random.Generator) -> Iter
             for kind, prompt in _prompts(truth[index], int(index), rng):
                 found = predictor.predict(prompt)
                 first = dice(found.mask, truth[index])
+                others = range(1, _ANSWERS if kind == "click" else 1)
+                looked_through = [predictor.predict(replace(prompt, choice=choice)).mask for choice in others]
+                best = max([first, *(dice(mask, truth[index]) for mask in looked_through)])
                 corrected, heeded = _correct(predictor, prompt, found.mask, truth[index])
-                yield Answer(patient_of(case.name), organ, kind, first, found.score, corrected, heeded)
+                yield Answer(patient_of(case.name), organ, kind, first, found.score, best, corrected, heeded)
 
 
 def _correct(
@@ -157,19 +165,21 @@ def render(answers: Sequence[Answer], model: str, words: str) -> str:
         f"Written by `python Testing/benchmarks/bench_prompts.py {words}`; do not edit. {model},"
         f" {len({answer.patient for answer in answers})} patients that it has not seen, {_SLICES} axial slices of every"
         " labelled object, on each one click in the inner half of the object, and one tight box. Brackets: 95 %"
-        " bootstrap interval, patients resampled. *Score*: correlation of the model's own score with the Dice.",
+        " bootstrap interval, patients resampled. *Best*: of up to three answers to the click, which a person can look"
+        " through. *Score*: correlation of the model's own score with the Dice.",
         "",
         f"{processor()}; {datetime.date.today()}.",
         "",
-        "| prompt | prompts | Dice | below 0.3 | score |",
-        "|---|---|---|---|---|",
+        "| prompt | prompts | Dice | best | below 0.3 | score |",
+        "|---|---|---|---|---|---|",
     ]
     for kind in ("click", "box"):
         of_kind = [answer for answer in answers if answer.kind == kind]
         values = np.array([[answer.dice, answer.score] for answer in of_kind])
+        best = f"{np.mean([answer.best for answer in of_kind]):.3f}" if kind == "click" else "-"
         mean = bootstrap_mean(values[:, 0], [answer.patient for answer in of_kind])
         lines.append(
-            f"| {kind} | {len(values)} | {mean} | {np.mean(values[:, 0] < 0.3):.0%} |"
+            f"| {kind} | {len(values)} | {mean} | {best} | {np.mean(values[:, 0] < 0.3):.0%} |"
             f" {np.corrcoef(values.T)[0, 1]:.2f} |"
         )
     lines += [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from bench_prompts import Answer, ask, render
@@ -49,14 +51,30 @@ def test_a_click_lies_in_the_inner_half_of_an_object_and_a_box_tightly_around_it
             assert prompt.box_xyxy_px.tolist() == [10, 8, 23, 19]
 
 
+class FindsItAtLast(FindsTheBright):
+    """A model whose third answer to a click is right."""
+
+    def predict(self, prompt: SlicePrompt) -> Prediction:
+        found = super().predict(prompt)
+        return found if prompt.choice == 2 else replace(found, mask=~found.mask)
+
+
+def test_the_best_of_the_answers_to_a_click_is_scored_and_a_box_has_one() -> None:
+    answers = list(ask(FindsItAtLast(), a_case(), np.random.default_rng(0)))
+    assert [(answer.kind, answer.dice, answer.best) for answer in answers[:2]] == [
+        ("click", 0.0, 1.0),
+        ("box", 0.0, 0.0),
+    ]
+
+
 def test_the_table_has_a_line_for_each_kind_of_prompt_and_each_organ() -> None:
     answers = [
-        Answer("p", organ, kind, dice, score)
+        Answer("p", organ, kind, dice, score, dice + 0.1)
         for organ in ("liver", "spleen")
         for kind, found in (("click", ((0.2, 0.3), (0.6, 0.7))), ("box", ((0.8, 0.9), (0.9, 0.8))))
         for dice, score in found
     ]
     text = render(answers, "a-model", "--phantoms 2")
-    assert "| click | 4 | 0.400 [0.200, 0.600] | 50% | 1.00 |" in text
+    assert "| click | 4 | 0.400 [0.200, 0.600] | 0.500 | 50% | 1.00 |" in text
     assert "| box | 4 | 0.850" in text
     assert "| spleen | 2 | 0.40 | 0.85 |" in text

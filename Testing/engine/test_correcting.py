@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from medssl.foundation.correcting import Corrections, is_corrected
+from medssl.foundation.correcting import Corrections, chosen, is_corrected
 from medssl.foundation.protocols import Prediction
 from medssl.prompts import SlicePrompt
 
@@ -63,6 +64,38 @@ def test_the_first_click_on_the_object_comes_first_though_one_beside_it_was_plac
 
     assert asked.prompts[0].points_xy_px.tolist() == [[1.0, 1.0]]
     assert asked.prompts[0].point_labels.tolist() == [1]
+
+
+def test_corrections_follow_the_answer_that_was_chosen() -> None:
+    asked = Asked()
+    corrections = Corrections(asked)
+
+    corrections.answer(replace(points(1), choice=1))
+    corrections.answer(replace(points(1, 0), choice=1))
+    corrections.answer(replace(points(1, 0), choice=0))
+
+    assert [prompt.choice for prompt in asked.prompts] == [1, 1, 0, 0]
+    assert asked.found[1] is not None
+    assert asked.found[1].score == 1.0
+    assert asked.found[3] is not None
+    assert asked.found[3].score == 3.0
+
+
+def test_answers_that_look_the_same_are_one_and_behind_the_last_it_begins_anew() -> None:
+    masks = np.zeros((4, 10, 10), bool)
+    masks[0, :5], masks[1, :5], masks[2, :8], masks[3, 5:] = True, True, True, True
+    masks[1, 5, 0] = True
+    answers = [Prediction(mask, 1.0 - n / 10, np.zeros((3, 3), np.float32)) for n, mask in enumerate(masks)]
+
+    assert [chosen(answers, choice).score for choice in range(5)] == [1.0, 0.8, 0.7, 1.0, 0.8]
+
+
+def test_no_more_answers_are_worked_out_than_are_needed() -> None:
+    def worked_out() -> Iterator[Prediction]:
+        yield Prediction(np.ones((3, 3), bool), 1.0, np.zeros((3, 3), np.float32))
+        raise AssertionError("the second one was worked out")
+
+    assert chosen(worked_out(), 0).score == 1.0
 
 
 def test_what_was_found_first_is_asked_for_once_until_another_slice_is_looked_at() -> None:

@@ -512,6 +512,20 @@ class SaysWhatIsLookedAtAgain(NanoImagePredictor):
         return first
 
 
+def test_the_other_answers_to_a_click_are_those_of_the_other_crops_and_then_the_first_again() -> None:
+    model = FindsDiscs(TINY).eval()
+    model.radii_mm = (10.0, 25.0, 60.0)
+    predictor = SaysWhatIsLookedAtAgain(model)
+    predictor.set_image(np.zeros((900, 900), np.int16), SOFT_TISSUE, (1.0, 1.0))
+    click = SlicePrompt(0, 0, np.array([[450.0, 450.0]], np.float32), np.array([1], np.int32))
+
+    answers = [predictor.predict(replace(click, choice=choice)) for choice in range(4)]
+
+    radii = [float(np.sqrt(answer.mask.sum() / np.pi)) for answer in answers]
+    assert sorted(radii[:3]) == pytest.approx([10.0, 25.0, 60.0], rel=0.1)
+    assert radii[3] == radii[0]
+
+
 @pytest.mark.parametrize(("radii_mm", "found_mm"), [((10.0, 25.0, 26.0), 25.5), ((20.0, 21.0, 70.0), 20.5)])
 def test_of_equally_sure_answers_one_that_a_neighbouring_crop_agrees_with_is_looked_at_again(
     radii_mm: tuple[float, float, float], found_mm: float

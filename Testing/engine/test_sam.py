@@ -16,6 +16,7 @@ from medssl.foundation import load_image_predictor, load_tracker
 from medssl.foundation.image_prompts import mask_logits
 from medssl.foundation.runtime import ensure_torchvision_operators, interruptible, pick_device
 from medssl.foundation.sam import MedSamImagePredictor, SamImagePredictor, build_sam
+from medssl.metrics import dice
 from medssl.prompts import SlicePrompt
 from medssl.volume import WINDOWS
 from torch.nn import functional as F
@@ -127,6 +128,23 @@ def test_sam_answers_a_prompt_exactly_as_its_own_predictor(slice_hu: np.ndarray,
     np.testing.assert_array_equal(answer.mask, mask)
     np.testing.assert_allclose(answer.logits, logits, rtol=1e-5, atol=1e-5)
     assert answer.score == pytest.approx(min(max(score, 0.0), 1.0))
+
+
+def test_the_other_answers_of_sam_to_a_click_come_in_the_order_of_their_scores(slice_hu: np.ndarray) -> None:
+    click = PROMPTS["one click"]
+    model = small_sam()
+    masks, scores, _ = official_predictor(model, slice_hu).predict(
+        point_coords=click.points_xy_px, point_labels=click.point_labels, multimask_output=True
+    )
+    ours = SamImagePredictor(model)
+    ours.set_image(slice_hu, WINDOW, (1.0, 1.0))
+    answers = [ours.predict(replace(click, choice=choice)) for choice in range(3)]
+    distinct: list[np.ndarray] = []
+    for mask in masks.astype(bool)[np.argsort(-scores)]:
+        if all(dice(mask, other) < 0.9 for other in distinct):
+            distinct.append(mask)
+    for choice, answer in enumerate(answers):
+        np.testing.assert_array_equal(answer.mask, distinct[choice % len(distinct)])
 
 
 def test_a_mask_goes_to_sam_with_its_box_as_logits_on_the_padded_grid(slice_hu: np.ndarray) -> None:

@@ -20,6 +20,7 @@ from medssl.foundation.image_prompts import mask_logits
 from medssl.foundation.runtime import Interrupted, interruptible
 from medssl.foundation.sam2_build import build_sam2_model
 from medssl.foundation.sam2_image import Sam2ImagePredictor
+from medssl.metrics import dice
 from medssl.prompts import SlicePrompt
 from medssl.volume import WINDOWS
 
@@ -124,6 +125,23 @@ def test_sam2_answers_a_prompt_exactly_as_its_own_predictor(
     np.testing.assert_array_equal(answer.mask, mask)
     np.testing.assert_allclose(answer.logits, logits, rtol=1e-5, atol=1e-5)
     assert answer.score == pytest.approx(score)
+
+
+def test_the_other_answers_of_sam2_to_a_click_come_in_the_order_of_their_scores(
+    model: Any, slice_hu: np.ndarray
+) -> None:
+    click = PROMPTS["one click"]
+    masks, scores, _ = official_predictor(model, slice_hu).predict(
+        point_coords=click.points_xy_px, point_labels=click.point_labels, multimask_output=True
+    )
+    ours = our_predictor(model, slice_hu)
+    answers = [ours.predict(replace(click, choice=choice)) for choice in range(3)]
+    distinct: list[np.ndarray] = []
+    for mask in masks.astype(bool)[np.argsort(-scores)]:
+        if all(dice(mask, other) < 0.9 for other in distinct):
+            distinct.append(mask)
+    for choice, answer in enumerate(answers):
+        np.testing.assert_array_equal(answer.mask, distinct[choice % len(distinct)])
 
 
 def test_a_mask_goes_to_sam2_with_its_box_as_logits_on_the_square_grid(

@@ -110,7 +110,7 @@ def test_a_day_at_the_panel(a_drive: Drive, tmp_path: Path) -> None:
 
     # Click, look, accept.
     drive.click("positive", 10, 5, 7)
-    assert ui.promptLabel.text == "90% sure. Enter accepts, Esc drops."
+    assert ui.promptLabel.text == "90% sure. Enter accepts, Esc drops. A shows another answer."
     ui.acceptButton.click()
     np.testing.assert_array_equal(drive.masks()[10], drive.bright[10])
     ui.positiveButton.click()

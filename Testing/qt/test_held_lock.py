@@ -112,7 +112,7 @@ def test_an_answer_is_seen_within_ten_milliseconds(a_desk: Any, takes_ms: float)
     a_click(a_desk)
     time.run_for(100.0)
     assert takes_ms <= seen_ms[0] <= takes_ms + 10.0
-    assert a_desk.ui.promptLabel.text == "90% sure. Enter accepts, Esc drops."
+    assert a_desk.ui.promptLabel.text == "90% sure. Enter accepts, Esc drops. A shows another answer."
     assert not a_desk.panel.promptTimer.active
 
 

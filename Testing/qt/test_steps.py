@@ -104,6 +104,21 @@ def test_a_click_in_a_view_is_answered_accepted_and_undone(a_desk: Any) -> None:
     assert a_desk.application.errors_shown == []
 
 
+def test_another_answer_to_a_click_is_one_button_or_key_away(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    assert not a_desk.ui.anotherButton.enabled
+    place(a_desk, "positive", (4.0, 3.0, 4.0))
+    answer(a_desk, 4)
+    assert a_desk.ui.anotherButton.enabled
+    a_desk.ui.anotherButton.click()
+    assert a_desk.client.asked[-1]["prompt"].choice == 1
+    answer(a_desk, 4)
+    place(a_desk, "negative", (9.0, 7.0, 4.0))
+    answer(a_desk, 4)
+    assert not a_desk.ui.anotherButton.enabled
+    assert a_desk.application.errors_shown == []
+
+
 def test_a_box_is_two_clicks_and_taking_back_leaves_nothing(a_desk: Any) -> None:
     a_desk.choose_nodes()
     place(a_desk, "box", (2.0, 1.0, 3.0), (7.0, 6.0, 3.0))
@@ -585,7 +600,7 @@ def test_taking_another_tool_of_slicer_lays_the_prompt_down(a_desk: Any) -> None
 def test_keys_that_decide_are_left_to_others_while_there_is_nothing_to_decide(a_desk: Any) -> None:
     a_desk.choose_nodes()
     a_desk.widget.enter()
-    deciding = {"Return", "Esc", "Backspace"}
+    deciding = {"Return", "Esc", "A", "Backspace"}
     assert not deciding & a_desk.panel.shortcuts.active
     place(a_desk, "positive", (4.0, 3.0, 4.0))
     a_desk.panel.onTimer()

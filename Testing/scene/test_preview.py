@@ -93,6 +93,42 @@ def test_the_preview_is_shown_and_only_accepting_changes_the_segment(a_desk: Des
     assert not a_desk.masks().any()
 
 
+def test_another_answer_to_a_click_can_be_asked_for_taken_back_and_corrected(
+    a_desk: Desk, a_client: Any
+) -> None:
+    with pytest.raises(InputError, match="A single click has other answers"):
+        a_desk.prompts.show_another()
+    place = a_desk.click(3, 5, 4)
+    assert not a_desk.prompts.has_another, "its first answer is under way"
+    a_desk.answer()
+    assert a_desk.prompts.has_another
+    assert a_desk.prompts.message.endswith("A shows another answer.")
+
+    a_desk.prompts.show_another()
+    assert a_client.asked[-1]["prompt"].choice == 1
+    a_desk.answer()
+    assert (
+        a_desk.prompts.message
+        == "There is no other answer to this click; add points to correct it, or accept it."
+    )
+    a_desk.prompts.show_another()
+    assert a_client.asked[-1]["prompt"].choice == 2
+    a_desk.answer()
+    a_desk.prompts.take_back()
+    assert a_client.asked[-1]["prompt"].choice == 1
+    a_desk.answer()
+
+    a_desk.click(3, 7, 4)
+    corrected = a_client.asked[-1]["prompt"]
+    assert (corrected.choice, len(corrected.points_xy_px)) == (1, 2)
+    a_desk.answer()
+    assert not a_desk.prompts.has_another
+    with pytest.raises(InputError, match="A single click has other answers"):
+        a_desk.prompts.show_another()
+    a_desk.prompts.accept()
+    assert PromptBook(a_desk.node).places() == (place,)
+
+
 def test_a_dicom_seg_that_slicer_exports_says_that_a_program_took_part_until_that_is_undone(
     a_desk: Desk,
 ) -> None:
@@ -160,7 +196,10 @@ def test_a_preview_that_is_looked_at_again_can_be_accepted_or_dropped(a_desk: De
     a_desk.prompts.return_to(0, 4)
     assert a_desk.prompts.place == second
     a_desk.prompts.return_to(0, 3)
-    assert (a_desk.prompts.place, a_desk.prompts.message) == (first, "80% sure. Enter accepts, Esc drops.")
+    assert (a_desk.prompts.place, a_desk.prompts.message) == (
+        first,
+        "80% sure. Enter accepts, Esc drops. A shows another answer.",
+    )
     a_desk.prompts.accept()
     np.testing.assert_array_equal(a_desk.masks()[3], mask)
     assert a_desk.prompts.message == "Accepted."

@@ -157,6 +157,25 @@ def test_a_worker_that_is_killed_is_said_to_be_gone_and_the_next_request_starts_
     page.wait_for("worker", "ready")
 
 
+def test_another_answer_to_a_click_is_shown_and_the_first_one_comes_back(
+    page: Page, phantom: Phantom
+) -> None:
+    page.begin()
+    page.open_step(2)
+    page.go_to_slice(INDEX)
+    page.take("point")
+    page.page.mouse.click(*page.at(phantom, *centre(phantom.segmentation.mask("liver")[INDEX])))
+    page.wait_for_preview("1 prompt")
+    page.wait_for("prompt-message", "A shows another answer")
+    page.page.wait_for_timeout(500)  # until the preview is drawn
+    first = page.coloured()
+    page.page.keyboard.press("a")
+    wait_until(lambda: abs(page.coloured() - first) > 100, "another answer")
+    page.page.keyboard.press("Backspace")
+    wait_until(lambda: abs(page.coloured() - first) < 30, "the first answer")
+    page.page.keyboard.press("Escape")
+
+
 def test_prompts_can_be_taken_back_one_by_one_and_dropped(page: Page, phantom: Phantom) -> None:
     page.begin()
     page.prompt(phantom, INDEX)

@@ -1,4 +1,4 @@
-"""Points that correct an answer, whichever image predictor gave it.
+"""Points that correct an answer, and several answers to one click, whichever image predictor gave them.
 
 What a box, or else the first click on the object, has found is shown to the model again with all the points. That is
 how the models were taught (SAM, section 3 of Kirillov et al. 2023, "Segment Anything": each further point comes with
@@ -7,14 +7,18 @@ the mask found before), and a correction changes what is wrong instead of beginn
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from ..metrics import dice
 from ..prompts import SlicePrompt
 from .protocols import Prediction
 
-__all__ = ["Corrections", "is_corrected"]
+__all__ = ["Corrections", "chosen", "is_corrected"]
+
+_LOOKS_THE_SAME = 0.9
+"""Dice from which on two answers are one for a person."""
 
 
 class Corrections:
@@ -57,7 +61,25 @@ def _without_corrections(prompt: SlicePrompt) -> SlicePrompt | None:
         return SlicePrompt(prompt.axis, prompt.index, box_xyxy_px=prompt.box_xyxy_px)
     on = np.flatnonzero(prompt.point_labels == 1)[:1]
     return (
-        SlicePrompt(prompt.axis, prompt.index, prompt.points_xy_px[on], prompt.point_labels[on])
+        SlicePrompt(
+            prompt.axis, prompt.index, prompt.points_xy_px[on], prompt.point_labels[on], choice=prompt.choice
+        )
         if len(on)
         else None
     )
+
+
+def chosen(answers: Iterable[Prediction], choice: int) -> Prediction:
+    """One of the answers to a click that a person can tell apart.
+
+    Args:
+        answers: at least one, the likeliest first; no more of them are looked at than are needed.
+        choice: 0 for the first, and so on; behind the last one it begins anew.
+    """
+    distinct: list[Prediction] = []
+    for answer in answers:
+        if all(dice(answer.mask, other.mask) < _LOOKS_THE_SAME for other in distinct):
+            distinct.append(answer)
+        if len(distinct) > choice:
+            break
+    return distinct[choice % len(distinct)]

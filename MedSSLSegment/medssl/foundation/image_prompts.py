@@ -35,7 +35,7 @@ class PromptArrays:
     box_xyxy_px: NDArray[np.float32] | None
     mask: NDArray[np.bool_] | None
     several: bool
-    """Whether to ask for three answers and keep the best: one click alone can mean a part or the whole."""
+    """Whether to ask for three answers: one click alone can mean a part or the whole."""
 
 
 def arrays_of(prompt: SlicePrompt, shape_hw: tuple[int, int]) -> PromptArrays:

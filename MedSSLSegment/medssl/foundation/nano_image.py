@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..metrics import dice
 from ..prompts import SlicePrompt, box_of_mask
 from ..volume import Window
-from .correcting import Corrections, is_corrected
+from .correcting import Corrections, chosen, is_corrected
 from .nano_crop import CROP_FACTOR, Crop, shown
 from .nano_inputs import make_channels
 from .nano_model import NanoModel, load_prompted
@@ -83,7 +83,7 @@ class NanoImagePredictor:
         the answers that lie wholly within their crop is taken: by how sure the model is of its pixels, by the IoU that
         it expects, and by how well the next smaller and larger crop agree. That answer's own box then gives the crop
         for the final one. All further points correct what the box, the mask or the first click on the object has found:
-        it is looked at once more, with all of them.
+        it is looked at once more, with all of them. The other answers to a click are what was found in the other crops.
 
         The score of an answer is the mean probability of the pixels found: it goes with the Dice better than what the
         network expects (`bench_prompts.py` prints how it does).
@@ -129,9 +129,10 @@ class NanoImagePredictor:
             answer: answer.sureness + _QUALITY_SAYS * answer.quality + _AGREEMENT_SAYS * agreement
             for answer, agreement in zip(answers, _agreements(answers), strict=True)
         }
-        whole = [answer for answer in answers if not answer.crop.cuts_off(answer.mask, shape)]
-        best = max(whole, key=lambda answer: worth[answer], default=answers[-1])
-        return self._again(prompt, on_slice[best])
+        cut_off = [answer for answer in answers if answer.crop.cuts_off(answer.mask, shape)]
+        whole = [answer for answer in answers if answer not in cut_off]
+        likeliest_first = [*sorted(whole, key=lambda answer: -worth[answer]), *reversed(cut_off)]
+        return chosen((self._again(prompt, on_slice[each]) for each in likeliest_first), prompt.choice)
 
     def _again(self, click: SlicePrompt, first: Prediction) -> Prediction:
         """Ask once more, closer, with the first answer as a hint."""

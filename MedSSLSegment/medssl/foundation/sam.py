@@ -18,7 +18,7 @@ from ..errors import InputError, ModelError
 from ..prompts import SlicePrompt
 from ..registry import ModelEntry, verified_path
 from ..volume import Window
-from .correcting import Corrections
+from .correcting import Corrections, chosen
 from .image_prompts import arrays_of, mask_logits, rgb_of
 from .protocols import EncodedImage, Prediction
 from .runtime import ensure_torchvision_operators
@@ -111,8 +111,8 @@ class SamImagePredictor:
     def predict(self, prompt: SlicePrompt) -> Prediction:
         """Answer one prompt on the slice that was set.
 
-        Of three answers to a single click the best one counts; what it, or a box, has found goes with all further
-        points.
+        There are three answers to a single click, the one with the best score first; what it, or a box, has found goes
+        with all further points.
         """
         return self._corrections.answer(prompt)
 
@@ -126,8 +126,9 @@ class SamImagePredictor:
             mask_input=mask_input if arrays.mask is None else self._padded_logits(arrays.mask),
             multimask_output=arrays.several,
         )  # (C, H, W), (C,), (C, s, s)
-        best = int(np.argmax(scores))
-        return Prediction(masks[best], _in_unit_range(scores[best]), logits[best])
+        best_first = np.argsort(-scores, kind="stable")
+        answers = (Prediction(masks[n], _in_unit_range(scores[n]), logits[n]) for n in best_first)
+        return chosen(answers, prompt.choice)
 
     def predict_boxes(
         self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None

@@ -16,7 +16,7 @@ from ..checkpoints import read_weights
 from ..prompts import SlicePrompt
 from ..registry import ModelEntry, verified_path
 from ..volume import Window
-from .correcting import Corrections
+from .correcting import Corrections, chosen
 from .image_prompts import arrays_of, mask_logits, rgb_of
 from .protocols import EncodedImage, Prediction
 from .runtime import ensure_torchvision_operators
@@ -88,8 +88,8 @@ class Sam2ImagePredictor:
     def predict(self, prompt: SlicePrompt) -> Prediction:
         """Answer one prompt on the slice that was set.
 
-        Of three answers to a single click the best one counts; what it, or a box, has found goes with all further
-        points.
+        There are three answers to a single click, the one with the best score first; what it, or a box, has found goes
+        with all further points.
         """
         return self._corrections.answer(prompt)
 
@@ -104,8 +104,9 @@ class Sam2ImagePredictor:
             mask_input=mask_input if arrays.mask is None else mask_logits(arrays.mask, (side, side)),
             multimask_output=arrays.several,
         )  # (C, H, W), (C,), (C, s, s)
-        best = int(np.argmax(scores))
-        return Prediction(masks[best] > 0.5, float(scores[best]), logits[best])
+        best_first = np.argsort(-scores, kind="stable")
+        answers = (Prediction(masks[n] > 0.5, float(scores[n]), logits[n]) for n in best_first)
+        return chosen(answers, prompt.choice)
 
     def predict_boxes(
         self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None

@@ -67,6 +67,7 @@ class PromptMarks:
             (place, n, mark, where)
             for place in prompts.pending()
             for n, mark in enumerate(prompts.marks(place))
+            if mark.points_xy_px
         }
 
     def _remove(self, node: Any) -> None:

@@ -108,7 +108,7 @@ class PromptDesk:
             return
         self.place = waiting[-1]
         if self.place in self._masks:
-            self.message = _sureness(self._masks[self.place][1])
+            self.message = self._sureness(self.place)
         else:
             self.message = "This slice has prompts; Enter asks for the preview again, Esc drops it."
 
@@ -251,9 +251,7 @@ class PromptDesk:
         try:
             for event in run.poll():
                 if isinstance(event, SliceMask):
-                    self._masks[place] = event.mask, event.confidence
-                    self._show(place, event.mask)
-                    self.message = _sureness(event.confidence)
+                    self._take(place, event)
             if is_done:
                 self._run = None
                 run.result()
@@ -263,6 +261,22 @@ class PromptDesk:
         except MedSSLError as error:
             self._run = None
             self.message = str(error)
+
+    def _take(self, place: Place, answer: SliceMask) -> None:
+        before = self._masks.get(place)
+        self._masks[place] = answer.mask, answer.confidence
+        self._show(place, answer.mask)
+        click = self._lone_click(place)
+        is_as_before = before is not None and np.array_equal(before[0], answer.mask)
+        if click is not None and click.choice > 0 and is_as_before:
+            self.message = "There is no other answer to this click; add points to correct it, or accept it."
+        else:
+            self.message = self._sureness(place)
+
+    def _sureness(self, place: Place) -> str:
+        """How sure the model is of a preview, and what can be done with it."""
+        another = " A shows another answer." if self._lone_click(place) is not None else ""
+        return f"{self._masks[place][1]:.0%} sure. Enter accepts, Esc drops.{another}"
 
     def _forget_previews_of_another_image(self) -> None:
         """A preview holds for the image it was made from; its prompts stay and can be answered again."""
@@ -352,6 +366,32 @@ class PromptDesk:
             raise InputError("There is no prompt on this slice to take back.")
         self.ask(self.place)
 
+    def show_another(self) -> None:
+        """Show the next of the answers to the click on the slice prompted last; `take_back` shows the one before.
+
+        Raises:
+            InputError: there is no click, or more than one click.
+        """
+        if self.place is None or self._lone_click(self.place) is None:
+            raise InputError(
+                "A single click has other answers; points that come after it correct the one you see."
+            )
+        self._book().add(self.place, Mark("another"))
+        self.ask(self.place)
+
+    def _lone_click(self, place: Place) -> SlicePrompt | None:
+        """The prompt of a slice, if it is one click on the object that waits to be decided."""
+        if place not in self.pending():
+            return None
+        prompt = as_prompt(place, self._book().marks(place))
+        is_lone = prompt is not None and prompt.box_xyxy_px is None and len(prompt.points_xy_px) == 1
+        return prompt if is_lone else None
+
+    @property
+    def has_another(self) -> bool:
+        """Whether another answer can be asked for."""
+        return self.place is not None and not self.is_waiting and self._lone_click(self.place) is not None
+
     def leave(self) -> None:
         """Stop and show nothing; the prompts stay with their segmentation."""
         self._looked_at = None
@@ -402,8 +442,3 @@ class PromptDesk:
             segmentation = self._node.GetSegmentation()
             segmentation.AddEmptySegment("preview", "preview", _PREVIEW_COLOR)
         return self._node
-
-
-def _sureness(confidence: float) -> str:
-    """How sure the model is of a preview, 0 .. 1, and what can be done with it."""
-    return f"{confidence:.0%} sure. Enter accepts, Esc drops."

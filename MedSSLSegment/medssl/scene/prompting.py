@@ -51,8 +51,9 @@ class Place:
 class Mark:
     """One thing a person put on a slice."""
 
-    kind: Literal["point", "box", "scribble"]
-    points_xy_px: tuple[tuple[float, float], ...]
+    kind: Literal["point", "box", "scribble", "another"]
+    """The last asks for another answer to the click before it."""
+    points_xy_px: tuple[tuple[float, float], ...] = ()
     """A point; two corners; or the way of a scribble. (column, row) on the slice."""
     positive: bool = True
     """On the object, or off it; a box is always on it."""
@@ -121,6 +122,8 @@ class PromptBook:
 def as_prompt(place: Place, marks: Sequence[Mark]) -> SlicePrompt | None:
     """What a model is asked; None as long as nothing says where the object is.
 
+    Each mark of kind "another" asks for the next of the answers to the first click.
+
     Of several boxes the last one counts. A scribble stands for a few points along its way.
     """
     points: list[tuple[float, float]] = []
@@ -142,6 +145,7 @@ def as_prompt(place: Place, marks: Sequence[Mark]) -> SlicePrompt | None:
         np.array(points, np.float32).reshape(-1, 2),
         np.array(labels, np.int32),
         box,
+        choice=sum(mark.kind == "another" for mark in marks),
     )
 
 

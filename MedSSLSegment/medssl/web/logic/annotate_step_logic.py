@@ -66,6 +66,7 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         """Listen to the widgets."""
         ui.tool_clicked.connect(self.pick)
         ui.accept_clicked.connect(self.accept)
+        ui.another_clicked.connect(self.show_another)
         ui.take_back_clicked.connect(self.take_back)
         ui.drop_clicked.connect(self.drop)
 
@@ -79,6 +80,10 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
     def accept(self) -> None:
         """Make the preview the segment's; while its answer is under way, as soon as that is here."""
         self._decide(self._prompts.accept)
+
+    def show_another(self) -> None:
+        """Show another answer to the click."""
+        self._decide(self._prompts.show_another)
 
     def take_back(self) -> None:
         """Take the last prompt of the slice back."""
@@ -97,10 +102,11 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         self.data.is_waiting = self._prompts.is_waiting
         is_open = place in self._prompts.previews or place in self._prompts.pending()
         self.data.can_accept = is_open and not self._prompts.is_waiting
-        count = (
-            0 if place is None or place not in self._prompts.pending() else len(self._prompts.marks(place))
-        )
+        count = 0
+        if place is not None and place in self._prompts.pending():
+            count = sum(bool(mark.points_xy_px) for mark in self._prompts.marks(place))
         self.data.can_take_back = count > 0
+        self.data.has_another = self._prompts.has_another
         self.data.count = "" if count == 0 else "1 prompt." if count == 1 else f"{count} prompts."
         self._marks.show()
 

@@ -13,7 +13,7 @@ from .section import SectionLogic
 
 __all__ = ["KeysLogic"]
 
-_DECIDING = ("Enter", "Escape", "Backspace")
+_DECIDING = ("Enter", "Escape", "A", "Backspace")
 _MOUSE = (
     ("Wheel", "Scroll through the slices"),
     ("Ctrl + wheel", "Zoom"),

@@ -40,6 +40,8 @@ class AnnotateStepState:
     is_waiting: bool = False
     can_accept: bool = False
     can_take_back: bool = False
+    has_another: bool = False
+    """Whether the click has other answers."""
     models: list[Choice] = field(default_factory=list)
     model: str = ""
 
@@ -49,6 +51,7 @@ class AnnotateStepUI(FlexContainer):  # type: ignore[misc]
 
     tool_clicked = Signal(str)
     accept_clicked = Signal()
+    another_clicked = Signal()
     take_back_clicked = Signal()
     drop_clicked = Signal()
 
@@ -93,6 +96,10 @@ class AnnotateStepUI(FlexContainer):  # type: ignore[misc]
             Button(
                 "Accept", "Make the preview part of the segment; the slice becomes a reference slice. (Enter)",
                 self.accept_clicked, disabled=(f"!{name.can_accept}",), color="success", **named("accept"),
+            )  # fmt: skip
+            Button(
+                "Another", "Show another answer to the click: smaller, larger, or of another part. (A)",
+                self.another_clicked, disabled=(f"!{name.has_another}",), **named("another"),
             )  # fmt: skip
             Button(
                 "Take back", "Take the last prompt of this slice back. (Backspace)",
