@@ -36,6 +36,7 @@ LIGHT = {
     "errors",
     "events",
     "messages",
+    "model_files",
     "prompts",
     "registry",
     "results",

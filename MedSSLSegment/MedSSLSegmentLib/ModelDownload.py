@@ -9,7 +9,8 @@ import slicer
 import slicer.util
 from medssl.errors import Cancelled
 from medssl.events import Progress
-from medssl.registry import ModelEntry, download, find_entry, is_available, user_folder
+from medssl.model_files import download
+from medssl.registry import ModelEntry, find_entry, is_available, user_folder
 from medssl.scene.background import Task
 from slicer.i18n import tr as _
 

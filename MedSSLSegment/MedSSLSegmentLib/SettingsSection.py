@@ -8,7 +8,8 @@ from typing import Any
 
 import qt
 import slicer.util
-from medssl.registry import import_from_folder, user_folder
+from medssl.model_files import import_from_folder
+from medssl.registry import user_folder
 from medssl.scene.background import Task
 from medssl.scene.session import Session
 from slicer.i18n import tr as _

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from medssl import registry
+from medssl import model_files, registry
 from medssl.checkpoints import read_checkpoint, write_checkpoint
 from medssl.errors import InputError, ModelError
 from medssl.foundation import load_image_predictor, load_tracker
@@ -159,24 +159,24 @@ def test_other_weights_under_the_same_name_are_loaded_anew(tmp_path: Path) -> No
         engine.predict(volume, request)
         answers.append(engine._predictors["ours", "cpu"])
         assert engine.models == ("ours",)
-        registry.remove_own(entry)
+        model_files.remove_own(entry)
     assert answers[0] is not answers[1]
 
 
 def test_what_is_taken_out_is_kept_and_its_name_is_free(tmp_path: Path) -> None:
     path = nano_file(tmp_path / "checkpoint.safetensors", seed=1)
     entry = add_own(path, "ours")
-    removed = registry.remove_own(entry)
+    removed = model_files.remove_own(entry)
     with pytest.raises(ModelError, match="There is no model 'ours'"):
         find_entry("ours")
     (kept,) = removed.glob("*.safetensors")
     assert kept.read_bytes() == path.read_bytes()
     again = add_own(path, "ours")
     assert again.sha256 == entry.sha256
-    registry.remove_own(again)
+    model_files.remove_own(again)
     assert len(list(removed.iterdir())) == 2
     with pytest.raises(ModelError, match="one of the program's"):
-        registry.remove_own(find_entry(DEFAULT_MODEL))
+        model_files.remove_own(find_entry(DEFAULT_MODEL))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medssl import registry
+from medssl import model_files, registry
 from medssl.errors import Cancelled, ModelError, StorageError
 from medssl.events import Progress
 from medssl.registry import ModelEntry
@@ -107,7 +107,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def download(server: FakeServer, entry: ModelEntry = EXAMPLE, **more: object) -> Path:
-    return registry.download(
+    return model_files.download(
         replace(entry, source_url=server.url),
         allow_loopback_http=True,
         **more,  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def test_every_shipped_file_is_the_one_in_the_registry() -> None:
 def test_models_of_restricted_licence_are_never_the_default_and_need_acknowledgement(models: Path) -> None:
     assert not registry.find_entry(registry.DEFAULT_MODEL).acknowledge
     with pytest.raises(ModelError, match=r"medsam2 have a restricted licence .*research.*confirm"):
-        registry.download(registry.find_entry("medsam2"))
+        model_files.download(registry.find_entry("medsam2"))
     assert not models.exists()
 
 
@@ -278,7 +278,7 @@ def test_an_answer_that_is_not_the_file_is_reported(server: FakeServer, models: 
 def test_no_network_is_one_clear_sentence(server: FakeServer, models: Path) -> None:
     entry = replace(EXAMPLE, source_url="http://127.0.0.1:1/example.pt")
     with pytest.raises(ModelError, match=r"download of example .*Connection refused.*check the network"):
-        registry.download(entry, allow_loopback_http=True)
+        model_files.download(entry, allow_loopback_http=True)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_no_network_is_one_clear_sentence(server: FakeServer, models: Path) -> N
 )
 def test_only_https_is_downloaded(models: Path, url: str) -> None:
     with pytest.raises(ModelError, match="is not https"):
-        registry.download(replace(EXAMPLE, source_url=url))
+        model_files.download(replace(EXAMPLE, source_url=url))
 
 
 @pytest.mark.parametrize("target", ["http://example.org/example.pt", "ftp://127.0.0.1/example.pt"])
@@ -312,7 +312,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
     def full(file_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(registry.os, "fsync", full)
+    monkeypatch.setattr(model_files.os, "fsync", full)
     with pytest.raises(StorageError, match="No space left on device"):
         download(server)
     assert list(models.iterdir()) == []
@@ -324,18 +324,18 @@ def test_a_model_folder_that_cannot_be_made_is_reported(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MEDSSL_HOME", str(tmp_path / "file"))
     with pytest.raises(StorageError, match="set MEDSSL_HOME to another folder"):
-        registry.download(EXAMPLE)
+        model_files.download(EXAMPLE)
 
 
 def test_a_shipped_model_is_not_downloaded(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="install the program again"):
-        registry.download(replace(EXAMPLE, bundled=True, source_url=None, file="not there"))
+        model_files.download(replace(EXAMPLE, bundled=True, source_url=None, file="not there"))
 
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the example the only model there is."""
-    monkeypatch.setattr(registry, "load_registry", lambda path=None: (EXAMPLE,))
+    monkeypatch.setattr(model_files, "load_registry", lambda path=None: (EXAMPLE,))
 
 
 @pytest.mark.parametrize("name", ["example.pt", "renamed by someone.bin"])
@@ -344,40 +344,40 @@ def test_a_folder_is_imported_by_name_or_by_content(
 ) -> None:
     (tmp_path / name).write_bytes(CONTENT)
     (tmp_path / "other.bin").write_bytes(CONTENT[::-1])
-    assert registry.import_from_folder(tmp_path) == (EXAMPLE,)
+    assert model_files.import_from_folder(tmp_path) == (EXAMPLE,)
     assert registry.verified_path(EXAMPLE).read_bytes() == CONTENT
 
 
 def test_a_corrupted_file_is_not_imported(tmp_path: Path, models: Path, known: None) -> None:
     (tmp_path / "example.pt").write_bytes(CONTENT[:-1] + b"x")
     with pytest.raises(ModelError, match=r"example\.pt is not the model example \(wrong SHA-256\)"):
-        registry.import_from_folder(tmp_path)
+        model_files.import_from_folder(tmp_path)
     assert list(models.iterdir()) == []
 
 
 def test_an_import_that_is_cancelled_leaves_nothing_behind(tmp_path: Path, models: Path, known: None) -> None:
     (tmp_path / "example.pt").write_bytes(CONTENT)
     with pytest.raises(Cancelled):
-        registry.import_from_folder(tmp_path, cancelled=lambda: True)
+        model_files.import_from_folder(tmp_path, cancelled=lambda: True)
     assert list(models.iterdir()) == []
 
 
 def test_a_folder_without_models_says_what_it_looked_for(tmp_path: Path, models: Path, known: None) -> None:
     with pytest.raises(ModelError, match=r"holds none of example\.pt"):
-        registry.import_from_folder(tmp_path)
+        model_files.import_from_folder(tmp_path)
     with pytest.raises(ModelError, match="does not exist"):
-        registry.import_from_folder(tmp_path / "nowhere")
+        model_files.import_from_folder(tmp_path / "nowhere")
 
 
 def test_a_restricted_model_is_imported_only_when_acknowledged(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = replace(EXAMPLE, acknowledge=True, license="Research only")
-    monkeypatch.setattr(registry, "load_registry", lambda path=None: (entry,))
+    monkeypatch.setattr(model_files, "load_registry", lambda path=None: (entry,))
     (tmp_path / "example.pt").write_bytes(CONTENT)
     with pytest.raises(ModelError, match="Research only"):
-        registry.import_from_folder(tmp_path)
-    assert registry.import_from_folder(tmp_path, acknowledged=True) == (entry,)
+        model_files.import_from_folder(tmp_path)
+    assert model_files.import_from_folder(tmp_path, acknowledged=True) == (entry,)
 
 
 def test_a_file_changed_on_disk_is_found_out(tmp_path: Path, models: Path) -> None:

@@ -17,7 +17,8 @@ pytest.importorskip("PySide6.QtUiTools")
 
 from medssl.errors import Cancelled, ModelError, WorkerDied, WorkerError
 from medssl.events import Progress
-from medssl.registry import DEFAULT_MODEL, ModelEntry, find_entry, keep_own, model_path, remove_own
+from medssl.model_files import keep_own, remove_own
+from medssl.registry import DEFAULT_MODEL, ModelEntry, find_entry, model_path
 from PySide6 import QtCore, QtWidgets
 from shibokensupport import feature
 

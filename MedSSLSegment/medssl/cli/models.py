@@ -123,7 +123,8 @@ def _use(store: ModelStore, options: argparse.Namespace) -> None:
 
 
 def _delete(store: ModelStore, options: argparse.Namespace) -> None:
-    from ..registry import known_models, remove_own
+    from ..model_files import remove_own
+    from ..registry import known_models
 
     promptable = {entry.id: entry for entry in known_models()}.get(options.model)
     if promptable is None or store.in_use(options.model):
@@ -171,7 +172,8 @@ def _dice(value: Any) -> str:
 
 
 def _download_model(options: argparse.Namespace) -> None:
-    from ..registry import download, find_entry
+    from ..model_files import download
+    from ..registry import find_entry
 
     with ProgressBar(sys.stderr, f"Downloading {options.model}") as bar:
         path = download(find_entry(options.model), bar, acknowledged=options.accept_license)
@@ -184,7 +186,7 @@ def _import(store: ModelStore, options: argparse.Namespace) -> None:
     if source.is_file() or run.is_file():
         _import_own(store, run if run.is_file() else source, options.name or _name_of(source), options.like)
         return
-    from ..registry import import_from_folder
+    from ..model_files import import_from_folder
 
     if options.name or options.like:
         raise InputError(f"--name and --like are for one file; {source} is none.")

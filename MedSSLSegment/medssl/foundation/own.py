@@ -10,7 +10,8 @@ import torch
 
 from ..checkpoints import read_header
 from ..errors import ModelError
-from ..registry import DEFAULT_MODEL, Kind, ModelEntry, find_entry, keep_own, verified_path
+from ..model_files import keep_own
+from ..registry import DEFAULT_MODEL, Kind, ModelEntry, find_entry, verified_path
 from . import open_image_predictor
 from .nano_model import NanoConfig, load_nano, load_prompted
 
