@@ -86,7 +86,10 @@ class AnnotateSection:
         the scene keeps its own.
         """
         self.parameterNode = parameterNode
-        if parameterNode is None or parameterNode.promptModel == self.session.prompts.model:
+        if parameterNode is None:
+            return
+        if parameterNode.promptModel == self.session.prompts.model:
+            self._missingModel = ""
             return
         wanted = parameterNode.promptModel
         isThere = wanted in {entry.id for entry in known_models() if isHere(entry)}

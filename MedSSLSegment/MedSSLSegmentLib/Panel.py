@@ -45,7 +45,8 @@ RUN_MS = 2000
 STRIP_S = 0.2
 """Between two times that the strip is drawn anew while slices arrive."""
 PROGRESS_STEPS = 1000
-DECIDING_KEYS = ("Return", "Esc", "A", "Backspace")
+DECIDING_KEYS = ("Return", "Esc", "Backspace")
+ANOTHER_KEYS = ("A",)
 """Keys that decide about prompts, and mean something else to fields of text and to effects."""
 
 
@@ -330,7 +331,8 @@ class Panel:
         """The keys that decide about a preview are ours only while there are prompts and no effect is active."""
         isEditing = self.ui.segmentEditor.activeEffect() is not None
         areOurs = self.annotate.hasPrompts and not isEditing
-        self.shortcuts.pause(() if areOurs else DECIDING_KEYS)
+        hasAnother = areOurs and self.session.prompts.has_another
+        self.shortcuts.pause((*(() if areOurs else DECIDING_KEYS), *(() if hasAnother else ANOTHER_KEYS)))
 
     @property
     def isBusy(self) -> bool:

@@ -47,7 +47,7 @@ def test_all_points_go_with_what_the_box_or_the_first_click_has_found(
 ) -> None:
     asked = Asked()
 
-    answer = Corrections(asked).answer(prompt)
+    answer = Corrections().answer(prompt, asked)
 
     assert answer.score == 2.0
     assert asked.prompts[0].is_like(first)
@@ -60,7 +60,7 @@ def test_all_points_go_with_what_the_box_or_the_first_click_has_found(
 def test_the_first_click_on_the_object_comes_first_though_one_beside_it_was_placed_before() -> None:
     asked = Asked()
 
-    Corrections(asked).answer(points(0, 1))
+    Corrections().answer(points(0, 1), asked)
 
     assert asked.prompts[0].points_xy_px.tolist() == [[1.0, 1.0]]
     assert asked.prompts[0].point_labels.tolist() == [1]
@@ -68,11 +68,11 @@ def test_the_first_click_on_the_object_comes_first_though_one_beside_it_was_plac
 
 def test_corrections_follow_the_answer_that_was_chosen() -> None:
     asked = Asked()
-    corrections = Corrections(asked)
+    corrections = Corrections()
 
-    corrections.answer(replace(points(1), choice=1))
-    corrections.answer(replace(points(1, 0), choice=1))
-    corrections.answer(replace(points(1, 0), choice=0))
+    corrections.answer(replace(points(1), choice=1), asked)
+    corrections.answer(replace(points(1, 0), choice=1), asked)
+    corrections.answer(replace(points(1, 0), choice=0), asked)
 
     assert [prompt.choice for prompt in asked.prompts] == [1, 1, 0, 0]
     assert asked.found[1] is not None
@@ -100,15 +100,15 @@ def test_no_more_answers_are_worked_out_than_are_needed() -> None:
 
 def test_what_was_found_first_is_asked_for_once_until_another_slice_is_looked_at() -> None:
     asked = Asked()
-    corrections = Corrections(asked)
+    corrections = Corrections()
 
     for prompt in (points(1), points(1, 0), points(1, 0, 1), points(1)):
-        corrections.answer(prompt)
+        corrections.answer(prompt, asked)
     assert [len(prompt.points_xy_px) for prompt in asked.prompts] == [1, 2, 3]
     corrections.forget()
-    corrections.answer(points(1))
+    corrections.answer(points(1), asked)
     assert len(asked.prompts) == 4
-    corrections.answer(replace(points(1), box_xyxy_px=BOX))
+    corrections.answer(replace(points(1), box_xyxy_px=BOX), asked)
     assert len(asked.prompts) == 6
 
 
@@ -116,7 +116,7 @@ def test_what_was_found_first_is_asked_for_once_until_another_slice_is_looked_at
 def test_what_nothing_was_found_for_before_is_asked_once(prompt: SlicePrompt) -> None:
     asked = Asked()
 
-    Corrections(asked).answer(prompt)
+    Corrections().answer(prompt, asked)
 
     assert asked.prompts == [prompt]
     assert asked.found == [None]

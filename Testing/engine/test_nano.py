@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -408,6 +410,28 @@ def test_points_correct_what_was_found_before_them_which_is_not_worked_out_again
     predictor.set_image(scan, SOFT_TISSUE, (1.0, 1.0))  # another slice, for all that is known
     assert np.array_equal(predictor.predict(corrected).mask, answer.mask)
     assert predictor.looks > looks + 2
+
+
+def test_points_far_from_a_mask_correct_it_too(bright_model: NanoModel) -> None:
+    two = a_stack([(28.0, 25.0)])[0] | a_stack([(28.0, 95.0)])[0]
+    predictor = NanoImagePredictor(bright_model)
+    predictor.set_image(np.where(two, 150, 10).astype(np.int16), SOFT_TISSUE, (1.0, 1.0))
+    mask = a_stack([(28.0, 25.0)])[0]
+    far = SlicePrompt(0, 0, np.array([[95.0, 28.0]], np.float32), np.array([1], np.int32), mask=mask)
+
+    for prompt in (far, replace(far, box_xyxy_px=box_of_mask(mask))):
+        assert predictor.predict(prompt).mask[28, 95]
+
+
+def test_a_predictor_that_is_dropped_is_freed_at_once(bright_model: NanoModel) -> None:
+    predictor = NanoImagePredictor(bright_model)
+    gone = weakref.ref(predictor)
+    gc.disable()
+    try:
+        del predictor
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_points_are_heeded_where_the_first_one_has_found_nothing(bright_model: NanoModel) -> None:

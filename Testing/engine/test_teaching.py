@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,12 @@ def test_fine_tuning_says_which_cases_of_the_store_are_damaged(store: CaseStore,
     said = [event.text for event in finetune(config) if isinstance(event, Log)]
     assert any(lost.id in text for text in said)
     assert any("1 case to learn from" in text for text in said)
+    (store.cases()[0].folder / "case.json").write_text("{")
+    events = finetune(replace(config, out=tmp_path / "other"))
+    told = [next(events), next(events)]
+    with pytest.raises(InputError, match="No slice of liver is vouched for"):
+        next(events)
+    assert all(isinstance(event, Log) and event.text.startswith("Left out: ") for event in told)
 
 
 def test_segments_nobody_vouches_for_are_named(store: CaseStore) -> None:

@@ -327,6 +327,8 @@ def test_of_a_case_store_only_what_is_vouched_for_is_learnt(tmp_path: Path) -> N
     described = read_data(store.folder, (), phantoms=0, seed=0).description
     assert "Left out, damaged: " in described
     assert "two" in described
+    with pytest.raises(InputError, match=r"holds no CT.*Left out, damaged: .*two"):
+        read_data(store.folder, ("one",), phantoms=0, seed=0)
 
 
 def test_images_without_labels_and_labels_without_images_are_used_too(data: Path, tmp_path: Path) -> None:

@@ -219,6 +219,9 @@ def test_a_prompt_model_that_is_not_downloaded_is_not_used(a_desk: Any) -> None:
     a_desk.panel.session.prompts.message = ""
     a_desk.panel.parameterNode.stop = False
     assert a_desk.panel.session.prompts.message == "", "it was said once"
+    a_desk.panel.parameterNode.promptModel = DEFAULT_MODEL
+    a_desk.panel.parameterNode.promptModel = "sam-vit-b"  # the next such scene
+    assert a_desk.panel.session.prompts.message == said
     put_on_this_computer(find_entry("sam-vit-b"))
     choose_prompt_model(a_desk, "sam-vit-b")
     assert a_desk.panel.session.prompts.model == "sam-vit-b"

@@ -39,9 +39,9 @@ def place(desk: Any, tool: str, *positions: tuple[float, float, float]) -> None:
         QtWidgets.QApplication.processEvents()
 
 
-def answer(desk: Any, index: int) -> np.ndarray:
+def answer(desk: Any, index: int, first_row: int = 1) -> np.ndarray:
     mask = np.zeros((8, 10), bool)
-    mask[1:6, 2:7] = True
+    mask[first_row:6, 2:7] = True
     desk.client.run.say(SliceMask(desk.liver, 0, index, mask, 0.87))
     desk.client.run.end()
     desk.panel.onTimer()
@@ -110,12 +110,20 @@ def test_another_answer_to_a_click_is_one_button_or_key_away(a_desk: Any) -> Non
     place(a_desk, "positive", (4.0, 3.0, 4.0))
     answer(a_desk, 4)
     assert a_desk.ui.anotherButton.enabled
+    assert "A" not in a_desk.panel.shortcuts.active, "the module is not open"
+    a_desk.widget.enter()
+    a_desk.panel.onTimer()
+    assert "A" in a_desk.panel.shortcuts.active
     a_desk.ui.anotherButton.click()
     assert a_desk.client.asked[-1]["prompt"].choice == 1
-    answer(a_desk, 4)
+    answer(a_desk, 4, first_row=2)
     place(a_desk, "negative", (9.0, 7.0, 4.0))
     answer(a_desk, 4)
     assert not a_desk.ui.anotherButton.enabled
+    assert "A" not in a_desk.panel.shortcuts.active
+    a_desk.ui.acceptButton.click()
+    a_desk.panel.onTimer()
+    assert "A" not in a_desk.panel.shortcuts.active
     assert a_desk.application.errors_shown == []
 
 
@@ -600,7 +608,7 @@ def test_taking_another_tool_of_slicer_lays_the_prompt_down(a_desk: Any) -> None
 def test_keys_that_decide_are_left_to_others_while_there_is_nothing_to_decide(a_desk: Any) -> None:
     a_desk.choose_nodes()
     a_desk.widget.enter()
-    deciding = {"Return", "Esc", "A", "Backspace"}
+    deciding = {"Return", "Esc", "Backspace"}
     assert not deciding & a_desk.panel.shortcuts.active
     place(a_desk, "positive", (4.0, 3.0, 4.0))
     a_desk.panel.onTimer()

@@ -93,40 +93,68 @@ def test_the_preview_is_shown_and_only_accepting_changes_the_segment(a_desk: Des
     assert not a_desk.masks().any()
 
 
+_ONLY_A_CLICK = "Only the preview of a single click has other answers"
+
+
 def test_another_answer_to_a_click_can_be_asked_for_taken_back_and_corrected(
     a_desk: Desk, a_client: Any
 ) -> None:
-    with pytest.raises(InputError, match="A single click has other answers"):
+    with pytest.raises(InputError, match=_ONLY_A_CLICK):
         a_desk.prompts.show_another()
     place = a_desk.click(3, 5, 4)
-    assert not a_desk.prompts.has_another, "its first answer is under way"
-    a_desk.answer()
-    assert a_desk.prompts.has_another
+    a_desk.prompts.show_another()
+    assert a_client.asked[-1]["prompt"].choice == 0, "its first answer is under way"
+    a_desk.answer(first_row=1)
     assert a_desk.prompts.message.endswith("A shows another answer.")
 
     a_desk.prompts.show_another()
-    assert a_client.asked[-1]["prompt"].choice == 1
-    a_desk.answer()
-    assert (
-        a_desk.prompts.message
-        == "There is no other answer to this click; add points to correct it, or accept it."
-    )
+    a_desk.prompts.show_another()
+    assert a_client.asked[-1]["prompt"].choice == 1, "one key press at a time"
+    a_desk.answer(first_row=2)
+    assert a_desk.prompts.message.endswith("A shows another answer.")
     a_desk.prompts.show_another()
     assert a_client.asked[-1]["prompt"].choice == 2
-    a_desk.answer()
+    a_desk.answer(first_row=3)
     a_desk.prompts.take_back()
     assert a_client.asked[-1]["prompt"].choice == 1
-    a_desk.answer()
+    a_desk.answer(first_row=2)
 
     a_desk.click(3, 7, 4)
     corrected = a_client.asked[-1]["prompt"]
     assert (corrected.choice, len(corrected.points_xy_px)) == (1, 2)
-    a_desk.answer()
+    a_desk.answer(first_row=2)
     assert not a_desk.prompts.has_another
-    with pytest.raises(InputError, match="A single click has other answers"):
-        a_desk.prompts.show_another()
+    a_desk.prompts.take_back()
+    a_desk.answer(first_row=2)
+    assert a_desk.prompts.message.endswith("A shows another answer."), "though the correction changed nothing"
     a_desk.prompts.accept()
+    assert not a_desk.prompts.has_another
+    with pytest.raises(InputError, match=_ONLY_A_CLICK):
+        a_desk.prompts.show_another()
     assert PromptBook(a_desk.node).places() == (place,)
+
+
+def test_where_a_click_has_one_answer_that_is_said_and_nothing_needs_to_be_taken_back(a_desk: Desk) -> None:
+    place = a_desk.click(3, 5, 4)
+    a_desk.answer()
+    for _ in range(3):
+        a_desk.prompts.show_another()
+        a_desk.answer()
+        assert a_desk.prompts.message.startswith("There is no other answer to this click")
+    assert [mark.kind for mark in a_desk.prompts.marks(place)] == ["point"]
+
+
+def test_a_click_whose_preview_is_not_shown_has_no_other_answer_yet(a_desk: Desk, a_client: Any) -> None:
+    a_desk.click(3, 5, 4)
+    a_desk.answer()
+    a_desk.prompts.leave()
+    a_desk.prompts.restore()
+    assert a_desk.prompts.place is not None
+    assert not a_desk.prompts.has_another
+    a_desk.prompts.accept()
+    assert a_client.asked[-1]["prompt"].choice == 0
+    a_desk.answer()
+    assert a_desk.prompts.has_another
 
 
 def test_a_dicom_seg_that_slicer_exports_says_that_a_program_took_part_until_that_is_undone(

@@ -186,6 +186,8 @@ def test_the_series_of_a_dicom_folder_are_listed_and_the_one_that_is_clicked_is_
     for number in (0, 1):
         (ct_file.parent / "other" / f"{number}.dcm").rename(folder / f"scout{number}.dcm")
     files = a_page.files
+    said: list[str] = []
+    a_page.work.said.connect(lambda sentence, _: said.append(sentence))
 
     async def choose() -> None:
         files.show_open()
@@ -199,10 +201,10 @@ def test_the_series_of_a_dicom_folder_are_listed_and_the_one_that_is_clicked_is_
         files._on_row(files.data.rows[1].path, files.data.rows[1].series)
         await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
         assert a_page.work.session.volume().shape_kji == (2, 6, 7)
+        files._on_row(str(folder), "1.2.3")
+        assert "open the folder again" in said[-1]
 
     asyncio.run(choose())
-    said: list[str] = []
-    a_page.work.said.connect(lambda sentence, _: said.append(sentence))
     asyncio.run(files.open([folder]))
     assert "study holds 2 series; this is without a description (CT, 5 slices)" in said[-1]
     (folder / "1.dcm").unlink()  # the series with most slices has a gap now

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from ..backbones import BACKBONES
-from ..cases import CaseStore
+from ..cases import Case, CaseStore
 from ..datasets.input_contract import InputContract
 from ..datasets.labelled import LabelledCase, LabelledScans, find_cases
 from ..errors import InputError, ModelError
 from ..events import Log, Progress, duration, never
 from ..foundation.protocols import SliceTracker
 from ..foundation.runtime import pick_device
-from ..home import cases_folder, models_folder
+from ..home import models_folder
 from ..registry import DEFAULT_MODEL
 from ..runs.run_folder import RunFolder, TrainingMetric, plain
 from ..segmentation import Segment, Segmentation, default_color
@@ -152,13 +152,19 @@ def finetune(
         StorageError: the models' folder cannot be written, at once; no space, and what was saved last stays.
         Cancelled: `cancelled` or `medssl runs stop` said so; the run can be resumed.
     """
-    config = _with_segments(config)
+    damaged: list[Log] = []
+    stored = [] if config.cases is None else CaseStore(config.cases).cases(damaged.append)
+    damaged = [Log(f"Left out: {log.text}") for log in damaged]
+    yield from damaged  # before anything is refused because they are missing
+    config = _with_segments(config, stored)
     if config.name:
         require_writable(_model_store(config).folder)
     with ExitStack() as until_the_end:
         run = RunFolder.create_or_open(config.out, "finetune", plain(config), _MAY_CHANGE)
         until_the_end.enter_context(run.occupied())
-        for event in _train(config, run, lambda: cancelled() or run.stop_asked, cases):
+        for log in damaged:
+            run.record(log)
+        for event in _train(config, run, lambda: cancelled() or run.stop_asked, cases, stored):
             if not isinstance(event, Preview):
                 run.record(event)
             yield event
@@ -168,11 +174,11 @@ def finetune(
             yield kept
 
 
-def _with_segments(config: FinetuneConfig) -> FinetuneConfig:
-    """Take all segments that a case store teaches, where none are named."""
+def _with_segments(config: FinetuneConfig, stored: Sequence[Case]) -> FinetuneConfig:
+    """Take all segments that the cases of a store teach, where none are named."""
     if config.cases is None or config.segments:
         return config
-    return replace(config, segments=tuple(taught_segments(CaseStore(config.cases).cases())))
+    return replace(config, segments=tuple(taught_segments(stored)))
 
 
 def _start(config: FinetuneConfig) -> Start:
@@ -196,20 +202,18 @@ def _model_store(config: FinetuneConfig) -> ModelStore:
 def _material(
     config: FinetuneConfig,
     given: Sequence[LabelledCase] | None,
+    stored: Sequence[Case],
     saved: Mapping[str, Any] | None,
-    on_problem: Callable[[Log], None],
 ) -> tuple[Sequence[LabelledCase], dict[str, str]]:
     """Cases to learn from and, from a case store, the fingerprint of each by its id.
 
-    A run that goes on learns from the cases it began with; those that have joined the store since wait. Cases of the
-    store that are damaged are left out and named to `on_problem`.
+    A run that goes on learns from the cases it began with; those that have joined the store since wait.
     """
     if given is not None:
         return given, {}
     if config.data is not None:
         return find_cases(config.data, config.exclude), {}
-    store = CaseStore(config.cases or cases_folder())
-    chosen = teaching_cases(store.cases(on_problem), config.segments)
+    chosen = teaching_cases(stored, config.segments)
     if saved is not None:
         chosen = unchanged_cases(chosen, saved["cases"])
     return labelled_cases(chosen, config.segments), {case.id: case.fingerprint for case in chosen}
@@ -220,13 +224,14 @@ def _train(
     run: RunFolder,
     cancelled: Callable[[], bool],
     cases: Sequence[LabelledCase] | None,
+    stored: Sequence[Case],
 ) -> Iterator[Progress | Log | TrainingMetric | Preview]:
     begun, device = time.monotonic(), pick_device(config.device)
     saved = run.load_resume()
-    said: list[Log] = []
-    cases, fingerprints = _material(config, cases, saved, said.append)
+    cases, fingerprints = _material(config, cases, stored, saved)
     start = Start() if saved else _start(config)  # a run that goes on has its own weights
     info = _saved_info(run, saved) if saved else _model_info(config, start, cases)
+    said: list[Log] = []
     with run.stopped_while("preparing the cases"):
         scans = LabelledScans.from_cases(
             cases, info.contract, config.segments, slices=config.slices, cancelled=cancelled,

@@ -22,29 +22,31 @@ _LOOKS_THE_SAME = 0.9
 
 
 class Corrections:
-    """Answers the prompts on one slice in two steps where there is something to correct.
+    """Answers the prompts on one slice in two steps where there is something to correct."""
 
-    Args:
-        ask: answers a prompt, given what was found before its corrections; None where there are none.
-    """
-
-    def __init__(self, ask: Callable[[SlicePrompt, Prediction | None], Prediction]) -> None:
-        self._ask = ask
+    def __init__(self) -> None:
         self._first: tuple[SlicePrompt, Prediction] | None = None
 
     def forget(self) -> None:
         """Another slice is looked at."""
         self._first = None
 
-    def answer(self, prompt: SlicePrompt) -> Prediction:
-        """Answer a prompt; what was found before the corrections is remembered for the next ones."""
+    def answer(
+        self, prompt: SlicePrompt, ask: Callable[[SlicePrompt, Prediction | None], Prediction]
+    ) -> Prediction:
+        """Answer a prompt; what was found before the corrections is remembered for the next ones.
+
+        Args:
+            prompt: what is asked.
+            ask: answers a prompt, given what was found before its corrections; None where there are none.
+        """
         first = _without_corrections(prompt)
         if first is None:
-            return self._ask(prompt, None)
+            return ask(prompt, None)
         if self._first is None or not self._first[0].is_like(first):
-            self._first = first, self._ask(first, None)
+            self._first = first, ask(first, None)
         found = self._first[1]
-        return self._ask(prompt, found) if is_corrected(prompt) else found
+        return ask(prompt, found) if is_corrected(prompt) else found
 
 
 def is_corrected(prompt: SlicePrompt) -> bool:

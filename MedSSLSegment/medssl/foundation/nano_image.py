@@ -55,7 +55,7 @@ class NanoImagePredictor:
         self._model = model
         self._slice: NDArray[np.generic] | None = None
         self._spacing = (1.0, 1.0)
-        self._corrections = Corrections(self._answer)
+        self._corrections = Corrections()
 
     @classmethod
     def from_entry(cls, entry: ModelEntry, device: torch.device) -> NanoImagePredictor:
@@ -88,7 +88,7 @@ class NanoImagePredictor:
         The score of an answer is the mean probability of the pixels found: it goes with the Dice better than what the
         network expects (`bench_prompts.py` prints how it does).
         """
-        return self._corrections.answer(prompt)
+        return self._corrections.answer(prompt, self._answer)
 
     def predict_boxes(
         self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None
@@ -109,9 +109,10 @@ class NanoImagePredictor:
             return self._ask(_with_points(box if found_box is None else found_box, prompt), prompt, hint)
         if mask is not None and box is None:
             box = box_of_mask(mask)
-            return self._nothing() if box is None else self._ask(box, prompt, mask)
+            if box is None:
+                return self._nothing()
         if box is not None:
-            return self._ask(box, prompt, mask)
+            return self._ask(_with_points(box, prompt), prompt, mask)
         if 1 not in prompt.point_labels:
             raise InputError("A negative point alone says nothing; add a point on the object.")
         return self._clicked(prompt)

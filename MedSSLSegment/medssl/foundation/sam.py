@@ -83,7 +83,7 @@ class SamImagePredictor:
         from segment_anything import SamPredictor
 
         self._predictor = SamPredictor(model)
-        self._corrections = Corrections(self._answer)
+        self._corrections = Corrections()
 
     def set_image(
         self, slice_hu: NDArray[np.generic], window: Window, spacing_rc_mm: tuple[float, float]
@@ -114,7 +114,7 @@ class SamImagePredictor:
         There are three answers to a single click, the one with the best score first; what it, or a box, has found goes
         with all further points.
         """
-        return self._corrections.answer(prompt)
+        return self._corrections.answer(prompt, self._answer)
 
     def _answer(self, prompt: SlicePrompt, found: Prediction | None) -> Prediction:
         arrays = arrays_of(prompt, self._predictor.original_size)

@@ -45,7 +45,7 @@ class Sam2ImagePredictor:
         # The package writes down the feature sizes of a 1024 pixel input; the model itself works at any size.
         self._predictor._bb_feat_sizes = [(self._side // stride, self._side // stride) for stride in _STRIDES]
         self._shape_hw = (0, 0)
-        self._corrections = Corrections(self._answer)
+        self._corrections = Corrections()
 
     @classmethod
     def from_entry(cls, entry: ModelEntry, device: torch.device | str) -> Sam2ImagePredictor:
@@ -91,7 +91,7 @@ class Sam2ImagePredictor:
         There are three answers to a single click, the one with the best score first; what it, or a box, has found goes
         with all further points.
         """
-        return self._corrections.answer(prompt)
+        return self._corrections.answer(prompt, self._answer)
 
     def _answer(self, prompt: SlicePrompt, found: Prediction | None) -> Prediction:
         arrays = arrays_of(prompt, self._shape_hw)

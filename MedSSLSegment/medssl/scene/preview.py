@@ -53,6 +53,8 @@ class PromptDesk:
         """Axis and index of the slice in view, and what a click would ask there; None where the worker knows."""
         self._telling: Run | None = None
         self._accepts_answer = False
+        self._asks_another = False
+        """Whether the answer under way was asked for in place of the one that is shown."""
         self.accepted: Callable[[], None] = lambda: None
         """Called when an answer that was accepted before it was here has become the segment's."""
 
@@ -266,16 +268,16 @@ class PromptDesk:
         before = self._masks.get(place)
         self._masks[place] = answer.mask, answer.confidence
         self._show(place, answer.mask)
-        click = self._lone_click(place)
         is_as_before = before is not None and np.array_equal(before[0], answer.mask)
-        if click is not None and click.choice > 0 and is_as_before:
+        if self._asks_another and is_as_before:
+            self._book().take_back(place)
             self.message = "There is no other answer to this click; add points to correct it, or accept it."
         else:
             self.message = self._sureness(place)
 
     def _sureness(self, place: Place) -> str:
         """How sure the model is of a preview, and what can be done with it."""
-        another = " A shows another answer." if self._lone_click(place) is not None else ""
+        another = " A shows another answer." if self._is_lone_click(place) else ""
         return f"{self._masks[place][1]:.0%} sure. Enter accepts, Esc drops.{another}"
 
     def _forget_previews_of_another_image(self) -> None:
@@ -369,28 +371,35 @@ class PromptDesk:
     def show_another(self) -> None:
         """Show the next of the answers to the click on the slice prompted last; `take_back` shows the one before.
 
+        While an answer is under way nothing happens.
+
         Raises:
-            InputError: there is no click, or more than one click.
+            InputError: no preview of a single click is shown.
         """
-        if self.place is None or self._lone_click(self.place) is None:
+        if self.is_waiting:
+            return
+        if self.place is None or not self.has_another:
             raise InputError(
-                "A single click has other answers; points that come after it correct the one you see."
+                "Only the preview of a single click has other answers; add points to correct this one."
             )
         self._book().add(self.place, Mark("another"))
         self.ask(self.place)
-
-    def _lone_click(self, place: Place) -> SlicePrompt | None:
-        """The prompt of a slice, if it is one click on the object that waits to be decided."""
-        if place not in self.pending():
-            return None
-        prompt = as_prompt(place, self._book().marks(place))
-        is_lone = prompt is not None and prompt.box_xyxy_px is None and len(prompt.points_xy_px) == 1
-        return prompt if is_lone else None
+        self._asks_another = True
 
     @property
     def has_another(self) -> bool:
-        """Whether another answer can be asked for."""
-        return self.place is not None and not self.is_waiting and self._lone_click(self.place) is not None
+        """Whether another answer can be asked for: one to a single click is shown."""
+        place = self.place
+        return (
+            place is not None and place in self._masks and not self.is_waiting and self._is_lone_click(place)
+        )
+
+    def _is_lone_click(self, place: Place) -> bool:
+        """Whether one click on the object, and nothing else, waits to be decided on a slice."""
+        if place not in self.pending():
+            return False
+        prompt = as_prompt(place, self._book().marks(place))
+        return prompt is not None and prompt.box_xyxy_px is None and len(prompt.points_xy_px) == 1
 
     def leave(self) -> None:
         """Stop and show nothing; the prompts stay with their segmentation."""
@@ -412,7 +421,7 @@ class PromptDesk:
         return PromptBook(node)
 
     def _stop(self) -> None:
-        self._accepts_answer = False
+        self._accepts_answer = self._asks_another = False
         if self._run is not None:
             self._run[1].cancel()
             self._run = None

@@ -49,17 +49,20 @@ class TrackerData:
     @property
     def description(self) -> str:
         """One line for a person."""
-        sentences = [
+        return (
             f"{len(self.coarse) + len(self.fine)} labelled and {len(self.unlabelled)} unlabelled CTs,"
-            f" {len(self.drawn)} drawn volumes."
-        ]
+            f" {len(self.drawn)} drawn volumes.{self.left_out}"
+        )
+
+    @property
+    def left_out(self) -> str:
+        """What was left out and why, each sentence behind a space; empty for nothing."""
+        said = ""
         if self.no_ct:
-            sentences.append(
-                f"Left out, no CT: {some(self.no_ct)} (a meta.json beside it may say otherwise)."
-            )
+            said += f" Left out, no CT: {some(self.no_ct)} (a meta.json beside it may say otherwise)."
         if self.damaged:
-            sentences += ["Left out, damaged:", *self.damaged]
-        return " ".join(sentences)
+            said += f" Left out, damaged: {' '.join(self.damaged)}"
+        return said
 
     def clips(self, pseudo_share: float, size: int) -> ClipSampler:
         """Draws clips from all of them; pseudo-objects from real CT where there is any."""
@@ -98,7 +101,7 @@ def read_data(folder: Path, exclude: Sequence[str], phantoms: int, seed: int) ->
     if not len(data):
         raise InputError(
             f"The folder {folder} holds no CT to train on; give case folders with ct.nii.gz, and label.nii.gz where"
-            " there are labels."
+            f" there are labels.{data.left_out}"
         )
     data.drawn.extend(_phantoms(phantoms))
     return data

@@ -99,16 +99,17 @@ class FilesLogic(SectionLogic[FilesState]):
         for path in paths:
             if not path.is_dir():
                 await self._open(str(path), self._reader)
-            elif found := await self._series_of(path):
-                is_open = await self._open(str(path), self._series_reader(found[0]))
-                self._say_which_series(path, found, is_open)
+            elif found := await self._series_of(folder := path.resolve()):
+                is_open = await self._open(str(folder), self._series_reader(found[0]))
+                self._say_which_series(folder, found, is_open)
 
     async def open_folder(self) -> None:
         """Open the DICOM folder that is listed; where it holds several series, list those."""
         with self.work.errors_said():
             folder = self._folders.resolve(self.data.folder)
             found = await self._series_of(folder)
-            if folder != self._folders.resolve(self.data.folder):  # the person has gone on meanwhile
+            has_gone_on = folder != self._folders.resolve(self.data.folder) or not self.data.is_open_shown
+            if has_gone_on:  # the person, meanwhile
                 return
             if len(found) == 1:
                 self._soon(str(folder), self._series_reader(found[0]))
@@ -122,6 +123,7 @@ class FilesLogic(SectionLogic[FilesState]):
         found: tuple[DicomSeries, ...] = ()
         async with self._one_at_a_time:
             with self.work.errors_said():
+                folder = self._folders.resolve(str(folder))
                 self._say_loading(f"Looking at the files in {folder.name} ...")
                 found = await asyncio.to_thread(series_in, folder)
             self._say_loading("")
@@ -151,11 +153,16 @@ class FilesLogic(SectionLogic[FilesState]):
 
     def _on_row(self, path: str, series: str = "") -> None:
         if series:
-            self._soon(path, self._series_reader(self._listed[series]))
+            self.work.attempt(lambda: self._open_listed(path, series))
         elif any(row.path == path and row.is_folder for row in self.data.rows):
             self._list(path)
         else:
             self._soon(path, self._reader)
+
+    def _open_listed(self, folder: str, uid: str) -> None:
+        if uid not in self._listed:
+            raise InputError("This list of series is not the newest one; open the folder again.")
+        self._soon(folder, self._series_reader(self._listed[uid]))
 
     def _list(self, folder: str) -> None:
         self.work.attempt(lambda: self._show_folder(folder))
