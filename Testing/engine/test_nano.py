@@ -11,6 +11,7 @@ import pytest
 import torch
 from medssl.errors import InputError, ModelError
 from medssl.foundation.nano import NanoTracker
+from medssl.foundation.nano_crop import Crop
 from medssl.foundation.nano_image import NanoImagePredictor, dice_level
 from medssl.foundation.nano_model import Decoded, Encoded, NanoConfig, NanoModel, load_nano, load_prompted
 from medssl.foundation.protocols import Prediction, TrackedSlice, TrackingSession, TrackJob
@@ -381,9 +382,11 @@ class RemembersWhatItIsAsked(NanoImagePredictor):
         super().__init__(model)
         self.looks = 0
         self.hints: list[np.ndarray | None] = []
+        self.crops: list[Crop] = []
 
     def _look(self, crops: Any, prompts: Any, hints: Any = None) -> Any:
         self.looks += 1
+        self.crops.append(crops[0])
         self.hints.append(None if hints is None else hints[0])
         return super()._look(crops, prompts, hints)
 
@@ -410,6 +413,17 @@ def test_points_correct_what_was_found_before_them_which_is_not_worked_out_again
     predictor.set_image(scan, SOFT_TISSUE, (1.0, 1.0))  # another slice, for all that is known
     assert np.array_equal(predictor.predict(corrected).mask, answer.mask)
     assert predictor.looks > looks + 2
+
+
+def test_a_box_counts_though_little_was_found_in_it(bright_model: NanoModel) -> None:
+    disc = a_stack([(28.0, 50.0)])[0]
+    predictor = RemembersWhatItIsAsked(bright_model)
+    predictor.set_image(np.where(disc, 150, 10).astype(np.int16), SOFT_TISSUE, (1.0, 1.0))
+    box = np.array([10, 5, 110, 55], np.float32)
+
+    predictor.predict(SlicePrompt(0, 0, np.array([[20.0, 40.0]], np.float32), np.array([1], np.int32), box))
+
+    assert predictor.crops == [Crop.around(box, (1.0, 1.0))] * 2
 
 
 def test_points_far_from_a_mask_correct_it_too(bright_model: NanoModel) -> None:

@@ -102,17 +102,12 @@ class NanoImagePredictor:
 
     def _answer(self, prompt: SlicePrompt, found: Prediction | None) -> Prediction:
         """Answer a prompt, as a correction of what was found before if there is that."""
-        box, mask = prompt.box_xyxy_px, prompt.mask
-        if found is not None:
-            found_box = box_of_mask(found.mask)
-            hint = None if found_box is None else found.mask
-            return self._ask(_with_points(box if found_box is None else found_box, prompt), prompt, hint)
-        if mask is not None and box is None:
-            box = box_of_mask(mask)
-            if box is None:
-                return self._nothing()
-        if box is not None:
-            return self._ask(_with_points(box, prompt), prompt, mask)
+        mask = prompt.mask if found is None else found.mask
+        seen = None if mask is None else box_of_mask(mask)
+        if found is not None or seen is not None or prompt.box_xyxy_px is not None:
+            return self._ask(_around(prompt, seen), prompt, None if seen is None else mask)
+        if mask is not None:
+            return self._nothing()
         if 1 not in prompt.point_labels:
             raise InputError("A negative point alone says nothing; add a point on the object.")
         return self._clicked(prompt)
@@ -279,10 +274,10 @@ def _heeded(logits: Tensor, on: Tensor, off: Tensor) -> Tensor:
     return torch.where(off > _AT_THE_POINT, spoken.clamp(max=-1.0), spoken)
 
 
-def _with_points(box_xyxy_px: NDArray[np.float32] | None, prompt: SlicePrompt) -> NDArray[np.float32]:
-    """(4,) the box, if there is one, enlarged to hold the points on the object."""
-    on = prompt.points_xy_px[prompt.point_labels == 1]
-    corners = on if box_xyxy_px is None else np.concatenate([box_xyxy_px.reshape(2, 2), on])
+def _around(prompt: SlicePrompt, seen_xyxy_px: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """(4,) the box around what is known of an object: its box, its points, and what was seen of it before."""
+    boxes = [box.reshape(2, 2) for box in (prompt.box_xyxy_px, seen_xyxy_px) if box is not None]
+    corners = np.concatenate([*boxes, prompt.points_xy_px[prompt.point_labels == 1]])
     return np.concatenate([corners.min(axis=0), corners.max(axis=0)])
 
 
