@@ -68,7 +68,7 @@ from medssl.wire.framing import Frame, read_frame, write_frame
 MASK = np.zeros((6, 9), bool)
 MASK[2:4, 3:8] = True
 CLICKS = SlicePrompt(
-    1, 2, np.array([[1.5, 2.0], [4.0, 5.0]], np.float32), np.array([1, 0], np.int32), mask=MASK
+    1, 2, np.array([[1.5, 2.0], [4.0, 5.0]], np.float32), np.array([1, 0], np.int32), mask=MASK, choice=2
 )
 BOX = SlicePrompt(2, 0, box_xyxy_px=np.array([1, 2, 3, 4], np.float32))
 LABELS = encode_labels(np.pad(np.array([[[1, 0], [2, 1]]], np.uint8), 1))

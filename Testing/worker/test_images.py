@@ -277,9 +277,10 @@ def test_any_other_click_is_answered_for_itself() -> None:
     list(engine.encode_ahead(volume, hover(volume, point(4.0)), list))
     off = replace(point(4.0), point_labels=np.array([0], np.int32))
     boxed = replace(point(4.0), box_xyxy_px=np.array([1, 1, 9, 9], np.float32))
-    others = [click_at(volume, prompt) for prompt in (point(4.5), point(4.0, index=6), off, boxed)] + [
-        click_at(volume, point(4.0), "sam-vit-l")
-    ]
+    another = replace(point(4.0), choice=1)
+    others = [
+        click_at(volume, prompt) for prompt in (point(4.5), point(4.0, index=6), off, boxed, another)
+    ] + [click_at(volume, point(4.0), "sam-vit-l")]
     for number, asked in enumerate(others):
         assert not engine.predict(volume, asked)[1]["foreseen"]
         assert len(predictor.answered) == 2 + number
