@@ -205,11 +205,7 @@ class AnnotateSection:
         return segment == startSegment and isSameView and beyondMm < TOLERANCE
 
     def onAccept(self) -> None:
-        self._way.clear()
-        with errorsShown():
-            self.session.prompts.accept()
-        self.show()
-        self.onChanged()
+        self._decide(self.session.prompts.accept)
 
     def onDrop(self) -> None:
         self._way.clear()
@@ -218,16 +214,15 @@ class AnnotateSection:
         self.show()
 
     def onAnother(self) -> None:
-        self._way.clear()
-        with errorsShown():
-            self.session.prompts.show_another()
-        self.show()
-        self.onChanged()
+        self._decide(self.session.prompts.show_another)
 
     def onTakeBack(self) -> None:
+        self._decide(self.session.prompts.take_back)
+
+    def _decide(self, act: Callable[[], object]) -> None:
         self._way.clear()
         with errorsShown():
-            self.session.prompts.take_back()
+            act()
         self.show()
         self.onChanged()
 

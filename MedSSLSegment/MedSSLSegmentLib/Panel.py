@@ -46,8 +46,9 @@ STRIP_S = 0.2
 """Between two times that the strip is drawn anew while slices arrive."""
 PROGRESS_STEPS = 1000
 DECIDING_KEYS = ("Return", "Esc", "Backspace")
-ANOTHER_KEYS = ("A",)
 """Keys that decide about prompts, and mean something else to fields of text and to effects."""
+ANOTHER_KEY = "A"
+"""Shows another answer to a click; it is left to others, too, where there is none."""
 
 
 class Panel:
@@ -131,7 +132,7 @@ class Panel:
             "S": (_("scribble"), lambda: annotate.pick("scribble")),
             "Return": (_("accept the preview"), annotate.onAccept),
             "Esc": (_("drop the preview"), annotate.onDrop),
-            "A": (_("another answer to the click"), annotate.onAnother),
+            ANOTHER_KEY: (_("another answer to the click"), annotate.onAnother),
             "Backspace": (_("take the last prompt back"), annotate.onTakeBack),
             "C": (_("compare stages"), self.predict.onCompare),
             "U": (_("uncertainty over the image"), self.predict.toggleUncertainty),
@@ -331,8 +332,10 @@ class Panel:
         """The keys that decide about a preview are ours only while there are prompts and no effect is active."""
         isEditing = self.ui.segmentEditor.activeEffect() is not None
         areOurs = self.annotate.hasPrompts and not isEditing
-        hasAnother = areOurs and self.session.prompts.has_another
-        self.shortcuts.pause((*(() if areOurs else DECIDING_KEYS), *(() if hasAnother else ANOTHER_KEYS)))
+        if not areOurs:
+            self.shortcuts.pause((*DECIDING_KEYS, ANOTHER_KEY))
+        else:
+            self.shortcuts.pause(() if self.session.prompts.has_another else (ANOTHER_KEY,))
 
     @property
     def isBusy(self) -> bool:

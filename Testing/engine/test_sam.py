@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine.official_answer import official_answer
 from medssl import registry
 from medssl.errors import InputError, ModelError
 from medssl.foundation import load_image_predictor, load_tracker
@@ -91,30 +92,6 @@ PROMPTS = {
         np.array([48, 18, 92, 62], np.float32),
     ),
 }
-
-
-def official_answer(theirs: Any, prompt: SlicePrompt) -> tuple[np.ndarray, float, np.ndarray]:
-    """Mask, score and logits as in the packages' notebooks: further points go with the logits found before."""
-    box, xy, labels = prompt.box_xyxy_px, prompt.points_xy_px, prompt.point_labels
-    if box is not None:
-        masks, scores, logits = theirs.predict(box=box, multimask_output=False)
-        further = len(xy) > 0
-    else:
-        masks, scores, logits = theirs.predict(
-            point_coords=xy[:1], point_labels=labels[:1], multimask_output=True
-        )
-        further = len(xy) > 1
-    best = int(scores.argmax())
-    if further:
-        masks, scores, logits = theirs.predict(
-            point_coords=xy,
-            point_labels=labels,
-            box=box,
-            mask_input=logits[best][None],
-            multimask_output=False,
-        )
-        best = 0
-    return masks[best].astype(bool), float(scores[best]), logits[best]
 
 
 @pytest.mark.parametrize("name", PROMPTS)

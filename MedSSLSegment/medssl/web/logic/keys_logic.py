@@ -14,7 +14,7 @@ from .section import SectionLogic
 __all__ = ["KeysLogic"]
 
 _DECIDING = ("Enter", "Escape", "Backspace")
-_ANOTHER = ("A",)
+_ANOTHER = "A"
 _MOUSE = (
     ("Wheel", "Scroll through the slices"),
     ("Ctrl + wheel", "Zoom"),
@@ -48,7 +48,7 @@ class KeysLogic(SectionLogic[HelpState]):
         """Take the keys that decide about prompts only while there are some: they mean other things to a page."""
         prompts = self.session.prompts
         has_prompts = prompts.place is not None and prompts.place in prompts.pending()
-        left_out = set(() if has_prompts else _DECIDING) | set(() if prompts.has_another else _ANOTHER)
+        left_out = {*(() if has_prompts else _DECIDING), *(() if prompts.has_another else (_ANOTHER,))}
         self.state.medssl_keys = [key for key in self._actions if key not in left_out]
 
     def press(self, key: str) -> None:
