@@ -48,7 +48,7 @@ PROGRESS_STEPS = 1000
 DECIDING_KEYS = ("Return", "Esc", "Backspace")
 """Keys that decide about prompts, and mean something else to fields of text and to effects."""
 ANOTHER_KEY = "A"
-"""Shows another answer to a click; it is left to others, too, where there is none."""
+"""Shows another answer to a click or a box; it is left to others, too, where there is none."""
 
 
 class Panel:
@@ -132,7 +132,7 @@ class Panel:
             "S": (_("scribble"), lambda: annotate.pick("scribble")),
             "Return": (_("accept the preview"), annotate.onAccept),
             "Esc": (_("drop the preview"), annotate.onDrop),
-            ANOTHER_KEY: (_("another answer to the click"), annotate.onAnother),
+            ANOTHER_KEY: (_("another answer to the click or the box"), annotate.onAnother),
             "Backspace": (_("take the last prompt back"), annotate.onTakeBack),
             "C": (_("compare stages"), self.predict.onCompare),
             "U": (_("uncertainty over the image"), self.predict.toggleUncertainty),

@@ -55,12 +55,14 @@ class SlicePrompt:
     mask: NDArray[np.bool_] | None = None
     """(H, W) the object's pixels."""
     choice: int = 0
-    """Which answer to the first click is meant where it has several: 0 the likeliest, 1 the next, and so on; behind the
-    last one it begins anew."""
+    """Which answer to the first click, or to the box, is meant where it has several: 0 the likeliest, 1 the next, and
+    so on; behind the last one it begins anew."""
 
     def __post_init__(self) -> None:
         if self.choice < 0:
-            raise InputError(f"Answers to a click are counted from 0; {self.choice} is none of them.")
+            raise InputError(
+                f"Answers to a click or a box are counted from 0; {self.choice} is none of them."
+            )
         if self.axis not in (0, 1, 2):
             raise InputError(f"A prompt's slice axis must be 0, 1 or 2, not {self.axis}.")
         if self.points_xy_px.ndim != 2 or self.points_xy_px.shape[1] != 2:

@@ -5,9 +5,10 @@
     bench_prompts.py --phantoms 2        without data
 
 Of every labelled object two axial slices are drawn from a seed. A click lies somewhere in the inner half of the object,
-a box is drawn tightly around it; each is the only thing that the model is told. Scored are the Dice with the truth, and
-how well the model's score goes with it (Pearson's correlation): the score chooses between answers, and tells which
-refined slices to trust. A click has other answers, which a person can look through: the best of them is scored too.
+a box is drawn tightly around it, and another as loosely as people do; each is the only thing that the model is told.
+Scored are the Dice with the truth, and how well the model's score goes with it (Pearson's correlation): the score
+chooses between answers, and tells which refined slices to trust. There are other answers, which a person can look
+through: the best of them is scored too.
 Then the first answer is corrected as a person would: up to three more points, each in the middle of
 the largest mistake that is left. Writes RESULTS_PROMPTS.md beside this file, or where --results says.
 """
@@ -47,7 +48,10 @@ _LEAST_PX = 12
 _SLICES = 2
 _CORRECTIONS = 3
 _ANSWERS = 3
-"""To one click, at most."""
+"""To one prompt, at most."""
+_KINDS = ("click", "box", "loose box")
+_LOOSE, _LOOSE_PX = 0.08, 1.5
+"""How far the sides of a loose box lie off the object at most: in shares of its own, and in pixels beside."""
 _FIRST_PHANTOM, _FIRST_DEVELOPMENT_PHANTOM = 9001, 9101
 
 
@@ -58,12 +62,12 @@ class Answer:
     patient: str
     organ: str
     kind: str
-    """click or box"""
+    """One of `_KINDS`."""
     dice: float
     score: float
     """The model's."""
     best: float
-    """Dice of the best of the answers to a click; of a box, the only one's."""
+    """Dice of the best of up to `_ANSWERS` answers."""
     corrected: tuple[float, ...] = ()
     """Dice after each of up to `_CORRECTIONS` correcting points; fewer where nothing was left to correct."""
     heeded: int = 0
@@ -108,8 +112,9 @@ def ask(predictor: ImagePredictor, case: Case, rng: np.random.Generator) -> Iter
             for kind, prompt in _prompts(truth[index], int(index), rng):
                 found = predictor.predict(prompt)
                 first = dice(found.mask, truth[index])
-                others = range(1, _ANSWERS if kind == "click" else 1)
-                looked_through = [predictor.predict(replace(prompt, choice=choice)).mask for choice in others]
+                looked_through = [
+                    predictor.predict(replace(prompt, choice=choice)).mask for choice in range(1, _ANSWERS)
+                ]
                 best = max([first, *(dice(mask, truth[index]) for mask in looked_through)])
                 corrected, heeded = _correct(predictor, prompt, found.mask, truth[index])
                 yield Answer(patient_of(case.name), organ, kind, first, found.score, best, corrected, heeded)
@@ -154,7 +159,13 @@ def _prompts(
     row, column = rng.choice(np.argwhere(depth >= 0.5 * depth.max()))
     xy, on = np.array([[column, row]], np.float32), np.ones(1, np.int32)
     yield "click", SlicePrompt(0, index, points_xy_px=xy, point_labels=on)
-    yield "box", SlicePrompt(0, index, box_xyxy_px=box_of_mask(truth))
+    box = box_of_mask(truth)
+    assert box is not None
+    yield "box", SlicePrompt(0, index, box_xyxy_px=box)
+    size = box[2:] - box[:2] + 1
+    beyond = rng.spawn(1)[0].uniform(0.0, 1.0, (2, 2)) * (_LOOSE * size + _LOOSE_PX)
+    loose = box + np.concatenate([-beyond[0], beyond[1]]).astype(np.float32)
+    yield "loose box", SlicePrompt(0, index, box_xyxy_px=loose)
 
 
 def render(answers: Sequence[Answer], model: str, words: str) -> str:
@@ -164,8 +175,9 @@ def render(answers: Sequence[Answer], model: str, words: str) -> str:
         "",
         f"Written by `python Testing/benchmarks/bench_prompts.py {words}`; do not edit. {model},"
         f" {len({answer.patient for answer in answers})} patients that it has not seen, {_SLICES} axial slices of every"
-        " labelled object, on each one click in the inner half of the object, and one tight box. Brackets: 95 %"
-        " bootstrap interval, patients resampled. *Best*: of up to three answers to the click, which a person can look"
+        " labelled object, on each one click in the inner half of the object, one tight box, and one"
+        f" whose sides lie up to {_LOOSE:.0%} of its own and {_LOOSE_PX} pixels off the object. Brackets: 95 %"
+        " bootstrap interval, patients resampled. *Best*: of up to three answers, which a person can look"
         " through. *Score*: correlation of the model's own score with the Dice.",
         "",
         f"{processor()}; {datetime.date.today()}.",
@@ -173,10 +185,10 @@ def render(answers: Sequence[Answer], model: str, words: str) -> str:
         "| prompt | prompts | Dice | best | below 0.3 | score |",
         "|---|---|---|---|---|---|",
     ]
-    for kind in ("click", "box"):
+    for kind in _KINDS:
         of_kind = [answer for answer in answers if answer.kind == kind]
         values = np.array([[answer.dice, answer.score] for answer in of_kind])
-        best = f"{np.mean([answer.best for answer in of_kind]):.3f}" if kind == "click" else "-"
+        best = f"{np.mean([answer.best for answer in of_kind]):.3f}"
         mean = bootstrap_mean(values[:, 0], [answer.patient for answer in of_kind])
         lines.append(
             f"| {kind} | {len(values)} | {mean} | {best} | {np.mean(values[:, 0] < 0.3):.0%} |"
@@ -190,19 +202,20 @@ def render(answers: Sequence[Answer], model: str, words: str) -> str:
         "| prompt | Dice | 1 point more | 2 more | 3 more | heeded |",
         "|---|---|---|---|---|---|",
     ]
-    for kind in ("click", "box"):
+    for kind in _KINDS:
         of_kind = [answer for answer in answers if answer.kind == kind]
         means = [np.mean([answer.dice_after(n) for answer in of_kind]) for n in range(_CORRECTIONS + 1)]
         points = sum(len(answer.corrected) for answer in of_kind)
         heeded = sum(answer.heeded for answer in of_kind) / max(points, 1)
         lines.append(f"| {kind} | {' | '.join(f'{mean:.3f}' for mean in means)} | {heeded:.0%} |")
-    lines += ["", "| organ | slices | click | box |", "|---|---|---|---|"]
+    lines += ["", f"| organ | slices | {' | '.join(_KINDS)} |", "|---|---|---|---|---|"]
     for organ in sorted({answer.organ for answer in answers}):
-        click, box = (
+        of_organ = [
             [answer.dice for answer in answers if (answer.organ, answer.kind) == (organ, kind)]
-            for kind in ("click", "box")
-        )
-        lines.append(f"| {organ} | {len(click)} | {np.mean(click):.2f} | {np.mean(box):.2f} |")
+            for kind in _KINDS
+        ]
+        means = " | ".join(f"{np.mean(values):.2f}" for values in of_organ)
+        lines.append(f"| {organ} | {len(of_organ[0])} | {means} |")
     return "\n".join([*lines, ""])
 
 

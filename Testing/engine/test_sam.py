@@ -124,6 +124,26 @@ def test_the_other_answers_of_sam_to_a_click_come_in_the_order_of_their_scores(s
         np.testing.assert_array_equal(answer.mask, distinct[choice % len(distinct)])
 
 
+def test_a_box_has_sams_one_answer_first_and_then_its_three(slice_hu: np.ndarray) -> None:
+    box = SlicePrompt(0, 3, box_xyxy_px=np.array([50, 20, 90, 60], np.float32))
+    model = small_sam()
+    theirs = official_predictor(model, slice_hu)
+    (one,), *_ = theirs.predict(box=box.box_xyxy_px, multimask_output=False)
+    three, scores, _ = theirs.predict(box=box.box_xyxy_px, multimask_output=True)
+    distinct: list[np.ndarray] = []
+    for mask in (one, *three[np.argsort(-scores)]):
+        if all(dice(mask, other) < 0.9 for other in distinct):
+            distinct.append(mask)
+    ours = SamImagePredictor(model)
+    ours.set_image(slice_hu, WINDOW, (1.0, 1.0))
+
+    answers = [ours.predict(replace(box, choice=choice)).mask for choice in range(4)]
+
+    assert len(distinct) > 1
+    for choice, answer in enumerate(answers):
+        np.testing.assert_array_equal(answer, distinct[choice % len(distinct)])
+
+
 def test_a_mask_goes_to_sam_with_its_box_as_logits_on_the_padded_grid(slice_hu: np.ndarray) -> None:
     model, mask = small_sam(), disc_mask()
     theirs = official_predictor(model, slice_hu)

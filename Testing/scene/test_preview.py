@@ -93,7 +93,7 @@ def test_the_preview_is_shown_and_only_accepting_changes_the_segment(a_desk: Des
     assert not a_desk.masks().any()
 
 
-_ONLY_A_CLICK = "Only the preview of a single click has other answers"
+_ONLY_A_CLICK = "Only the preview of a single click or box has other answers"
 
 
 def test_another_answer_to_a_click_can_be_asked_for_taken_back_and_corrected(
@@ -134,13 +134,29 @@ def test_another_answer_to_a_click_can_be_asked_for_taken_back_and_corrected(
     assert PromptBook(a_desk.node).places() == (place,)
 
 
+def test_another_answer_to_a_box_can_be_asked_for_until_points_correct_it(
+    a_desk: Desk, a_client: Any
+) -> None:
+    a_desk.prompts.add_box(a_desk.liver, a_desk.at(3, 3, 2), a_desk.at(3, 8, 6), 0)
+    a_desk.answer(first_row=1)
+    assert a_desk.prompts.message.endswith("A shows another answer.")
+    a_desk.prompts.show_another()
+    asked = a_client.asked[-1]["prompt"]
+    assert (asked.choice, asked.box_xyxy_px is not None) == (1, True)
+    a_desk.answer(first_row=2)
+    a_desk.click(3, 5, 4)
+    assert a_client.asked[-1]["prompt"].choice == 1
+    a_desk.answer(first_row=3)
+    assert not a_desk.prompts.has_another
+
+
 def test_where_a_click_has_one_answer_that_is_said_and_nothing_needs_to_be_taken_back(a_desk: Desk) -> None:
     place = a_desk.click(3, 5, 4)
     a_desk.answer()
     for _ in range(3):
         a_desk.prompts.show_another()
         a_desk.answer()
-        assert a_desk.prompts.message.startswith("There is no other answer to this click")
+        assert a_desk.prompts.message.startswith("There is no other answer")
     assert [mark.kind for mark in a_desk.prompts.marks(place)] == ["point"]
 
 

@@ -1,4 +1,4 @@
-"""Points that correct an answer, and several answers to one click, whichever image predictor gave them.
+"""Points that correct an answer, and several answers to one click or box, whichever image predictor gave them.
 
 What a box, or else the first click on the object, has found is shown to the model again with all the points. That is
 how the models were taught (SAM, section 3 of Kirillov et al. 2023, "Segment Anything": each further point comes with
@@ -60,7 +60,7 @@ def _without_corrections(prompt: SlicePrompt) -> SlicePrompt | None:
     if prompt.mask is not None:
         return None
     if prompt.box_xyxy_px is not None:
-        return SlicePrompt(prompt.axis, prompt.index, box_xyxy_px=prompt.box_xyxy_px)
+        return SlicePrompt(prompt.axis, prompt.index, box_xyxy_px=prompt.box_xyxy_px, choice=prompt.choice)
     on = np.flatnonzero(prompt.point_labels == 1)[:1]
     return (
         SlicePrompt(
@@ -72,7 +72,7 @@ def _without_corrections(prompt: SlicePrompt) -> SlicePrompt | None:
 
 
 def chosen(answers: Iterable[Prediction], choice: int) -> Prediction:
-    """One of the answers to a click that a person can tell apart.
+    """One of the answers to a click or a box that a person can tell apart.
 
     Args:
         answers: at least one, the likeliest first; no more of them are looked at than are needed.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +14,9 @@ from torch.nn import functional as F
 from ..errors import InputError
 from ..prompts import SlicePrompt, box_of_mask
 from ..volume import Window
+from .protocols import Prediction
 
-__all__ = ["PromptArrays", "arrays_of", "mask_logits", "rgb_of"]
+__all__ = ["PromptArrays", "answers_of", "arrays_of", "mask_logits", "rgb_of"]
 
 _LOGIT_SCALE = 20.0  # a mask as logits of -10 and +10, as SAM 2 writes the masks it is given
 _LOGIT_BIAS = -10.0
@@ -34,8 +37,22 @@ class PromptArrays:
     point_labels: NDArray[np.int32] | None
     box_xyxy_px: NDArray[np.float32] | None
     mask: NDArray[np.bool_] | None
-    several: bool
-    """Whether to ask for three answers: one click alone can mean a part or the whole."""
+
+    @property
+    def is_one_click(self) -> bool:
+        """Whether one click is all there is: it can mean a part or the whole, and is asked for three answers."""
+        return self._counts == (1, False)
+
+    @property
+    def is_one_box(self) -> bool:
+        """Whether one box is all there is."""
+        return self._counts == (0, True)
+
+    @property
+    def _counts(self) -> tuple[int, bool] | None:
+        """Points, and whether there is a box; none where there is a mask."""
+        points = 0 if self.points_xy_px is None else len(self.points_xy_px)
+        return None if self.mask is not None else (points, self.box_xyxy_px is not None)
 
 
 def arrays_of(prompt: SlicePrompt, shape_hw: tuple[int, int]) -> PromptArrays:
@@ -60,8 +77,32 @@ def arrays_of(prompt: SlicePrompt, shape_hw: tuple[int, int]) -> PromptArrays:
         point_labels=prompt.point_labels if has_points else None,
         box_xyxy_px=box,
         mask=prompt.mask,
-        several=len(prompt.points_xy_px) == 1 and box is None and prompt.mask is None,
     )
+
+
+def answers_of(
+    predictor: Any, arrays: PromptArrays, mask_input: NDArray[np.float32] | None
+) -> Iterator[Prediction]:
+    """What ``SamPredictor`` or ``SAM2ImagePredictor`` answers on the slice that it was shown, the likeliest first.
+
+    To a click three answers, by their scores; to a box the packages' one, and then three more; one to all else.
+
+    Args:
+        predictor: of either package.
+        arrays: the prompt.
+        mask_input: (1, s, s) logits that go with it, of a mask prompt or of what was found before.
+    """
+    is_one_box = arrays.is_one_box and mask_input is None
+    for several in (False, True) if is_one_box else (arrays.is_one_click and mask_input is None,):
+        masks, scores, logits = predictor.predict(
+            point_coords=arrays.points_xy_px,
+            point_labels=arrays.point_labels,
+            box=arrays.box_xyxy_px,
+            mask_input=mask_input,
+            multimask_output=several,
+        )  # (C, H, W), (C,), (C, s, s)
+        for n in np.argsort(-scores, kind="stable"):
+            yield Prediction(masks[n] > 0.5, min(max(float(scores[n]), 0.0), 1.0), logits[n])
 
 
 def mask_logits(mask: NDArray[np.bool_], size_hw: tuple[int, int]) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ Axis letters: B questions, P points, S side of the crop, H, W rows and columns o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -22,9 +22,10 @@ from ..metrics import dice
 from ..prompts import SlicePrompt, box_of_mask
 from ..volume import Window
 from .correcting import Corrections, chosen, is_corrected
+from .nano_boxes import GUESSES, box_guesses, overflow, shortfall
 from .nano_crop import CROP_FACTOR, Crop, shown
-from .nano_inputs import make_channels
-from .nano_model import NanoModel, load_prompted
+from .nano_inputs import Appearance, learn_appearance, make_channels
+from .nano_model import Decoded, NanoModel, load_prompted
 from .nano_prompts import heeded_guess, point_reach, prior_mask
 from .protocols import Prediction
 from .runtime import one_thread
@@ -39,6 +40,10 @@ _FIRST_CROPS_MM = (70.0, 140.0, 280.0)
 _QUALITY_SAYS, _AGREEMENT_SAYS = 0.25, 0.4
 """Weights of what the network expects of its mask, and of how the answers in neighbouring crops agree with it, beside
 how sure the network is of the pixels. Chosen, as the sides of the crops, on the patients of `development.json`."""
+_SURENESS_SAYS, _OVERFLOW_SAYS, _SHORTFALL_SAYS, _ELLIPSE_SAYS = 0.5, -1.0, -2.0, 0.2
+"""Of the answers to a box: weights of how sure the network is of the pixels, of what runs over the box or leaves its
+sides free, and of having begun with the usual guess; beside the quality that the network expects and the agreement with
+the other answers, at 1. Chosen on such patients too, with tight boxes and loose ones."""
 _ANSWER_REACH_PX, _ANSWER_LOGIT = 4.0, 6.0
 """How far a correcting point speaks in what is answered, and how much: the network alone passes over most of them.
 Chosen on such patients too."""
@@ -79,11 +84,15 @@ class NanoImagePredictor:
     def predict(self, prompt: SlicePrompt) -> Prediction:
         """Answer one prompt.
 
-        A box or a mask says how large the object is. A click does not: crops from small to large are tried, and one of
-        the answers that lie wholly within their crop is taken: by how sure the model is of its pixels, by the IoU that
-        it expects, and by how well the next smaller and larger crop agree. That answer's own box then gives the crop
-        for the final one. All further points correct what the box, the mask or the first click on the object has found:
-        it is looked at once more, with all of them. The other answers to a click are what was found in the other crops.
+        A box or a mask says how large the object is. What a box holds may be meant as a whole or in part: the slice is
+        looked at with each guess (`nano_boxes`), and the answer that agrees with the others and fits the box goes into
+        a second look.
+
+        A click does not say how large: crops from small to large are tried, and one of the answers that lie wholly
+        within their crop is taken: by how sure the model is of its pixels, by the IoU that it expects, and by how well
+        the next smaller and larger crop agree. That answer's own box then gives the crop for the second look. All
+        further points correct what the box, the mask or the first click on the object has found: it is looked at once
+        more, with all of them. The other answers are what the other guesses, and the other crops, have led to.
 
         The score of an answer is the mean probability of the pixels found: it goes with the Dice better than what the
         network expects (`bench_prompts.py` prints how it does).
@@ -95,8 +104,10 @@ class NanoImagePredictor:
     ) -> list[Prediction]:
         """Answer (B, 4) boxes in one batch; a coarse mask as a hint says what in the boxes is meant."""
         prompts = [SlicePrompt(0, 0, box_xyxy_px=box) for box in boxes_xyxy_px]
+        if hint is None:
+            return [self._boxed(prompt, box) for prompt, box in zip(prompts, boxes_xyxy_px, strict=True)]
         crops = [Crop.around(box, self._spacing) for box in boxes_xyxy_px]
-        hints = None if hint is None else [_inside(hint, box) for box in boxes_xyxy_px]
+        hints = [_inside(hint, box) for box in boxes_xyxy_px]
         answers = self._look(crops, prompts, hints) if prompts else []
         return [answer.on_slice(self._shown().shape) for answer in answers]
 
@@ -104,13 +115,48 @@ class NanoImagePredictor:
         """Answer a prompt, as a correction of what was found before if there is that."""
         mask = prompt.mask if found is None else found.mask
         seen = None if mask is None else box_of_mask(mask)
-        if found is not None or seen is not None or prompt.box_xyxy_px is not None:
+        if found is not None or seen is not None:
             return self._ask(_around(prompt, seen), prompt, None if seen is None else mask)
+        if prompt.box_xyxy_px is not None:
+            return self._boxed(prompt, prompt.box_xyxy_px)
         if mask is not None:
             return self._nothing()
         if 1 not in prompt.point_labels:
             raise InputError("A negative point alone says nothing; add a point on the object.")
         return self._clicked(prompt)
+
+    def _boxed(self, prompt: SlicePrompt, box_xyxy_px: NDArray[np.float32]) -> Prediction:
+        """What one box finds."""
+        answers = self._guessed(prompt, Crop.around(box_xyxy_px, self._spacing))
+        likeliest_first = [answer.on_slice(self._shown().shape) for answer in answers]
+        return chosen(
+            (
+                self._ask(box_xyxy_px, prompt, first.mask) if first.mask.any() else first
+                for first in likeliest_first
+            ),
+            prompt.choice,
+        )
+
+    @one_thread()
+    def _guessed(self, prompt: SlicePrompt, crop: Crop) -> list[_Answer]:
+        """What each guess of the object in a box leads to, the likeliest first."""
+        image = shown([crop.cut(self._shown())], self._model)
+        xy_px, labels = _points([prompt], [crop], self._model.config.image_size, image.device)
+        guesses = box_guesses(image, xy_px, labels)[0][:, None]
+        images, points = image.expand_as(guesses), (xy_px.expand(GUESSES, -1, -1), labels.expand(GUESSES, -1))
+        decoded = self._decoded(learn_appearance(images, guesses), images, guesses, points)
+        answers = _answers([crop] * GUESSES, decoded)
+        box_px = xy_px[0, :2].flatten().numpy(force=True)
+        worth = {
+            answer: answer.quality
+            + agreement
+            + _SURENESS_SAYS * answer.sureness
+            + _OVERFLOW_SAYS * overflow(answer.mask, box_px)
+            + _SHORTFALL_SAYS * shortfall(answer.mask, box_px)
+            for answer, agreement in zip(answers, _mean_dice(answers), strict=True)
+        }
+        worth[answers[0]] += _ELLIPSE_SAYS
+        return sorted(answers, key=lambda answer: -worth[answer])
 
     def _clicked(self, prompt: SlicePrompt) -> Prediction:
         """What one click finds."""
@@ -162,14 +208,20 @@ class NanoImagePredictor:
         corrects = [is_corrected(prompt) for prompt in prompts]
         correcting = torch.tensor(corrects, device=image.device)
         appearance, guess = heeded_guess(image, guess, points, correcting)
-        encoded = self._model.encode(make_channels(appearance, image, image, guess))
-        decoded = self._model.decode(self._model.alone(encoded), encoded, points=points)
-        logits, quality = decoded.logits.float(), decoded.quality.float()[:, 0].tolist()
+        decoded = self._decoded(appearance, image, guess, points)
         if any(corrects):
             on, off = point_reach(appearance.scaled(image), *points, _ANSWER_REACH_PX)
-            logits = torch.where(correcting[:, None, None, None], _heeded(logits, on, off), logits)
-        rows = torch.split(logits.cpu(), 1)
-        return [_Answer(*parts) for parts in zip(crops, rows, quality, strict=True)]
+            heeded = _heeded(decoded.logits, on, off)
+            logits = torch.where(correcting[:, None, None, None], heeded, decoded.logits)
+            decoded = replace(decoded, logits=logits)
+        return _answers(crops, decoded)
+
+    def _decoded(
+        self, appearance: Appearance, image: Tensor, guess: Tensor, points: tuple[Tensor, Tensor]
+    ) -> Decoded:
+        """What the network says of (B, 1, S, S) crops, shown first guesses of the objects and the points."""
+        encoded = self._model.encode(make_channels(appearance, image, image, guess))
+        return self._model.decode(self._model.alone(encoded), encoded, points=points)
 
     def _crop_at(self, point_xy_px: NDArray[np.float32], side_mm: float) -> Crop:
         """A crop of a given size around a point."""
@@ -204,8 +256,9 @@ class _Answer:
 
     @property
     def sureness(self) -> float:
-        """Mean probability of what was found, above one half; there is none where nothing was."""
-        return float(self.logits[self.logits > 0.0].sigmoid().mean())
+        """Mean probability of what was found, above one half; 0 where nothing was."""
+        found = self.logits[self.logits > 0.0]
+        return float(found.sigmoid().mean()) if len(found) else 0.0
 
     @one_thread()
     def on_slice(self, shape: tuple[int, ...], is_uncertain: bool = False) -> Prediction:
@@ -216,6 +269,19 @@ class _Answer:
         mask = probability > (dice_level(probability) if is_uncertain else 0.5)
         score = float(probability[mask].mean()) if mask.any() else 0.0
         return Prediction(mask, score, self.logits[0, 0].numpy())
+
+
+def _answers(crops: Sequence[Crop], decoded: Decoded) -> list[_Answer]:
+    """The rows of what the network says, each with its crop."""
+    rows, quality = torch.split(decoded.logits.float().cpu(), 1), decoded.quality.float()[:, 0].tolist()
+    return [_Answer(*parts) for parts in zip(crops, rows, quality, strict=True)]
+
+
+def _mean_dice(answers: Sequence[_Answer]) -> list[float]:
+    """Of each answer in one crop, its mean Dice with the others."""
+    pairs = np.array([[dice(one.mask, other.mask) for other in answers] for one in answers])
+    means: list[float] = ((pairs.sum(axis=1) - 1.0) / (len(answers) - 1)).tolist()
+    return means
 
 
 def _agreements(answers: Sequence[_Answer]) -> list[float]:

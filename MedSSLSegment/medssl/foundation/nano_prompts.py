@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .nano_inputs import Appearance, learn_appearance
 
-__all__ = ["heeded_guess", "point_reach", "prior_mask"]
+__all__ = ["box_corners", "has_box", "heeded_guess", "point_reach", "prior_mask"]
 
 _BOX_FIRST, _BOX_LAST, _ON, _OFF = 2, 3, 1, 0
 _LIKE = 0.25  # difference in scaled intensity at which a pixel stops being like a point's
@@ -29,13 +29,24 @@ def prior_mask(points_xy_px: Tensor, labels: Tensor, size: int) -> Tensor:
         (B, 1, S, S) float32, 0 .. 1.
     """
     place = torch.arange(size, device=points_xy_px.device, dtype=torch.float32) + 0.5
-    boxed = (labels == _BOX_FIRST).any(1)
+    boxed = has_box(labels)
     if boxed.all():
         return _ellipse(points_xy_px, labels, place)[:, None]
     guess = _discs(points_xy_px, labels == _ON, place, size / 20)
     if boxed.any():
         guess = torch.where(boxed[:, None, None], _ellipse(points_xy_px, labels, place), guess)
     return guess[:, None]
+
+
+def has_box(labels: Tensor) -> Tensor:
+    """(B,) whether there is a box among the points of a row; labels (B, P) as for `prior_mask`."""
+    return (labels == _BOX_FIRST).any(1)
+
+
+def box_corners(points_xy_px: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 2) first and (B, 2) last corner of the box of each row, as x, y; arguments as for `prior_mask`."""
+    first, last = ((points_xy_px * (labels == kind)[..., None]).sum(1) for kind in (_BOX_FIRST, _BOX_LAST))
+    return first, last
 
 
 def point_reach(
@@ -96,17 +107,12 @@ def _around(image: Tensor, points_xy_px: Tensor) -> Tensor:
 
 
 def _ellipse(points_xy_px: Tensor, labels: Tensor, place: Tensor) -> Tensor:
-    first = _corner(points_xy_px, labels == _BOX_FIRST)
-    last = _corner(points_xy_px, labels == _BOX_LAST)
+    first, last = box_corners(points_xy_px, labels)
     centre, half = (first + last) / 2, ((last - first) / 2).clamp(min=1.0)
     across = ((place[None] - centre[:, :1]) / half[:, :1]).square()  # (B, S) over columns
     down = ((place[None] - centre[:, 1:]) / half[:, 1:]).square()  # (B, S) over rows
     radius = (across[:, None, :] + down[:, :, None]).sqrt()
     return ((1.0 - radius) * half.amin(1)[:, None, None] + 0.5).clamp(0.0, 1.0)  # an edge of about one pixel
-
-
-def _corner(points_xy_px: Tensor, chosen: Tensor) -> Tensor:
-    return (points_xy_px * chosen[..., None]).sum(1)
 
 
 def _discs(points_xy_px: Tensor, on: Tensor, place: Tensor, radius: float) -> Tensor:

@@ -17,7 +17,7 @@ from ..prompts import SlicePrompt
 from ..registry import ModelEntry, verified_path
 from ..volume import Window
 from .correcting import Corrections, chosen
-from .image_prompts import arrays_of, mask_logits, rgb_of
+from .image_prompts import answers_of, arrays_of, mask_logits, rgb_of
 from .protocols import EncodedImage, Prediction
 from .runtime import ensure_torchvision_operators
 from .sam2_build import build_sam2_model
@@ -88,7 +88,7 @@ class Sam2ImagePredictor:
     def predict(self, prompt: SlicePrompt) -> Prediction:
         """Answer one prompt on the slice that was set.
 
-        There are three answers to a single click, the one with the best score first; what it, or a box, has found goes
+        There are several answers to a single click or box, the likeliest first (`answers_of`); what it has found goes
         with all further points.
         """
         return self._corrections.answer(prompt, self._answer)
@@ -96,17 +96,10 @@ class Sam2ImagePredictor:
     def _answer(self, prompt: SlicePrompt, found: Prediction | None) -> Prediction:
         arrays = arrays_of(prompt, self._shape_hw)
         mask_input = None if found is None else found.logits[None]
-        side = self._side // _STRIDES[0]
-        masks, scores, logits = self._predictor.predict(
-            point_coords=arrays.points_xy_px,
-            point_labels=arrays.point_labels,
-            box=arrays.box_xyxy_px,
-            mask_input=mask_input if arrays.mask is None else mask_logits(arrays.mask, (side, side)),
-            multimask_output=arrays.several,
-        )  # (C, H, W), (C,), (C, s, s)
-        best_first = np.argsort(-scores, kind="stable")
-        answers = (Prediction(masks[n] > 0.5, float(scores[n]), logits[n]) for n in best_first)
-        return chosen(answers, prompt.choice)
+        if arrays.mask is not None:
+            side = self._side // _STRIDES[0]
+            mask_input = mask_logits(arrays.mask, (side, side))
+        return chosen(answers_of(self._predictor, arrays, mask_input), prompt.choice)
 
     def predict_boxes(
         self, boxes_xyxy_px: NDArray[np.float32], hint: NDArray[np.bool_] | None = None

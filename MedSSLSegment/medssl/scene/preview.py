@@ -271,13 +271,13 @@ class PromptDesk:
         is_as_before = before is not None and np.array_equal(before[0], answer.mask)
         if self._asks_another and is_as_before:
             self._book().take_back(place)
-            self.message = "There is no other answer to this click; add points to correct it, or accept it."
+            self.message = "There is no other answer; add points to correct this one, or accept it."
         else:
             self.message = self._sureness(place)
 
     def _sureness(self, place: Place) -> str:
         """How sure the model is of a preview, and what can be done with it."""
-        another = " A shows another answer." if self._is_lone_click(place) else ""
+        another = " A shows another answer." if self._is_lone(place) else ""
         return f"{self._masks[place][1]:.0%} sure. Enter accepts, Esc drops.{another}"
 
     def _forget_previews_of_another_image(self) -> None:
@@ -369,18 +369,18 @@ class PromptDesk:
         self.ask(self.place)
 
     def show_another(self) -> None:
-        """Show the next of the answers to the click on the slice prompted last; `take_back` shows the one before.
+        """Show the next answer to the click or the box on the slice prompted last; `take_back` shows the one before.
 
         While an answer is under way nothing happens.
 
         Raises:
-            InputError: no preview of a single click is shown.
+            InputError: no preview of a single click or box is shown.
         """
         if self.is_waiting:
             return
         if self.place is None or not self.has_another:
             raise InputError(
-                "Only the preview of a single click has other answers; add points to correct this one."
+                "Only the preview of a single click or box has other answers; add points to correct this one."
             )
         self._book().add(self.place, Mark("another"))
         self.ask(self.place)
@@ -388,18 +388,16 @@ class PromptDesk:
 
     @property
     def has_another(self) -> bool:
-        """Whether another answer can be asked for: one to a single click is shown."""
+        """Whether another answer can be asked for: one to a single click or box is shown."""
         place = self.place
-        return (
-            place is not None and place in self._masks and not self.is_waiting and self._is_lone_click(place)
-        )
+        return place is not None and place in self._masks and not self.is_waiting and self._is_lone(place)
 
-    def _is_lone_click(self, place: Place) -> bool:
-        """Whether one click on the object, and nothing else, waits to be decided on a slice."""
+    def _is_lone(self, place: Place) -> bool:
+        """Whether one click on the object, or one box, and nothing else, waits to be decided on a slice."""
         if place not in self.pending():
             return False
         prompt = as_prompt(place, self._book().marks(place))
-        return prompt is not None and prompt.box_xyxy_px is None and len(prompt.points_xy_px) == 1
+        return prompt is not None and len(prompt.points_xy_px) == (1 if prompt.box_xyxy_px is None else 0)
 
     def leave(self) -> None:
         """Stop and show nothing; the prompts stay with their segmentation."""

@@ -52,7 +52,7 @@ class Mark:
     """One thing a person put on a slice."""
 
     kind: Literal["point", "box", "scribble", "another"]
-    """The last asks for another answer to the click before it."""
+    """The last asks for another answer to the click, or the box, before it."""
     points_xy_px: tuple[tuple[float, float], ...] = ()
     """A point; two corners; or the way of a scribble. (column, row) on the slice."""
     positive: bool = True

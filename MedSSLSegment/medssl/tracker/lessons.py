@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..foundation.nano_boxes import GUESSES, box_guesses
 from ..foundation.nano_inputs import learn_appearance, make_channels, update_appearance
 from ..foundation.nano_model import Decoded, NanoModel
-from ..foundation.nano_prompts import heeded_guess, prior_mask
+from ..foundation.nano_prompts import has_box, heeded_guess, prior_mask
 from .prompt_samples import PromptBatch
 
 __all__ = ["coarse_masks", "prompt_loss", "tracking_loss"]
@@ -65,6 +66,7 @@ def prompt_loss(
     points = _boxed_in(coarse, (batch.points_xy_px, batch.labels), hinted)
     guess = prior_mask(*points, model.config.image_size)
     guess = torch.where(hinted[:, None, None, None], coarse, guess)
+    guess = _in_boxes(guess, image, points, ~hinted & has_box(points[1]), rng)
     valid = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
     correcting = torch.zeros_like(valid)
     losses, dices = [], []
@@ -185,6 +187,20 @@ def _boxed_in(coarse: Tensor, points: tuple[Tensor, Tensor], hinted: Tensor) -> 
         xy[row, 0] = torch.stack([across[0], down[0]])
         xy[row, 1] = torch.stack([across[-1], down[-1]]) + 1
     return xy, labels
+
+
+def _in_boxes(
+    guess: Tensor, image: Tensor, points: tuple[Tensor, Tensor], boxed: Tensor, rng: np.random.Generator
+) -> Tensor:
+    """The guesses, those of boxes drawn from all that are tried at work: the ellipse in half of them."""
+    rows = torch.nonzero(boxed)[:, 0]
+    if len(rows) == 0:
+        return guess
+    chosen = torch.from_numpy(np.where(rng.random(len(rows)) < 0.5, 0, rng.integers(1, GUESSES, len(rows))))
+    tried = box_guesses(image[rows], points[0][rows], points[1][rows])
+    guess = guess.clone()
+    guess[rows, 0] = tried[torch.arange(len(rows)), chosen.to(tried.device)]
+    return guess
 
 
 def _correct(

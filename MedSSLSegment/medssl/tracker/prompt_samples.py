@@ -27,7 +27,11 @@ __all__ = ["PromptBatch", "PromptSampler"]
 
 _LEAST_PX = 10
 _LEAST_SEEN_PX = 12  # of the object in the crop
-_CLICKS, _BOXES = 0.55, 0.2  # of the samples; the rest are coarse masks
+_CLICKS, _BOXES = 0.5, 0.3  # of the samples; the rest are coarse masks
+_LOOSE, _SLACK = (
+    0.5,
+    0.15,
+)  # share of the boxes; how far off the object their sides lie at most, in shares of its own
 _TRIES = 2000
 _CROPS_MM = (50.0, 100.0, 200.0, 400.0)
 """Sides of the crops around a click, each varied by about an eighth: they go beyond those that are tried at work."""
@@ -130,8 +134,11 @@ class PromptSampler:
         return PromptBatch(image, mask, area, points, labels, torch.zeros(1, dtype=torch.bool))
 
     def _boxed(self, raw: RawClip, rng: np.random.Generator, hinted: bool) -> PromptBatch:
-        """A crop about twice as large as the object; the prompt is drawn on what is seen of it."""
+        """A crop about twice as large as the object, or as a loose box; the prompt is drawn on what is seen of it."""
         middle_mm, extent_mm = raw.place_mm()
+        is_loose = not hinted and rng.random() < _LOOSE
+        slack = rng.uniform(0.0, _SLACK, (2, 2)) if is_loose else rng.normal(0.02, 0.04, (2, 2))
+        extent_mm *= 1.0 + 2.0 * float(slack.mean()) if is_loose else 1.0
         spread, least_mm = 0.2 if hinted else 0.08, MIN_CROP_PX * float(np.mean(raw.spacing_rc_mm))
         side_mm = max(CROP_FACTOR * extent_mm * float(np.exp(rng.normal(0.0, spread))), least_mm)
         centre_mm = middle_mm + rng.normal(0.0, 0.3 * spread, 2) * side_mm
@@ -144,8 +151,8 @@ class PromptSampler:
         elif solid.any():
             across, down = np.flatnonzero(solid.any(0)), np.flatnonzero(solid.any(1))
             box = np.array([[across[0], down[0]], [across[-1] + 1, down[-1] + 1]], np.float32)
-            slack = rng.normal(0.02, 0.04, (2, 2)) * (box[1] - box[0])
-            points[0, :2] = torch.from_numpy(box + np.array([[-1.0], [1.0]]) * slack)
+            beyond = np.array([[-1.0], [1.0]]) * slack * (box[1] - box[0])
+            points[0, :2] = torch.from_numpy(box + beyond)
             labels[0, :2] = torch.tensor([2, 3])
         return PromptBatch(image, mask, area, points, labels, torch.tensor([hinted]))
 

@@ -127,7 +127,7 @@ class Workstation(TrameApp):  # type: ignore[misc]
             "S": ("Scribble", lambda: annotate.pick("scribble")),
             "Enter": ("Accept the preview", annotate.accept),
             "Escape": ("Drop the preview", annotate.drop),
-            "A": ("Another answer to the click", annotate.show_another),
+            "A": ("Another answer to the click or the box", annotate.show_another),
             "Backspace": ("Take the last prompt back", annotate.take_back),
             "G": ("Propagate", self.propagate.propagate),
             "R": ("Redo what changed", self.propagate.redo_changed),

@@ -82,7 +82,7 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         self._decide(self._prompts.accept)
 
     def show_another(self) -> None:
-        """Show another answer to the click."""
+        """Show another answer to the click or the box."""
         self._decide(self._prompts.show_another)
 
     def take_back(self) -> None:

@@ -98,7 +98,7 @@ class AnnotateStepUI(FlexContainer):  # type: ignore[misc]
                 self.accept_clicked, disabled=(f"!{name.can_accept}",), color="success", **named("accept"),
             )  # fmt: skip
             Button(
-                "Another", "Show another answer to the click: smaller, larger, or of another part. (A)",
+                "Another", "Show another answer to the click or the box: smaller, larger, or of another part. (A)",
                 self.another_clicked, disabled=(f"!{name.has_another}",), **named("another"),
             )  # fmt: skip
             Button(
