@@ -103,6 +103,24 @@ def test_a_box_goes_round_all_parts_of_its_object() -> None:
         assert abs(bottom - 1 - int(down[-1])) < slack
 
 
+def test_boxes_are_learned_tight_and_as_loose_as_people_draw_them() -> None:
+    batch = draw(120)
+
+    wider, crops = [], []
+    for row in torch.flatten(boxed(batch).nonzero()).tolist():
+        left, right = batch.points_xy_px[row, :2, 0].tolist()
+        across = (batch.mask[row, 0] > 0.5).any(0).nonzero().flatten()
+        wider.append((right - left) / float(across[-1] + 1 - across[0]) - 1.0)
+        crops.append(SIZE / (right - left))
+    loose = np.array(wider) > 0.12
+    assert 0.2 < max(wider) < 0.35
+    assert 0.2 < loose.mean() < 0.6
+    for of_kind in (np.array(crops)[loose], np.array(crops)[~loose]):
+        assert np.mean(of_kind) == pytest.approx(2.0, rel=0.1), (
+            "a crop is twice as large as its box, loose or not"
+        )
+
+
 def test_a_slice_of_a_few_thin_rows_is_no_obstacle() -> None:
     truth = np.zeros((6, 2, 300), np.uint8)
     truth[:, :, 100:160] = 1

@@ -21,6 +21,7 @@ from medssl.checkpoints import read_checkpoint, read_weights, write_checkpoint
 from medssl.datasets.sources import exclusions
 from medssl.errors import Cancelled, InputError, ModelError
 from medssl.events import Log, Progress
+from medssl.foundation.nano_boxes import box_guesses
 from medssl.foundation.nano_fusion import Fusion
 from medssl.foundation.nano_model import (
     PROMPTS,
@@ -36,7 +37,7 @@ from medssl.runs.detached import resume_detached
 from medssl.runs.run_folder import RunFolder, TrainingMetric
 from medssl.tracker.clips import ClipSampler, LabelledVolume, ObjectChooser
 from medssl.tracker.data import read_data
-from medssl.tracker.lessons import coarse_masks, prompt_loss, tracking_loss
+from medssl.tracker.lessons import coarse_masks, guessed_in_boxes, prompt_loss, tracking_loss
 from medssl.tracker.prompt_samples import PromptSampler
 from medssl.tracker.training import (
     PROMPTS_RUN,
@@ -490,6 +491,24 @@ def test_the_loss_of_prompts_falls_on_one_repeated_batch() -> None:
     losses = losses_while_learning(lambda model: prompt_loss(model, batch, np.random.default_rng(0)))
 
     assert np.mean(losses[-3:]) < 0.75 * losses[0]
+
+
+def test_boxes_are_taught_from_every_guess_that_is_tried_at_work_and_half_of_them_from_the_ellipse() -> None:
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.normal(0, 100, (300, 1, 32, 32)).astype(np.float32))
+    points = torch.tensor([[4.0, 6.0], [25.0, 28.0]]).expand(300, 2, 2), torch.tensor([[2, 3]]).expand(300, 2)
+    boxed = torch.arange(300) < 200
+    before = torch.rand(300, 1, 32, 32)
+
+    guess = guessed_in_boxes(before, image, points, boxed, rng)
+
+    assert torch.equal(guess[200:], before[200:])
+    tried = box_guesses(image, *points)[:200]
+    share = (tried == guess[:200]).all((2, 3)).double().mean(0)
+    assert float(share[0]) == pytest.approx(0.5, abs=0.1)
+    assert bool((share[1:] > 0.05).all())
+    assert float(share.sum()) == pytest.approx(1.0)
+    assert torch.equal(guessed_in_boxes(before, image, points, ~boxed & boxed, rng), before)
 
 
 @pytest.mark.parametrize("phantoms", [0, 6])

@@ -21,7 +21,7 @@ from ..foundation.nano_model import Decoded, NanoModel
 from ..foundation.nano_prompts import has_box, heeded_guess, prior_mask
 from .prompt_samples import PromptBatch
 
-__all__ = ["coarse_masks", "prompt_loss", "tracking_loss"]
+__all__ = ["coarse_masks", "guessed_in_boxes", "prompt_loss", "tracking_loss"]
 
 _LEAST_COARSE_DICE = 0.3  # of a coarse mask with the truth
 
@@ -66,7 +66,7 @@ def prompt_loss(
     points = _boxed_in(coarse, (batch.points_xy_px, batch.labels), hinted)
     guess = prior_mask(*points, model.config.image_size)
     guess = torch.where(hinted[:, None, None, None], coarse, guess)
-    guess = _in_boxes(guess, image, points, ~hinted & has_box(points[1]), rng)
+    guess = guessed_in_boxes(guess, image, points, ~hinted & has_box(points[1]), rng)
     valid = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
     correcting = torch.zeros_like(valid)
     losses, dices = [], []
@@ -189,7 +189,7 @@ def _boxed_in(coarse: Tensor, points: tuple[Tensor, Tensor], hinted: Tensor) -> 
     return xy, labels
 
 
-def _in_boxes(
+def guessed_in_boxes(
     guess: Tensor, image: Tensor, points: tuple[Tensor, Tensor], boxed: Tensor, rng: np.random.Generator
 ) -> Tensor:
     """The guesses, those of boxes drawn from all that are tried at work: the ellipse in half of them."""
