@@ -445,6 +445,28 @@ def test_teaching_goes_on_from_what_was_taught_before(data: Path, tmp_path: Path
     assert same(again.state_dict(), load_prompted(taught, torch.device("cpu")).state_dict())
 
 
+def test_a_run_that_has_ended_can_be_written_anew_as_a_mean_with_what_it_began_with(
+    data: Path, tmp_path: Path, tracker: Path
+) -> None:
+    config = prompts_config(data, tmp_path / "prompts", tracker, steps=2)
+    written = config.out / "checkpoint.safetensors"
+
+    def answers(**changed: Any) -> dict[str, torch.Tensor]:
+        list(train_prompts(replace(config, **changed)))
+        return prompted_model(*read_checkpoint(written)).state_dict()
+
+    start = prompted_model(*read_checkpoint(tracker)).state_dict()
+    taught, mean = answers(), answers(start_share=0.25)
+
+    assert not same(taught, start)
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, 0.25 * start[name] + 0.75 * taught[name], rtol=2e-3, atol=1e-5)
+    assert read_checkpoint(written)[1]["prompts"]["recipe"]["start_share"] == 0.25
+    assert same(answers(start_share=1.0), start)
+    with pytest.raises(InputError, match=r"lies in 0 \.\. 1"):
+        replace(config, start_share=1.5)
+
+
 def test_a_tracker_that_is_adapted_answers_prompts_as_before(
     data: Path, tmp_path: Path, tracker: Path
 ) -> None:

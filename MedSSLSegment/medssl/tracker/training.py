@@ -49,7 +49,7 @@ TRACKER_RUN, PROMPTS_RUN = "train tracker", "train prompts"
 _LEAST = {"steps": 1, "batch": 1, "slices": 2, "save_every": 1, "phantoms": 0}
 _LOCAL = ("data", "out", "start_from", "exclude", "device", "save_every")
 """Settings that say where, not how; the weights' metadata has none of them."""
-_MAY_CHANGE = ("data", "out", "device", "save_every")
+_MAY_CHANGE = ("data", "out", "device", "save_every", "start_share")
 """Settings that a resumed run may be given anew."""
 _REPORT_EVERY = 25
 """Steps between two reports."""
@@ -129,6 +129,16 @@ class PromptTrainConfig(TrainConfig):
     start_from: Path | None = None
     """Model to teach, as `medssl train tracker` writes it, or taught before; None for the one that is shipped. Its
     weights for carrying masks are kept."""
+    start_share: float = 0.0
+    """Share of the weights that it began with in the mean that is written, 0 .. 1: some of them keep what was known
+    before (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"). May be changed when the run has ended."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.start_share <= 1.0:
+            raise InputError(
+                f"The share of the weights that it began with lies in 0 .. 1; got {self.start_share:g}."
+            )
 
 
 def train_tracker(
@@ -314,7 +324,12 @@ class _Prompting:
 
     def checkpoint(self, average: NanoModel, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tracker = {name: tensor for name, tensor in self.tensors.items() if not name.startswith(PROMPTS)}
-        own = prompt_tensors(tracker, average.state_dict())
+        start, share = prompted_model(self.tensors, self.meta).state_dict(), self.config.start_share
+        taught = {
+            name: tensor.cpu().lerp(start[name], share) if tensor.is_floating_point() else tensor
+            for name, tensor in average.state_dict().items()
+        }
+        own = prompt_tensors(tracker, taught)
         return {**tracker, **own}, {**self.meta, "prompts": _account(self.config, step)}
 
 
