@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from medssl.foundation.nano_boxes import box_guesses, overflow, shortfall
+from medssl.foundation.nano_boxes import box_guesses, overflow, parts_inside, shortfall
 from medssl.foundation.nano_image import NanoImagePredictor
 from medssl.foundation.nano_model import Decoded, Encoded, NanoConfig, NanoModel
 from medssl.foundation.nano_prompts import prior_mask
@@ -186,3 +186,21 @@ def test_a_box_in_which_nothing_is_found_is_answered_with_nothing() -> None:
 
     assert not answer.mask.any()
     assert answer.score == 0.0
+
+
+def test_parts_that_lie_mostly_beyond_the_box_are_none_of_its_object() -> None:
+    mask = np.zeros((30, 30), bool)
+    mask[6:10, 8:20] = True  # 12 columns, 9 of them in the box
+    mask[20:26, 2:11] = True  # 9 columns, 3 of them in the box
+    mask[15:17, 14:17] = True
+    mask[0, 29] = True
+    box = np.array([8, 5, 16, 27], np.float32)
+
+    kept = parts_inside(mask, box)
+
+    expected = mask.copy()
+    expected[20:26, 2:11] = False
+    expected[0, 29] = False
+    assert np.array_equal(kept, expected)
+    assert not parts_inside(np.zeros((30, 30), bool), box).any()
+    assert not parts_inside(mask, np.array([-9, -9, -3, -2], np.float32)).any()

@@ -11,12 +11,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
 from .nano_prompts import box_corners, prior_mask
 
-__all__ = ["GUESSES", "box_guesses", "overflow", "shortfall"]
+__all__ = ["GUESSES", "box_guesses", "overflow", "parts_inside", "shortfall"]
 
 GUESSES = 5
 """Guesses of the object in a box: the ellipse first."""
@@ -113,6 +114,25 @@ def shortfall(mask: NDArray[np.bool_], box_xyxy_px: NDArray[np.floating]) -> flo
         taken: NDArray[np.bool_] = inside.any(axis=1 - axis, keepdims=True).ravel()
         free += [taken.argmax() / len(taken), taken[::-1].argmax() / len(taken)]
     return float(np.mean(free))
+
+
+def parts_inside(mask: NDArray[np.bool_], box_xyxy_px: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """(H, W) the connected parts of a mask that lie in a box with more than half of their pixels.
+
+    Args:
+        mask: (H, W) on the slice.
+        box_xyxy_px: (4,) middles of the box's first and last pixels.
+    """
+    parts, count = ndimage.label(mask)
+    if count == 0:
+        return mask
+    x0, y0, x1, y1 = (round(float(edge)) for edge in box_xyxy_px)
+    boxed = parts[max(y0, 0) : max(y1 + 1, 0), max(x0, 0) : max(x1 + 1, 0)]
+    within, whole = (np.bincount(labels.ravel(), minlength=count + 1) for labels in (boxed, parts))
+    kept = 2 * within > whole
+    kept[0] = False
+    inside: NDArray[np.bool_] = kept[parts]
+    return inside
 
 
 def _pixels(box_xyxy_px: NDArray[np.floating], size: int) -> tuple[int, int, int, int]:

@@ -22,7 +22,7 @@ from ..metrics import dice
 from ..prompts import SlicePrompt, box_of_mask
 from ..volume import Window
 from .correcting import Corrections, chosen, is_corrected
-from .nano_boxes import GUESSES, box_guesses, overflow, shortfall
+from .nano_boxes import GUESSES, box_guesses, overflow, parts_inside, shortfall
 from .nano_crop import CROP_FACTOR, Crop, shown
 from .nano_inputs import Appearance, learn_appearance, make_channels
 from .nano_model import Decoded, NanoModel, load_prompted
@@ -127,15 +127,17 @@ class NanoImagePredictor:
 
     def _boxed(self, prompt: SlicePrompt, box_xyxy_px: NDArray[np.float32]) -> Prediction:
         """What one box finds."""
+
+        def inside(answer: Prediction) -> Prediction:
+            return replace(answer, mask=parts_inside(answer.mask, box_xyxy_px))
+
         answers = self._guessed(prompt, Crop.around(box_xyxy_px, self._spacing))
-        likeliest_first = [answer.on_slice(self._shown().shape) for answer in answers]
-        return chosen(
-            (
-                self._ask(box_xyxy_px, prompt, first.mask) if first.mask.any() else first
-                for first in likeliest_first
-            ),
-            prompt.choice,
+        first_looks = (inside(answer.on_slice(self._shown().shape)) for answer in answers)
+        second_looks = (
+            inside(self._ask(box_xyxy_px, prompt, first.mask)) if first.mask.any() else first
+            for first in first_looks
         )
+        return chosen(second_looks, prompt.choice)
 
     @one_thread()
     def _guessed(self, prompt: SlicePrompt, crop: Crop) -> list[_Answer]:
