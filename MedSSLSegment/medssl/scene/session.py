@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from itertools import chain
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,9 +39,17 @@ from . import nodes, tags, writing
 from .background import Task
 from .corrections import last_propagation, missed_slices
 from .history import History, SegmentationHistories
-from .layers import slice_fingerprint
 from .nodes import SegmentInfo
 from .preview import PromptDesk
+from .propagating import (
+    Plan,
+    PropagateRequest,
+    Propagation,
+    covered_slices,
+    fingerprints,
+    options_of,
+    recorded,
+)
 from .rules import EditingRules, Overlap
 from .streaming import Target, Writer
 from .survey import ReferenceSlice, Survey, look
@@ -92,47 +100,6 @@ class Propagator(Protocol):
         """Get ready for prompts on a slice while nothing else is asked, for this one above all; returns at once."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PropagateRequest:
-    """What to propagate, and how."""
-
-    segment_ids: tuple[str, ...] | None = None
-    """Segments to propagate, None = all; those with nothing drawn are left out."""
-    axis: int | None = None
-    """Slice axis, 0 = K, 1 = J, 2 = I; None = the one the user painted across."""
-    first: int | None = None
-    """First slice to fill; None = the volume's first."""
-    last: int | None = None
-    """Last slice to fill; None = the volume's last."""
-    direction: Literal["both", "higher", "lower"] = "both"
-    """Which way to go from the drawn slices."""
-    stop: bool = True
-    """Stop where the object ends; False fills the whole range."""
-    model: str = DEFAULT_MODEL
-    """Model id of the registry."""
-    device: str | None = None
-    """"auto", "cpu", "cuda", "cuda:N" or "mps"; None = the session's."""
-    overlap: Overlap = Overlap.ALLOW
-    """What to do where the result meets another segment; a session's `editor_node` has its own say instead."""
-    only_changed: bool = False
-    """Track only the stretches again that reach a slice drawn, corrected or removed since the last run, and those
-    that a cancelled or failed run has left unfinished."""
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What a request comes to on the chosen nodes."""
-
-    axis: int
-    """Slice axis, 0 = K, 1 = J, 2 = I."""
-    view: str
-    """The anatomical view the slices belong to, e.g. "axial"."""
-    drawn: dict[str, list[int]]
-    """Segment id -> its drawn slices, ascending."""
-    changed: tuple[int, ...] = ()
-    """Slices whose stretches are tracked again, reference slices or not; empty = all."""
-
-
 class State(Enum):
     """Where a session stands."""
 
@@ -163,34 +130,6 @@ class _Asked:
     request: PropagateRequest
     started_s: float
     survey: Task[Survey] | None = None
-
-
-@dataclass(eq=False)
-class _Propagation:
-    """The propagation under way."""
-
-    run: Run
-    request: PropagateRequest
-    plan: Plan
-    volume_node: Any
-    segmentation_node: Any
-    covered: dict[str, tuple[range, ...]]
-    """The slices the run decides about, by segment id: its range on the side it goes to."""
-    started_s: float
-    writer: Writer
-    image: tuple[object, ...]
-    """The volume's image and where it lay when the run began."""
-    arrived: dict[str, set[int]]
-    """Slices that have arrived so far, by segment id."""
-    emptied: dict[str, tuple[int, ...]]
-    """Slices that an earlier run had filled and a person has emptied before this one, by segment id."""
-    marks: dict[str, tuple[int, ...]]
-    """Fingerprints of the masks it started from, by segment id, in the slices' order."""
-
-    def filled(self, segment_id: str) -> set[int]:
-        """Slices that have arrived and are written."""
-        written = self.writer.written.get(Target(self.segmentation_node, segment_id), set())
-        return written & self.arrived[segment_id]
 
 
 class Session:
@@ -233,7 +172,7 @@ class Session:
         self._volume: tuple[object, Task[Volume]] | None = None
         self._segmentation_node: Any = None
         self._asked: _Asked | None = None
-        self._propagation: _Propagation | None = None
+        self._propagation: Propagation | None = None
         self._look_wanted: tuple[int | None] | None = None
         self._surveying: Task[Survey] | None = None
         self._survey: Survey | None = None
@@ -505,16 +444,16 @@ class Session:
         ]
         node = self._segmentation_node
         device = request.device or self.device
-        self._propagation = _Propagation(
+        self._propagation = Propagation(
             run=self.client.propagate(
-                volume, references, _options(request, plan), model=request.model, device=device
+                volume, references, options_of(request, plan), model=request.model, device=device
             ),
             request=request,
             plan=plan,
             volume_node=self._volume_node,
             segmentation_node=node,
             covered={
-                i: _covered(request, volume.shape_kji[plan.axis], drawn, plan.changed)
+                i: covered_slices(request, volume.shape_kji[plan.axis], drawn, plan.changed)
                 for i, drawn in plan.drawn.items()
             },
             started_s=asked.started_s,
@@ -529,7 +468,7 @@ class Session:
             image=nodes.image_stamp(self._volume_node),
             arrived={i: set() for i in plan.drawn},
             emptied={i: survey.segments[i].absent for i in plan.drawn},
-            marks=_marks(references),
+            marks=fingerprints(references),
         )
         count = "1 drawn slice" if len(references) == 1 else f"{len(references)} drawn slices"
         self._status = Status(State.RUNNING, text=f"Propagating from {count} ({plan.view}).")
@@ -563,7 +502,7 @@ class Session:
             raise
         return self._status
 
-    def _go_on(self, propagation: _Propagation, budget_s: float) -> None:
+    def _go_on(self, propagation: Propagation, budget_s: float) -> None:
         why = self._why_not_go_on(propagation)
         if why:
             self._end(State.CANCELLED, f"Propagation was cancelled because {why}.")
@@ -577,11 +516,11 @@ class Session:
     def cancel(self) -> None:
         """Stop the propagation, if one runs; slices written so far stay and can be undone."""
         if self._propagation is not None:
-            self._end(State.CANCELLED, f"Propagation was cancelled; {_written(self._propagation)}.")
+            self._end(State.CANCELLED, f"Propagation was cancelled; {self._propagation.written_text()}.")
         elif self._asked is not None:
             self._end(State.CANCELLED, "Propagation was cancelled; 0 slices were written.")
 
-    def _take_events(self, propagation: _Propagation) -> None:
+    def _take_events(self, propagation: Propagation) -> None:
         node, plan = propagation.segmentation_node, propagation.plan
         for event in propagation.run.poll():
             if isinstance(event, Progress):
@@ -600,21 +539,21 @@ class Session:
         text = progress.text or f"Slice {progress.done} of {progress.total}."
         self._status = Status(State.RUNNING, fraction, progress.seconds_left, text)
 
-    def _finish(self, propagation: _Propagation) -> None:
+    def _finish(self, propagation: Propagation) -> None:
         """End the run, unless slices of an earlier one are left: the next calls write those empty first."""
         try:
             propagation.run.result()
         except Cancelled as error:
             self._end(State.CANCELLED, str(error))
             return
-        for target, slices in _left_over(propagation).items():
+        for target, slices in propagation.left_over().items():
             for index, mask in slices.items():
                 propagation.writer.put(target, index, mask)
         if not propagation.writer.pending:
             seconds = self._clock() - propagation.started_s
             writer, node = propagation.writer, propagation.segmentation_node
-            others = _refilled_text(propagation) + writer.kept_text(node) + writer.gave_way_text(node)
-            self._end(State.DONE, f"{_written(propagation)} in {seconds:.1f} s.{others}")
+            others = propagation.refilled_text() + writer.kept_text(node) + writer.gave_way_text(node)
+            self._end(State.DONE, f"{propagation.written_text()} in {seconds:.1f} s.{others}")
 
     def _end(self, state: State, text: str) -> None:
         propagation, self._propagation, self._asked = self._propagation, None, None
@@ -628,7 +567,7 @@ class Session:
         fraction = 1.0 if state is State.DONE else self._status.fraction
         self._status = Status(state, fraction, None, text)
 
-    def _note_steps(self, propagation: _Propagation, is_done: bool) -> None:
+    def _note_steps(self, propagation: Propagation, is_done: bool) -> None:
         node, axis, request = propagation.segmentation_node, propagation.plan.axis, propagation.request
         for segment_id, drawn in propagation.plan.drawn.items():
             covered = propagation.covered[segment_id]
@@ -646,7 +585,7 @@ class Session:
                     marks=propagation.marks[segment_id],
                     slices=len(filled),
                     missed=missed_slices(before, covered, decided),
-                    options=_plain(request),
+                    options=recorded(request),
                 ),
             )
 
@@ -759,7 +698,7 @@ class Session:
         if not self._is_present(self._segmentation_node):
             raise InputError("No segmentation is chosen; choose one, or make one and paint a slice in it.")
 
-    def _why_not_go_on(self, propagation: _Propagation) -> str:
+    def _why_not_go_on(self, propagation: Propagation) -> str:
         """What has become of the nodes that keeps the rest from being written, in words; empty when all is well."""
         lost = self._what_was_removed(propagation)
         if lost:
@@ -768,7 +707,7 @@ class Session:
             return "the volume was moved or has got another image"
         return "its slices were undone" if propagation.writer.was_undone else ""
 
-    def _what_was_removed(self, propagation: _Propagation) -> str:
+    def _what_was_removed(self, propagation: Propagation) -> str:
         """What of a running propagation has gone from the scene, in words; empty when all is there."""
         if not self._is_present(propagation.segmentation_node):
             return "the segmentation"
@@ -783,95 +722,3 @@ def _hashed(volume: Volume) -> Volume:
     """The volume, with its name for the worker known already."""
     assert volume.content_hash
     return volume
-
-
-def _marks(references: Sequence[Reference]) -> dict[str, tuple[int, ...]]:
-    marks: dict[str, tuple[int, ...]] = {}
-    for reference in references:
-        assert reference.prompt.mask is not None
-        mark = slice_fingerprint(reference.prompt.mask)
-        marks[reference.segment] = (*marks.get(reference.segment, ()), mark)
-    return marks
-
-
-def _covered(
-    request: PropagateRequest, count: int, drawn: Sequence[int], changed: Sequence[int]
-) -> tuple[range, ...]:
-    """The slices of `count` that a run from the drawn ones (ascending) fills or finds without the object."""
-    first = 0 if request.first is None else request.first
-    last = count - 1 if request.last is None else request.last
-    if request.direction == "higher":
-        first = max(first, drawn[0] + 1)
-    elif request.direction == "lower":
-        last = min(last, drawn[-1] - 1)
-    if not changed:
-        return (range(first, last + 1),)
-    stretches = []
-    for index in changed:
-        low = max([n + 1 for n in drawn if n < index], default=first)
-        high = min([n - 1 for n in drawn if n > index], default=last)
-        stretches.append(range(max(low, first), min(high, last) + 1))
-    return tuple(stretches)
-
-
-def _left_over(propagation: _Propagation) -> dict[Target, dict[int, NDArray[np.bool_]]]:
-    """Empty masks for the slices that an earlier run filled and this one found without the object.
-
-    Drawn slices, and those the user has changed since they were predicted, are not among them.
-    """
-    node, axis = propagation.segmentation_node, propagation.plan.axis
-    pending: dict[Target, dict[int, NDArray[np.bool_]]] = {}
-    for segment_id, drawn in propagation.plan.drawn.items():
-        settled = propagation.arrived[segment_id].union(drawn)
-        for (marked_axis, index), mark in tags.predicted_slices(node, segment_id).items():
-            is_covered = any(index in stretch for stretch in propagation.covered[segment_id])
-            if marked_axis != axis or not is_covered or index in settled:
-                continue
-            mask = nodes.read_slice(node, segment_id, propagation.writer.volume, axis, index)
-            if slice_fingerprint(mask) == mark:
-                pending.setdefault(Target(node, segment_id), {})[index] = np.zeros_like(mask)
-    return pending
-
-
-def _written(propagation: _Propagation) -> str:
-    arrived = propagation.arrived
-    count = emptied = 0
-    for target, indices in propagation.writer.written.items():
-        count += len(indices & arrived[target.segment])
-        emptied += len(indices - arrived[target.segment])
-    text = "1 slice was written" if count == 1 else f"{count} slices were written"
-    return f"{text} and {emptied} of an earlier run emptied" if emptied else text
-
-
-def _refilled_text(propagation: _Propagation) -> str:
-    """How many slices that a person had emptied hold something again, so that it does not go unseen."""
-    node, axis = propagation.segmentation_node, propagation.plan.axis
-    refilled: set[int] = set()
-    for segment_id, emptied in propagation.emptied.items():
-        predicted = {n for marked, n in tags.predicted_slices(node, segment_id) if marked == axis}
-        refilled |= predicted & propagation.filled(segment_id) & set(emptied)
-    if not refilled:
-        return ""
-    count = len(refilled)
-    slices = (
-        "1 slice that had been emptied was" if count == 1 else f"{count} slices that had been emptied were"
-    )
-    return f" {slices} filled again; undo takes that back."
-
-
-def _plain(request: PropagateRequest) -> dict[str, Any]:
-    """What was asked for, for the record."""
-    left_out = ("segment_ids", "model", "axis", "overlap")
-    return {name: value for name, value in asdict(request).items() if name not in left_out}
-
-
-def _options(request: PropagateRequest, plan: Plan) -> dict[str, Any]:
-    """Fields of `medssl.propagate.PropagateOptions`."""
-    options = {
-        "axis": plan.axis,
-        "first": request.first,
-        "last": request.last,
-        "direction": request.direction,
-        "stop": request.stop,
-    }
-    return {**options, "changed": plan.changed} if plan.changed else options
