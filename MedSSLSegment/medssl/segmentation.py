@@ -122,6 +122,23 @@ class Segmentation:
             )
         _require_same_place(self, other.ijk_to_ras, other)
 
+    def turned_like(self, other: Volume | Segmentation) -> Segmentation:
+        """The same voxels in the order and direction of another grid's axes; itself where the grids differ in more."""
+        voxels_of_other = np.linalg.solve(other.ijk_to_ras, self.ijk_to_ras)
+        steps = voxels_of_other[:3, :3]
+        turns = np.rint(steps)
+        is_turned = (np.abs(turns).sum(0) == 1).all() and (np.abs(turns).sum(1) == 1).all()
+        if not is_turned or np.abs(steps - turns).max() > _SAME_PLACE or (turns == np.eye(3)).all():
+            return self
+        own_axes, backwards = np.abs(turns).argmax(1), turns.sum(1) < 0
+        labels_ijk = np.flip(self.labels_kji.T.transpose(own_axes), tuple(np.flatnonzero(backwards).tolist()))
+        to_own = np.zeros((4, 4))
+        to_own[own_axes, range(3)] = np.where(backwards, -1.0, 1.0)
+        to_own[own_axes, 3] = np.where(backwards, np.array(labels_ijk.shape) - 1.0, 0.0)
+        to_own[3, 3] = 1.0
+        labels = np.ascontiguousarray(labels_ijk.T)
+        return replace(self, labels_kji=labels, ijk_to_ras=self.ijk_to_ras @ to_own)
+
 
 def default_color(label: int) -> tuple[float, float, float]:
     """A colour (r, g, b), each 0 .. 1, that differs clearly from those of nearby labels."""
@@ -135,8 +152,8 @@ def read_segmentation(path: str | Path, like: Volume | Segmentation | None = Non
     Args:
         path: .nii.gz, .nii, .nrrd, .nhdr, .mha, .mhd or .seg.nrrd. Labels that nobody named are called
             segment_<label>; a ``labels.json`` shared by a folder only names the labels that this file uses.
-        like: what it must lie on, usually its volume. A .seg.nrrd that 3D Slicer cropped is put back on this
-            grid.
+        like: what it must lie on, usually its volume. Voxels that another program wrote in another order of axes are
+            put into this one's, and a .seg.nrrd that 3D Slicer cropped is put back on this grid.
 
     Raises:
         InputError: the file is missing or damaged, does not hold labels, does not lie on the grid of `like`, or
@@ -146,7 +163,7 @@ def read_segmentation(path: str | Path, like: Volume | Segmentation | None = Non
     raw = read_image(path)
     if has_segments(raw.fields):
         segmentation = _from_slicer(raw, path.name)
-        return segmentation if like is None else _placed(segmentation, like)
+        return segmentation if like is None else _placed(segmentation.turned_like(like), like)
     if raw.voxels.ndim == 3:
         labels = _as_labels(raw.voxels, path.name)
         segmentation = Segmentation(labels, raw.ijk_to_ras, _named(path, _present(labels)), path.name)
@@ -154,6 +171,7 @@ def read_segmentation(path: str | Path, like: Volume | Segmentation | None = Non
         segmentation = Segmentation(raw.voxels, raw.ijk_to_ras, (), path.name)
     if like is None:
         return segmentation
+    segmentation = segmentation.turned_like(like)
     segmentation.require_grid_of(like)
     return replace(segmentation, ijk_to_ras=like.ijk_to_ras)
 

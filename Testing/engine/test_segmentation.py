@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -148,6 +149,24 @@ def test_a_grid_of_another_shape_or_place_is_refused() -> None:
     almost = grid()
     almost[2, 3] += 0.01
     segmentation().require_grid_of(Volume(volume().voxels_kji, almost, "ct"))
+
+
+@pytest.mark.parametrize("own_axes", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("directions", list(itertools.product((1, -1), repeat=3)))
+def test_labels_in_another_order_of_axes_are_put_into_the_volumes(
+    own_axes: tuple[int, ...], directions: tuple[int, ...], tmp_path: Path
+) -> None:
+    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid()
+    spacing = np.linalg.norm(to_lps[:3, :3], axis=0)
+    image = SimpleITK.GetImageFromArray(labels())
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(to_lps[:3, 3].tolist())
+    image.SetDirection((to_lps[:3, :3] / spacing).ravel().tolist())
+    turned = SimpleITK.Flip(SimpleITK.PermuteAxes(image, own_axes), [step < 0 for step in directions])
+    SimpleITK.WriteImage(turned, str(tmp_path / "turned.nrrd"))
+    back = read_segmentation(tmp_path / "turned.nrrd", volume())
+    np.testing.assert_array_equal(back.labels_kji, labels())
+    np.testing.assert_array_equal(back.ijk_to_ras, grid())
 
 
 @pytest.mark.parametrize("name", ["organs.nii.gz", "organs.nii", "organs.nrrd", "organs.mha", "a.b.nii.gz"])

@@ -31,7 +31,7 @@ def _run(options: argparse.Namespace) -> None:
     prediction, truth = (  # named as they were given: often both files are called label.nii.gz
         replace(read_segmentation(path), name=path) for path in (options.prediction, options.truth)
     )
-    scores = evaluate(prediction, truth, options.tolerance_mm)
+    scores = evaluate(prediction.turned_like(truth), truth, options.tolerance_mm)
     if options.json:
         print_json({"tolerance_mm": options.tolerance_mm, "segments": [vars(score) for score in scores]})
     else:
