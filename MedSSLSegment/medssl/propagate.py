@@ -177,12 +177,13 @@ class _Run:
         for answers in self._session.run(list(stretches)):
             for job, answer in answers:
                 done += 1
-                gone = job in rules and rules[job].judge(answer)
-                if gone and rules[job].stopped:
+                known = rules[job].follow(answer) if job in rules else [answer]
+                if job in rules and rules[job].stopped:
                     self._session.drop(job)
                     eta.total -= abs(job.stop - answer.index)
-                if not gone and answer.index in self._range:
-                    yield from self._settle(stretches[job], job, answer)
+                for each in known:
+                    if each.index in self._range:
+                        yield from self._settle(stretches[job], job, each)
             yield eta.step(done)
             self._stop_if_cancelled()
 
