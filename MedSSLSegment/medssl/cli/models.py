@@ -219,7 +219,7 @@ def _import_own(store: ModelStore, file: Path, name: str, like: str) -> None:
 
 
 COMMAND = Command(
-    summary="your own models and their versions, and promptable models: list, use, compare, download, ...",
+    summary="your own models and their versions, and promptable models: list, use, compare, get more",
     configure=_configure,
     run=_run,
     examples="medssl models list\nmedssl models use liver:2\n"
