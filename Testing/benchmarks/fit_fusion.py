@@ -1,7 +1,7 @@
 """Choose the weights with which the default settles network and intensity tracker; prints how well they end objects,
 and keeps them on request in the weights' metadata.
 
-    fit_fusion.py --data FOLDER [--model FILE] [--cases 44] [--write]
+    fit_fusion.py --data FOLDER [--model FILE] [--cases 44] [--keep-mixing] [--write]
 
 Uses patients of the data folder that `holdout.json` does not hold out, and phantoms for organs of the trunk. How much
 say the network has on a slice is learnt first (`mixing.py`). Then every object is tracked once from its middle slice,
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,20 +25,15 @@ import numpy as np
 import torch
 from medssl.checkpoints import read_checkpoint, write_checkpoint
 from medssl.foundation.nano import NanoTracker
-from medssl.foundation.nano_fusion import (
-    Fusion,
-    FusionState,
-    LogitNet,
-    Settled,
-    distance_features,
-    slice_features,
-)
+from medssl.foundation.nano_fusion import Fusion, FusionState, LogitNet, Settled, sight_of
 from medssl.foundation.nano_model import NanoModel, load_nano
+from medssl.foundation.nano_sight import Course, Sight
 from medssl.foundation.protocols import TrackedSlice, TrackJob
 from medssl.phantom import phantom_ct
 from medssl.prompts import SlicePrompt
 from medssl.propagate import PropagateOptions
 from medssl.registry import find_entry, model_path
+from medssl.stop_rule import StopRule
 from medssl.volume import WINDOWS
 from mixing import fit_mixing
 from nets import train_net
@@ -47,16 +43,23 @@ from torch.nn import functional as F
 
 _PHANTOM = "phantom_"
 _MANY = ("rib_", "vertebrae_")  # they would outnumber all other organs of a phantom
-_PHANTOM_SEEDS = (5001, 5002)
-_OTHERS = ("ct_ts_aorta_dissection", "ct_sts_001", "ct_sts_002")  # labelled CTs of the trunk and of limbs
+_PHANTOMS = {5001: 4.0, 5002: 4.0, 5003: 2.5, 5004: 1.5}  # seeds, and the distance between slices in mm
+_OTHERS = (  # labelled CTs of the trunk and of limbs
+    "ct_ts_aorta_dissection",
+    "ct_sts_001",
+    "ct_sts_002",
+    "ct_cip64_lung",
+    "ct_elastix_lung",
+)
 _BEYOND = 20  # slices tracked past an object's end
 _MOVES = 2  # other annotated slices an object is imagined with, besides its middle one
-_OTHER_WEIGHT = 2.0  # of an object that is not of the head and neck: there are few
-_MEMORIES = (0.3, 0.6, 0.8)
+_OTHER_SHARE = 0.4  # of the slices that are not of the head and neck: there are few
+_MEMORIES = (0.0, 0.15, 0.3, 0.5)
 _FOLDS = 5
 _START_LOGIT = 3.0
 _PATIENCE = PropagateOptions().patience
-_OF_THE_MASKS = 6  # the first of SLICE_FEATURES; the rest follows from sizes and distances
+_REFERENCE = -1  # in place of a slice's index
+_UNITS, _STEPS = 32, 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,54 +69,58 @@ class _Way:
     patient: str
     target: tuple[object, ...]
     """Which object, and which annotated slice of it: what the ways of one answer have in common."""
-    features: NDArray[np.float64]
-    """(n, features)"""
+    reference: Sight
+    """The annotated slice."""
+    sights: tuple[Sight, ...]
     overlap: NDArray[np.float64]
     """(n,) pixels common to mask and truth."""
-    found: NDArray[np.float64]
-    """(n,) pixels of the mask."""
     true: NDArray[np.float64]
     """(n,) pixels of the truth."""
-    reference_area: int
-    """Pixels on the annotated slice."""
     pixel_mm2: float
     step_mm: float
+    ahead: int = 0
+    """Slices between the annotated one and the first of these."""
+
+    @cached_property
+    def features(self) -> NDArray[np.float64]:
+        """(n, features)"""
+        course = Course(self.reference, self.pixel_mm2, self.step_mm, self.ahead)
+        return np.array([course.go_on(sight) for sight in self.sights])
+
+    @cached_property
+    def found(self) -> NDArray[np.float64]:
+        """(n,) pixels of the mask."""
+        return np.array([sight.area for sight in self.sights], float)
 
     @property
     def iou(self) -> NDArray[np.float64]:
         """(n,) of mask and truth; 0 where both are empty."""
         return self.overlap / np.maximum(self.found + self.true - self.overlap, 1.0)
 
-    def seen_from(self, target: tuple[object, ...], area: int, first: int, ahead: int) -> _Way:
-        """The slices from `first` on, had `area` pixels been annotated `ahead` slices before this way begins."""
-        part = slice(first, None)
-        features = self.features[part].copy()
-        for row, found in enumerate(self.found[part]):
-            distance_mm = (first + row + 1 + ahead) * self.step_mm
-            features[row, _OF_THE_MASKS:] = distance_features(int(found), distance_mm, area, self.pixel_mm2)
+    def seen_from(self, target: tuple[object, ...], reference: Sight, first: int, ahead: int) -> _Way:
+        """The slices from `first` on, had another slice been annotated, `ahead` slices before that."""
         return replace(
             self,
             target=target,
-            features=features,
-            overlap=self.overlap[part],
-            found=self.found[part],
-            true=self.true[part],
-            reference_area=area,
+            reference=reference,
+            sights=self.sights[first:],
+            overlap=self.overlap[first:],
+            true=self.true[first:],
+            ahead=ahead,
         )
 
 
 class _Recording(Fusion):
-    """Notes the features of every slice that is settled, and never lets the object end."""
+    """Notes what is seen on every slice that is settled, and never lets the object end."""
 
-    notes: ClassVar[dict[tuple[int, int], NDArray[np.float64]]] = {}
+    notes: ClassVar[dict[tuple[int, int], Sight]] = {}
 
     def settle(
         self, probability: NDArray[np.float32], presence: float, other: TrackedSlice, state: FusionState
     ) -> Settled:
-        now = replace(state, steps=state.steps + 1)
         mixed = self._mixed(probability, presence, other, state)
-        features = slice_features(probability, presence, other, mixed, now)
-        self.notes[other.object_id, other.index] = features
+        self.notes[other.object_id, other.index] = sight_of(probability, presence, other, mixed, state)
+        self.notes[other.object_id, _REFERENCE] = state.course.reference
         return replace(super().settle(probability, presence, other, state), score=1.0)
 
 
@@ -124,12 +131,17 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default=None, help="weights; the shipped ones by default")
     parser.add_argument("--write", action="store_true", help="keep the result in the weights' metadata")
-    parser.add_argument("--cases", type=int, default=44, help="head-and-neck patients to track")
+    parser.add_argument(
+        "--cases", type=int, default=44, help="head-and-neck patients to track, evenly chosen"
+    )
+    parser.add_argument(
+        "--keep-mixing", action="store_true", help="only fit what ends objects, and the quality"
+    )
     options = parser.parse_args()
     path = Path(options.model) if options.model else model_path(find_entry("medssl-nano"))
-    model, _ = load_nano(path, torch.device("cpu"))
+    model, kept = load_nano(path, torch.device("cpu"))
     cases = list(_cases(Path(options.data), options.cases))
-    mixing = fit_mixing(model, cases)
+    mixing = kept.mixing if options.keep_mixing else fit_mixing(model, cases)
     best = fit([way for case in cases for way in _track(model, mixing, case)], mixing)
     if options.write:
         keep(path, best)
@@ -176,8 +188,8 @@ def _cases(root: Path, count: int) -> Iterator[Case]:
     for name in [*names[:: max(len(names) // count, 1)][:count], *_OTHERS]:
         if (root / name).is_dir():
             yield read_case(root / name)
-    for seed in _PHANTOM_SEEDS:
-        phantom = phantom_ct(seed)
+    for seed, step_mm in _PHANTOMS.items():
+        phantom = phantom_ct(seed, (int(384.0 / step_mm), 128, 128), (step_mm, 3.0, 3.0))
         organs = {
             segment.label: segment.name
             for segment in phantom.segmentation.segments
@@ -214,11 +226,10 @@ def _way(
     return _Way(
         task.patient,
         (task.case, task.organ),
-        np.array([_Recording.notes[number, index] for index in indices]),
+        _Recording.notes[number, _REFERENCE],
+        tuple(_Recording.notes[number, index] for index in indices),
         np.array([(mask & truth).sum() for mask, truth in pairs], float),
-        np.array([mask.sum() for mask, _ in pairs], float),
         np.array([truth.sum() for _, truth in pairs], float),
-        int(task.annotation.sum()),
         row_mm * col_mm,
         step_mm,
     )
@@ -227,7 +238,7 @@ def _way(
 def _moved(ways: Iterable[_Way], seed: int) -> list[_Way]:
     """The ways as they would look had a slice between the middle and an end been annotated.
 
-    What was found is left as it is; only sizes and distances are counted from the other slice.
+    What was found is left as it is; only what it is compared with is the other slice.
     """
     rng = np.random.default_rng(seed)
     objects: dict[tuple[object, ...], list[_Way]] = {}
@@ -240,17 +251,17 @@ def _moved(ways: Iterable[_Way], seed: int) -> list[_Way]:
             if len(inside) < 3:
                 continue
             at = int(inside[min(int(rng.uniform(0.1, 0.8) * len(inside)), len(inside) - 2)])
-            area = int(way.true[at])
+            reference = way.sights[at].as_reference(int(way.true[at]))
             name = (*target, number, at)
-            moved.append(way.seen_from(name, area, at + 1, 0))
-            moved += [other.seen_from(name, area, 0, at + 1) for other in both if other is not way]
+            moved.append(way.seen_from(name, reference, at + 1, 0))
+            moved += [other.seen_from(name, reference, 0, at + 1) for other in both if other is not way]
     return [way for way in moved if len(way.true)]
 
 
 def _train_presence(ways: list[_Way]) -> LogitNet:
     """On every slice, by its share of the object."""
     there = _there(ways)
-    size = np.concatenate([np.maximum(way.found, way.true) / way.reference_area for way in ways])
+    size = np.concatenate([np.maximum(way.found, way.true) / way.reference.area for way in ways])
     return _train(_features(ways), there.astype(float), np.clip(size, 0.1, 2.0) * _patient_weights(ways))
 
 
@@ -271,15 +282,20 @@ def _there(ways: list[_Way]) -> NDArray[np.bool_]:
 
 
 def _patient_weights(ways: list[_Way]) -> NDArray[np.float64]:
+    """What each slice counts, so that those that are not of the head and neck make up their share."""
     other = np.concatenate([np.full(len(way.true), not way.patient.startswith("ct_hn")) for way in ways])
-    return np.where(other, _OTHER_WEIGHT, 1.0)
+    share = other.mean()
+    return np.where(other, _OTHER_SHARE / max(share, 1e-6), (1.0 - _OTHER_SHARE) / max(1.0 - share, 1e-6))
 
 
 def _train(x: NDArray[np.float64], target: NDArray[np.float64], weights: NDArray[np.float64]) -> LogitNet:
     """Weighted cross-entropy of (n, features) with n targets 0 .. 1."""
     wanted, weight = map(torch.from_numpy, (target, weights))
     return train_net(
-        x, lambda logits, rows: F.binary_cross_entropy_with_logits(logits, wanted[rows], weight[rows])
+        x,
+        lambda logits, rows: F.binary_cross_entropy_with_logits(logits, wanted[rows], weight[rows]),
+        units=_UNITS,
+        steps=_STEPS,
     )
 
 
@@ -327,12 +343,12 @@ def _value(
 def _kept(way: _Way, logits: NDArray[np.float64], memory: float) -> NDArray[np.bool_]:
     """Slices on which the object is said to be there, up to where the stop rule ends the way."""
     keep = np.zeros(len(way.true), bool)
-    smooth, without = _START_LOGIT, 0
+    rule, smooth = StopRule(np.ones(way.reference.area, bool), _PATIENCE), _START_LOGIT
     for place, logit in enumerate(logits):
         smooth = memory * smooth + (1.0 - memory) * logit
-        keep[place] = smooth > 0 and way.found[place] > 0
-        without = 0 if keep[place] else without + 1
-        if without >= _PATIENCE:
+        mask, score = np.ones(way.sights[place].area, bool), float(1.0 / (1.0 + np.exp(-smooth)))
+        keep[[shown.index for shown in rule.follow(TrackedSlice(0, place, mask, None, score))]] = True
+        if rule.stopped:
             break
     return keep
 

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from medssl.foundation.nano_fusion import (
     MIXING_FEATURES,
-    SLICE_FEATURES,
     Fusion,
     FusionState,
     LogitNet,
-    distance_features,
     mixing_features,
-    slice_features,
+    sight_of,
 )
+from medssl.foundation.nano_sight import SLICE_FEATURES, Surroundings
 from medssl.foundation.protocols import TrackedSlice
 
 COUNT = len(SLICE_FEATURES)
@@ -29,8 +28,15 @@ def an_answer(probability: np.ndarray, score: float = 0.8) -> TrackedSlice:
     return TrackedSlice(1, 3, probability > 0.5, probability, score)
 
 
+def an_image(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-100, 200, (20, 20)).astype(np.int16)
+
+
 def a_state(previous: np.ndarray | None = None) -> FusionState:
-    return FusionState(64, 4.0, 5.0, a_square(6, 14) > 0.5 if previous is None else previous)
+    state = FusionState.begin(an_image(0), a_square(6, 14) > 0.5, 4.0, 5.0)
+    state.previous = state.previous if previous is None else previous
+    state.image, state.image_before = an_image(1), an_image(0)
+    return state
 
 
 def always(logit: float) -> LogitNet:
@@ -82,42 +88,31 @@ def test_an_intensity_tracker_that_found_nothing_has_no_say_in_the_mask() -> Non
     np.testing.assert_array_equal(settled.probability, network)
 
 
-def test_features_say_what_their_names_say() -> None:
-    state = a_state()
-    state.steps = 4
-    network, other = a_square(6, 14, 0.9), a_square(6, 12, 0.7)
-    mixed = a_square(6, 12, 0.8)
-
-    named = dict(
-        zip(
-            SLICE_FEATURES,
-            slice_features(network, 0.75, an_answer(other, 0.25), mixed, state),
-            strict=True,
-        )
+def test_what_is_seen_on_a_slice_is_what_both_trackers_say_and_how_the_image_looks() -> None:
+    state, mixed = a_state(), a_square(6, 12, 0.8)
+    sight = sight_of(a_square(6, 14, 0.9), 0.75, an_answer(a_square(6, 12, 0.7), 0.25), mixed, state)
+    assert (sight.area, sight.network_logit, sight.intensity_logit) == (
+        36,
+        pytest.approx(np.log(3.0)),
+        pytest.approx(-np.log(3.0)),
     )
-
-    assert list(named.values()) == pytest.approx(
-        [
-            1.0,
-            np.log(3.0),
-            -np.log(3.0),
-            2 * 36 / (64 + 36),
-            0.8,
-            2 * 36 / (36 + 64),
-            np.log(37 / 65),
-            np.log(64 * 4.0),
-            np.log1p(20.0 / 16.0),
-            np.log1p(20.0),
-            0.4,
-        ]
+    assert (sight.agreement, sight.sureness, sight.steadiness) == pytest.approx(
+        (2 * 36 / (64 + 36), 0.8, 2 * 36 / (36 + 64))
     )
-    np.testing.assert_allclose(list(named.values())[-5:], distance_features(36, 20.0, 64, 4.0))
+    assert sight.around == Surroundings.of(an_image(1), mixed > 0.5, state.scale, an_image(0))
 
 
 def test_an_empty_slice_has_finite_features() -> None:
     nothing = np.zeros((20, 20), np.float32)
-    values = slice_features(nothing, 0.0, an_answer(nothing, 1.0), nothing, a_state(nothing > 0))
-    assert np.isfinite(values).all()
+    state = a_state(nothing > 0)
+    seen = sight_of(nothing, 0.0, an_answer(nothing, 1.0), nothing, state)
+    assert np.isfinite(state.course.go_on(seen)).all()
+
+
+def test_weights_that_were_fitted_to_fewer_features_belong_to_the_first_of_them() -> None:
+    old = LogitNet(linear=(1.0, 2.0), units=((0.5, -1.0),), out=(3.0,))
+    features = np.random.default_rng(0).normal(size=(4, COUNT))
+    np.testing.assert_array_equal(old.logit(features), old.logit(features[:, :2]))
 
 
 def test_the_presence_net_equals_its_sum_written_out() -> None:
@@ -146,7 +141,7 @@ def test_the_score_follows_the_slices_slowly_by_its_memory() -> None:
     ]
     expected_logits = np.array([1.0, -0.5, -1.25])
     np.testing.assert_allclose(scores, 1 / (1 + np.exp(-expected_logits)))
-    assert state.steps == 3
+    assert state.course.steps == 3
 
 
 def test_a_mask_of_surer_pixels_is_expected_to_fit_better() -> None:

@@ -144,7 +144,7 @@ class NanoSession:
             self._slices, self._spacing, self._step_mm, _SOFT_TISSUE, IntensityOptions(), job, mask
         )
         pixel_mm2 = self._spacing[0] * self._spacing[1]
-        fusion = FusionState(int(np.count_nonzero(mask)), pixel_mm2, self._step_mm, mask)
+        fusion = FusionState.begin(self._slices[job.start], mask, pixel_mm2, self._step_mm)
         crop = Crop.around(box, self._spacing)
         return _Track(job, job.start, mask.astype(np.float32), mask, mask, crop, classical, fusion)
 
@@ -240,6 +240,8 @@ class NanoSession:
         classical[_within(window, (other.rows, other.cols))] = other.probability
         seen = TrackedSlice(track.job.object_id, track.index, classical > 0.5, classical, other.score)
         track.fusion.previous, track.fusion.window = track.found[window], window
+        track.fusion.image = self._slices[track.index][window]
+        track.fusion.image_before = self._slices[track.index - track.job.step][window]
         settled = self._fusion.settle(probability, presence, seen, track.fusion)
 
         track.found, track.probability = np.zeros_like(track.found), np.zeros_like(track.probability)

@@ -3,8 +3,8 @@
 They fail on different organs: the network loses bone, lung and many-part objects, the intensity tracker loses soft
 organs of low contrast. Their probabilities are mixed, and both trackers go on from the mixture; how much say the
 network has, a small net tells from how sure each of the two is and how each mask moves. Whether the object is still
-there is decided by a few numbers - both object scores, how the mask behaves, how large the object is and how far it has
-been followed - put through another net and smoothed over the slices.
+there is decided by a few numbers - both object scores, how the mask and the image under it have changed, how large the
+object is and how far it has been followed (`nano_sight`) - put through another net and smoothed over the slices.
 ``Testing/benchmarks/fit_fusion.py`` chooses the weights, on patients that the benchmark does not score.
 """
 
@@ -17,18 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .nano_sight import SLICE_FEATURES, Course, IntensityScale, Sight, Surroundings, clipped_logit
 from .protocols import TrackedSlice
 
 __all__ = [
     "MIXING_FEATURES",
-    "SLICE_FEATURES",
     "Fusion",
     "FusionState",
     "LogitNet",
     "Settled",
-    "distance_features",
     "mixing_features",
-    "slice_features",
+    "sight_of",
 ]
 
 MIXING_FEATURES = (
@@ -45,19 +44,6 @@ MIXING_FEATURES = (
 )
 """Nothing of sizes and distances: they would tell the organs of the fitting patients apart, and no others."""
 
-SLICE_FEATURES = (
-    "constant",
-    "logit of the network's object score",
-    "logit of the intensity tracker's object score",
-    "Dice of the two masks",
-    "mean probability inside the mask",
-    "Dice with the mask of the slice before",
-    "log of the area over the reference slice's",
-    "log of the reference slice's area in square millimetres",
-    "log of 1 + distance from the reference slice over the object's width there",
-    "log of 1 + distance from the reference slice in millimetres",
-    "distance from the reference slice in units of 50 mm",
-)
 _START_LOGIT = 3.0
 
 
@@ -65,19 +51,35 @@ _START_LOGIT = 3.0
 class FusionState:
     """One object on its way in one direction."""
 
-    reference_area: int
-    """Pixels of the mask on the reference slice."""
-    pixel_mm2: float
-    """Area of a pixel."""
-    step_mm: float
-    """Distance between slices."""
+    course: Course
+    """What has been seen of it so far."""
+    scale: IntensityScale
     previous: NDArray[np.bool_]
     """Mask on the slice before, of the same shape as the probabilities that are settled next."""
+    image: NDArray[np.generic]
+    """Intensities of the slice that is settled next, of that shape too."""
+    image_before: NDArray[np.generic]
+    """Those of the slice before."""
     window: tuple[slice, slice] = (slice(None), slice(None))
     """Rows and columns of the slice that these cover."""
     logit: float = _START_LOGIT
     """Logit of the object score on the slice before."""
-    steps: int = 0
+
+    @classmethod
+    def begin(
+        cls, image: NDArray[np.generic], mask: NDArray[np.bool_], pixel_mm2: float, step_mm: float
+    ) -> FusionState:
+        """From a reference slice.
+
+        Args:
+            image: (H, W) intensities.
+            mask: (H, W) the object, not empty.
+            pixel_mm2: area of a pixel.
+            step_mm: distance between slices.
+        """
+        scale = IntensityScale.around(image, mask)
+        reference = Sight(area=int(np.count_nonzero(mask)), around=Surroundings.of(image, mask, scale))
+        return cls(Course(reference, pixel_mm2, step_mm), scale, mask, image, image)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class LogitNet:
         )
 
     def logit(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(...,) of features (..., n)."""
+        """(...,) of features (..., n or more); the net knows the first n."""
+        features = features[..., : len(self.linear)]
         linear: NDArray[np.float64] = features @ np.array(self.linear)
         return (
             linear + np.tanh(features @ np.array(self.units).T) @ np.array(self.out) if self.out else linear
@@ -166,8 +169,7 @@ class Fusion:
             state: what is known from the slices before; brought up to this slice.
         """
         mixed = self._mixed(probability, presence, other, state)
-        state.steps += 1
-        features = slice_features(probability, presence, other, mixed, state)
+        features = state.course.go_on(sight_of(probability, presence, other, mixed, state))
         logit = float(self.presence.logit(features))
         state.logit = self.memory * state.logit + (1.0 - self.memory) * logit
         state.previous = mixed > 0.5
@@ -204,8 +206,8 @@ def mixing_features(
     return np.array(
         [
             1.0,
-            _logit(network_score),
-            _logit(intensity_score),
+            clipped_logit(network_score),
+            clipped_logit(intensity_score),
             _dice(*masks),
             _mean_inside(network, masks[0]),
             _mean_inside(intensity, masks[1]),
@@ -215,52 +217,23 @@ def mixing_features(
     )
 
 
-def slice_features(
+def sight_of(
     probability: NDArray[np.float32],
     presence: float,
     other: TrackedSlice,
     mixed: NDArray[np.float32],
     state: FusionState,
-) -> NDArray[np.float64]:
-    """The values of `SLICE_FEATURES` on one slice; the mask is the mixture's."""
+) -> Sight:
+    """What is seen on the next slice; the mask is the mixture's. Arguments as for `Fusion.settle`."""
     mask = mixed > 0.5
-    area = int(np.count_nonzero(mask))
-    of_the_slice = (
-        1.0,
-        _logit(presence),
-        _logit(other.score),
-        _dice(probability > 0.5, other.mask),
-        _mean_inside(mixed, mask),
-        _dice(mask, state.previous),
-    )
-    return np.concatenate(
-        [
-            of_the_slice,
-            distance_features(area, state.steps * state.step_mm, state.reference_area, state.pixel_mm2),
-        ]
-    )
-
-
-def distance_features(
-    area: int, distance_mm: float, reference_area: int, pixel_mm2: float
-) -> NDArray[np.float64]:
-    """The last of `SLICE_FEATURES`: what follows from sizes and distances alone.
-
-    Args:
-        area: pixels of the mask.
-        distance_mm: from the reference slice.
-        reference_area: pixels of the mask on the reference slice.
-        pixel_mm2: area of a pixel.
-    """
-    reference_mm2 = reference_area * pixel_mm2
-    return np.array(
-        [
-            np.log((area + 1) / (reference_area + 1)),
-            np.log(reference_mm2),
-            np.log1p(distance_mm / np.sqrt(reference_mm2)),
-            np.log1p(distance_mm),
-            distance_mm / 50.0,
-        ]
+    return Sight(
+        area=int(np.count_nonzero(mask)),
+        around=Surroundings.of(state.image, mask, state.scale, state.image_before),
+        network_logit=clipped_logit(presence),
+        intensity_logit=clipped_logit(other.score),
+        agreement=_dice(probability > 0.5, other.mask),
+        sureness=_mean_inside(mixed, mask),
+        steadiness=_dice(mask, state.previous),
     )
 
 
@@ -275,8 +248,3 @@ def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 
 def _share(logit: float) -> float:
     return float(1.0 / (1.0 + np.exp(-logit)))
-
-
-def _logit(score: float) -> float:
-    clipped = min(max(score, 1e-3), 1.0 - 1e-3)
-    return float(np.log(clipped / (1.0 - clipped)))
