@@ -1,7 +1,7 @@
 """Choose the weights with which the default settles network and intensity tracker; prints how well they end objects,
 and keeps them on request in the weights' metadata.
 
-    fit_fusion.py --data FOLDER [--model FILE] [--cases 44] [--keep-mixing] [--write]
+    fit_fusion.py --data FOLDER [--model FILE] [--cases 44] [--keep-mixing] [--kept-share 0.5] [--write]
 
 Uses patients of the data folder that `holdout.json` does not hold out, and phantoms for organs of the trunk. How much
 say the network has on a slice is learnt first (`mixing.py`). Then every object is tracked once from its middle slice,
@@ -55,6 +55,9 @@ _BEYOND = 20  # slices tracked past an object's end
 _MOVES = 2  # other annotated slices an object is imagined with, besides its middle one
 _OTHER_SHARE = 0.4  # of the slices that are not of the head and neck: there are few
 _MEMORIES = (0.0, 0.15, 0.3, 0.5)
+_OWN_COUNTS = (
+    2.0  # Dice on an object's own extent against that on the whole volume: to draw is more work than to erase
+)
 _FOLDS = 5
 _START_LOGIT = 3.0
 _PATIENCE = PropagateOptions().patience
@@ -137,12 +140,19 @@ def main() -> None:
     parser.add_argument(
         "--keep-mixing", action="store_true", help="only fit what ends objects, and the quality"
     )
+    parser.add_argument(
+        "--kept-share",
+        type=float,
+        default=0.0,
+        help="of the net in the weights in what ends objects: two err less",
+    )
     options = parser.parse_args()
     path = Path(options.model) if options.model else model_path(find_entry("medssl-nano"))
     model, kept = load_nano(path, torch.device("cpu"))
     cases = list(_cases(Path(options.data), options.cases))
     mixing = kept.mixing if options.keep_mixing else fit_mixing(model, cases)
     best = fit([way for case in cases for way in _track(model, mixing, case)], mixing)
+    best = replace(best, presence=blended(best.presence, kept.presence, options.kept_share))
     if options.write:
         keep(path, best)
 
@@ -151,6 +161,22 @@ def keep(path: Path, fusion: Fusion) -> None:
     """Write the weights of the settlement into a checkpoint's metadata."""
     tensors, meta = read_checkpoint(path)
     write_checkpoint(path, tensors, {**meta, "fusion": fusion.to_meta()})
+
+
+def blended(new: LogitNet, kept: LogitNet, kept_share: float) -> LogitNet:
+    """The net whose logit is the weighted mean of two nets'; the kept one may know fewer features."""
+    missing = (0.0,) * (len(new.linear) - len(kept.linear))
+    shares = (1.0 - kept_share, kept_share)
+    if kept_share == 0.0:
+        return new
+    linear = np.average([new.linear, (*kept.linear, *missing)], axis=0, weights=shares)
+    return LogitNet(
+        linear=tuple(linear.tolist()),
+        units=(*new.units, *((*unit, *missing) for unit in kept.units)),
+        out=tuple(
+            share * weight for share, net in zip(shares, (new, kept), strict=True) for weight in net.out
+        ),
+    )
 
 
 def fit(ways: list[_Way], mixing: LogitNet) -> Fusion:
@@ -172,7 +198,9 @@ def fit(ways: list[_Way], mixing: LogitNet) -> Fusion:
     for memory in _MEMORIES:
         each = {name: _value(groups[name], logits[name], memory) for name in groups}
         print(f"memory {memory}: {each}", flush=True)
-        values[memory] = sum(sum(value) for kinds in each.values() for value in kinds.values())
+        values[memory] = sum(
+            _OWN_COUNTS * own + whole for kinds in each.values() for own, whole in kinds.values()
+        )
     _print_quality(ways, patients)
     return Fusion(
         mixing=mixing,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import fit_fusion
 import numpy as np
 import pytest
+from medssl.foundation.nano_fusion import LogitNet
 from medssl.foundation.nano_sight import Sight, Surroundings
 
 STEP_MM = 5.0
@@ -52,3 +53,19 @@ def test_slices_not_of_the_head_and_neck_make_up_their_share() -> None:
     weights = fit_fusion._patient_weights(ways)
     assert weights[30:].sum() / weights.sum() == pytest.approx(0.4)
     assert weights.mean() == pytest.approx(1.0)
+
+
+def test_two_nets_in_one_say_the_mean_of_what_they_say() -> None:
+    rng = np.random.default_rng(0)
+    new, kept = (
+        LogitNet(
+            linear=tuple(rng.normal(size=count)),
+            units=tuple(map(tuple, rng.normal(size=(units, count)))),
+            out=tuple(rng.normal(size=units)),
+        )
+        for count, units in ((27, 3), (11, 2))
+    )
+    features = rng.normal(size=(6, 27))
+    expected = 0.7 * new.logit(features) + 0.3 * kept.logit(features)
+    np.testing.assert_allclose(fit_fusion.blended(new, kept, 0.3).logit(features), expected)
+    assert fit_fusion.blended(new, kept, 0.0) is new
