@@ -126,7 +126,7 @@ def volume_stamp(volume_node: Any) -> tuple[object, ...]:
     """Compares equal as long as a volume node has the same voxels in the same place."""
     image = volume_node.GetImageData()
     when = None if image is None else image.GetMTime()
-    return *image_stamp(volume_node), when, volume_node.GetName()
+    return *image_stamp(volume_node), when
 
 
 def image_stamp(volume_node: Any) -> tuple[object, ...]:

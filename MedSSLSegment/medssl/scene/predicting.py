@@ -11,19 +11,22 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..errors import Cancelled, InputError, MedSSLError
 from ..events import Log, Progress
 from ..results import SliceMask, UncertaintyMap
 from . import nodes, tags
 from .background import Task
 from .overlay import UncertaintyOverlay
+from .propagating import untouched
 from .streaming import Target, Writer
 from .survey import Survey, look
 
 if TYPE_CHECKING:
     from .session import Run, Session
 
-__all__ = ["PredictDesk"]
+__all__ = ["PredictDesk", "is_stage"]
 
 _STAGE = "MedSSLSegment.Stage"
 _STAGES = ("coarse", "largest", "sharpened", "refined", "propagated")
@@ -173,6 +176,9 @@ class PredictDesk:
         # By the names of now: the person may rename a segment before its first slice arrives.
         self._ids = {(node, segment.name): segment.id for segment in reversed(session.segments())}
         self._written_to = set()
+        for stage in _STAGES:  # what an earlier run has found on the way
+            if (shown := self._find_stage(stage)) is not None:
+                shown.GetSegmentation().RemoveAllSegments()
         self._settled = set()
         self._kept = set()
         rules = {node: session.rules()}
@@ -264,6 +270,10 @@ class PredictDesk:
         return target
 
     def _finish(self, writer: Writer) -> None:
+        """End the run, unless slices of an earlier one are left: the next calls write those empty first."""
+        self._empty_left_over(writer)
+        if writer.pending:
+            return
         found = sum(target.node is self._nodes[1] for target in writer.written)
         what = "1 segment" if found == 1 else f"{found} segments"
         said = f"Found {what}." if found else "Nothing was found."
@@ -272,6 +282,15 @@ class PredictDesk:
         self._end(said + _left_alone(len(self._kept)) + others)
         self.fraction = 1.0
         self.show("final")
+
+    def _empty_left_over(self, writer: Writer) -> None:
+        """What was predicted earlier, and nobody has changed since, goes where this run has found nothing."""
+        for target, written in list(writer.written.items()):
+            if target.node is not self._nodes[1]:
+                continue
+            for index, mask in untouched(target, writer.volume, writer.axis):
+                if index not in written and (target.segment, writer.axis, index) not in self._settled:
+                    writer.put(target, index, np.zeros_like(mask))
 
     def _end(self, message: str) -> None:
         """Nothing more is written: remember in the segments how what was came about."""
@@ -330,6 +349,16 @@ class PredictDesk:
             node.GetDisplayNode().SetVisibility(False)
             owner.SetNodeReferenceID(f"{_STAGE}.{stage}", node.GetID())
         return node
+
+
+def is_stage(segmentation_node: Any) -> bool:
+    """Whether a segmentation is a stage on the way of a prediction, to compare with; not to work on."""
+    scene = segmentation_node.GetScene()
+    return any(
+        owner.GetNodeReference(f"{_STAGE}.{stage}") is segmentation_node
+        for owner in scene.GetNodesByClass("vtkMRMLSegmentationNode")
+        for stage in _STAGES
+    )
 
 
 def _is_there(target: Target) -> bool:

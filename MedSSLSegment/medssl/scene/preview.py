@@ -319,6 +319,7 @@ class PromptDesk:
         Raises:
             InputError: there is no preview yet, or its segment was removed.
         """
+        self._forget_previews_of_another_image()
         place = self.place
         if place is not None and self._run is not None:
             self._accepts_answer = True
@@ -332,9 +333,10 @@ class PromptDesk:
         if place.segment not in {s.id for s in self._session.segments()}:
             self.drop()
             raise InputError("The segment was removed; choose another one.")
-        mask, confidence = self._masks.pop(place)
+        mask, confidence = self._masks[place]
         step = tags.Step("prompt", self.model, axis=place.axis, references=(place.index,), slices=1)
         losers = self._session.write_slice(place.segment, place.axis, place.index, mask, step)
+        del self._masks[place]
         node = self._session.segmentation_node
         tags.note_confidences(node, place.segment, {(place.axis, place.index): confidence})
         self._book().note_pending(place, False)

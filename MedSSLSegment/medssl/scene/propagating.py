@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..prompts import Reference
 from ..registry import DEFAULT_MODEL
+from ..volume import Volume
 from . import nodes, tags
 from .layers import slice_fingerprint
 from .rules import Overlap
@@ -27,6 +28,7 @@ __all__ = [
     "fingerprints",
     "options_of",
     "recorded",
+    "untouched",
 ]
 
 
@@ -107,13 +109,11 @@ class Propagation:
         pending: dict[Target, dict[int, NDArray[np.bool_]]] = {}
         for segment_id, drawn in self.plan.drawn.items():
             settled = self.arrived[segment_id].union(drawn)
-            for (marked_axis, index), mark in tags.predicted_slices(node, segment_id).items():
+            target = Target(node, segment_id)
+            for index, mask in untouched(target, self.writer.volume, axis):
                 is_covered = any(index in stretch for stretch in self.covered[segment_id])
-                if marked_axis != axis or not is_covered or index in settled:
-                    continue
-                mask = nodes.read_slice(node, segment_id, self.writer.volume, axis, index)
-                if slice_fingerprint(mask) == mark:
-                    pending.setdefault(Target(node, segment_id), {})[index] = np.zeros_like(mask)
+                if is_covered and index not in settled:
+                    pending.setdefault(target, {})[index] = np.zeros_like(mask)
         return pending
 
     def written_text(self) -> str:
@@ -142,6 +142,15 @@ class Propagation:
             else f"{count} slices that had been emptied were"
         )
         return f" {slices} filled again; undo takes that back."
+
+
+def untouched(target: Target, volume: Volume, axis: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """Slices across an axis that were predicted and that nobody has changed since, with their masks."""
+    for (marked_axis, index), mark in tags.predicted_slices(target.node, target.segment).items():
+        if marked_axis == axis:
+            mask = nodes.read_slice(target.node, target.segment, volume, axis, index)
+            if slice_fingerprint(mask) == mark:
+                yield index, mask
 
 
 def fingerprints(references: Sequence[Reference]) -> dict[str, tuple[int, ...]]:

@@ -529,7 +529,8 @@ class Session:
                 self._status = replace(self._status, text=event.text)
             elif isinstance(event, SliceMask) and event.index not in plan.drawn[event.segment]:
                 propagation.arrived[event.segment].add(event.index)
-                if self._survey is not None and self._survey.axis == plan.axis:
+                is_looked_at = self._volume_node is propagation.volume_node
+                if self._survey is not None and self._survey.axis == plan.axis and is_looked_at:
                     area = float(np.count_nonzero(event.mask))
                     self._survey.take_in(event.segment, event.index, area, event.confidence)
                 propagation.writer.put(Target(node, event.segment), event.index, event.mask, event.confidence)
@@ -617,6 +618,8 @@ class Session:
         marks = tags.predicted_slices(node, segment_id)
         if marks.pop((axis, index), None) is not None:
             tags.note_predicted(node, segment_id, marks)
+        if self._propagation is not None:
+            self._propagation.writer.note_drawn(node, segment_id, axis, index)
         self._forget_left_out(segment_id, axis, [index])
         self.note_step(segment_id, step)
         writing.refresh_surfaces(node, [segment_id, *losers])

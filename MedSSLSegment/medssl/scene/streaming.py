@@ -164,6 +164,11 @@ class Writer:
         target, place = self._last_mark
         return place not in tags.predicted_slices(target.node, target.segment)
 
+    def note_drawn(self, node: Any, segment: str, axis: int, index: int) -> None:
+        """A person has decided on a slice: that its mark has gone is no sign of an undo."""
+        if self._last_mark == (Target(node, segment), (axis, index)):
+            self._last_mark = None
+
     def end(self) -> None:
         """Bring the surfaces, where there are any, up to date with what was written."""
         for node in dict.fromkeys(target.node for target in self.written):

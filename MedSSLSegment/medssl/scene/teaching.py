@@ -201,7 +201,7 @@ class TeachDesk:
         layers = [Layer.of(node, i, volume) for i in proposal.ids]
 
         def pack() -> Callable[[], None]:
-            labels = np.zeros(volume.shape_kji, np.uint8)
+            labels = np.zeros(volume.shape_kji, np.uint8 if len(proposal.segments) < 256 else np.uint16)
             for segment, layer in zip(proposal.segments, layers, strict=True):
                 start, shape = layer.box(volume.shape_kji)
                 part = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))

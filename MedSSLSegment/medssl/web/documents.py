@@ -19,6 +19,7 @@ from ..errors import InputError, StorageError
 from ..formats.dicom import DicomSeries, list_dicom_series, read_series
 from ..formats.dicom_seg import write_dicom_seg
 from ..scene import nodes
+from ..scene.predicting import is_stage
 from ..segmentation import Segment, Segmentation, read_segmentation, write_segmentation
 from ..volume import Volume, read_volume
 from .packing import pack_nrrd, pack_scene, unpack_nrrd, unpack_scene
@@ -234,7 +235,9 @@ class Documents:
     def segmentations(self) -> list[Any]:
         """Segmentations a person can choose."""
         return [
-            n for n in self._scene.GetNodesByClass("vtkMRMLSegmentationNode") if not n.GetHideFromEditors()
+            node
+            for node in self._scene.GetNodesByClass("vtkMRMLSegmentationNode")
+            if not node.GetHideFromEditors() and not is_stage(node)
         ]
 
     def segmentations_of(self, volume_node: Any) -> list[Any]:
@@ -383,16 +386,30 @@ def _stamp(segmentation_node: Any) -> _Stamp:
 
 
 def as_segmentation(segmentation_node: Any, volume: Volume) -> Segmentation:
-    """A segmentation node as labels on a volume's grid; where segments overlap the last one has the voxel.
+    """A segmentation node as labels on a volume's grid; where segments overlap the smaller one has the voxel.
 
     Raises:
-        InputError: two segments have the same name, or it lies on another grid.
+        InputError: two segments have the same name, nothing would be left of one, or it lies on another grid.
     """
     labels = np.zeros(volume.shape_kji, np.uint16)
-    segments = []
+    segments: list[Segment] = []
+    sizes, left = [0], [0]
     for label, segment in enumerate(nodes.list_segments(segmentation_node), start=1):
-        labels[nodes.read_segment(segmentation_node, segment.id, volume)] = label
+        mask = nodes.read_segment(segmentation_node, segment.id, volume)
+        taken = labels[mask]
+        sizes.append(len(taken))
+        is_mine = (taken == 0) | (np.array(sizes)[taken] > len(taken))
+        for other, count in zip(*np.unique(taken[is_mine], return_counts=True), strict=True):
+            left[other] -= int(count)
+        left.append(int(np.count_nonzero(is_mine)))
+        labels[mask] = np.where(is_mine, label, taken)
         segments.append(Segment(segment.name, label, segment.color_rgb))
+    lost = [s.name for s in segments if sizes[s.label] and not left[s.label]]
+    if lost:
+        raise InputError(
+            f"Other segments cover all of {' and '.join(lost)}, and here a voxel can belong to one of them only;"
+            " save as .seg.nrrd, which keeps all."
+        )
     return Segmentation(labels, volume.ijk_to_ras, tuple(segments), segmentation_node.GetName())
 
 

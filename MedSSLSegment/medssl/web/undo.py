@@ -13,6 +13,18 @@ from ..scene.history import UNDO_LEVELS
 __all__ = ["EditorHistory"]
 
 
+_SHOWN = (
+    "SegmentVisibility",
+    "SegmentVisibility3D",
+    "SegmentVisibility2DFill",
+    "SegmentVisibility2DOutline",
+    "SegmentOpacity3D",
+    "SegmentOpacity2DFill",
+    "SegmentOpacity2DOutline",
+)
+"""What the display node keeps for each segment; masking by visible segments goes by the first."""
+
+
 class EditorHistory:
     """`medssl.scene.history.History` over the segment editor of trame-slicer.
 
@@ -61,6 +73,8 @@ class _Step(UndoCommand):  # type: ignore[misc]
         self._node = segmentation_node
         self._before = _copy(segmentation_node.GetSegmentation())
         self._after: Any = None
+        self._shown = _display(segmentation_node)
+        """How segments were shown when they were last there."""
 
     def undo(self) -> None:
         self._after = _copy(self._node.GetSegmentation())
@@ -70,9 +84,25 @@ class _Step(UndoCommand):  # type: ignore[misc]
         self._put(self._after)
 
     def _put(self, state: Any) -> None:
-        self._node.GetSegmentation().DeepCopy(state)
+        self._shown |= _display(self._node)
+        self._node.GetSegmentation().DeepCopy(state)  # the display forgets segments that are taken out
+        _show(self._node, self._shown)
         self._node.GetSegmentation().Modified()
         self._node.Modified()
+
+
+def _display(segmentation_node: Any) -> dict[str, dict[str, Any]]:
+    """How each segment is shown, by its id."""
+    display = segmentation_node.GetDisplayNode()
+    ids = [] if display is None else segmentation_node.GetSegmentation().GetSegmentIDs()
+    return {each: {name: getattr(display, f"Get{name}")(each) for name in _SHOWN} for each in ids}
+
+
+def _show(segmentation_node: Any, shown: dict[str, dict[str, Any]]) -> None:
+    display = segmentation_node.GetDisplayNode()
+    for each in segmentation_node.GetSegmentation().GetSegmentIDs():
+        for name, value in shown.get(each, {}).items():
+            getattr(display, f"Set{name}")(each, value)
 
 
 def _copy(segmentation: Any) -> Any:
