@@ -31,6 +31,9 @@ class EditorHistory:
             self.editor.setSegmentationNode(segmentationNode)
         self.editor.saveStateForUndo()
 
+    def go_on(self, segmentationNode: Any) -> None:
+        """Nothing: vtkSegmentationHistory remembers the newest state when it is taken back."""
+
     def can_undo(self, segmentationNode: Any) -> bool:
         """Whether there is a step to take back."""
         return self._canGo(segmentationNode, self._undoButtons)

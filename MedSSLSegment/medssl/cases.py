@@ -332,6 +332,30 @@ class CaseStore:
             InputError: as `add`; the case is gone.
             StorageError: as `add`; the case stays as it was.
         """
+        return self._update(case_id, segmentation, vouched, what, keep_others=False)
+
+    def add_to(
+        self, case_id: str, segmentation: Segmentation, vouched: Sequence[Vouched], what: str = ""
+    ) -> Case:
+        """Replace the segments of a case that are named, and what is vouched for of them; its others stay.
+
+        Where one that stays meets one that is named, the one that is named has the voxel.
+
+        Raises:
+            InputError: as `add`; the case is gone.
+            StorageError: as `add`; the case stays as it was.
+        """
+        return self._update(case_id, segmentation, vouched, what, keep_others=True)
+
+    def _update(
+        self,
+        case_id: str,
+        segmentation: Segmentation,
+        vouched: Sequence[Vouched],
+        what: str,
+        *,
+        keep_others: bool,
+    ) -> Case:
         with self._lock(case_id):
             folder = self._folder(case_id)
             old = _read_facts(folder)
@@ -340,6 +364,10 @@ class CaseStore:
                     f"The annotation has the shape {segmentation.shape_kji}, but the case {old.shape_kji}."
                 )
             _check_vouched(segmentation, vouched)
+            what = what or f"updated: {_what(vouched)}"
+            if keep_others:
+                vouched = [*vouched, *(v for v in old.vouched if v.segment not in segmentation.names)]
+                segmentation = _over(segmentation, self.case(case_id).segmentation())
             revision = old.revision + 1
             _write_labels(folder, revision, segmentation)
             facts = replace(
@@ -348,7 +376,7 @@ class CaseStore:
                 vouched=tuple(vouched),
                 revision=revision,
                 fingerprint=_fingerprint(old.volume_hash, segmentation, vouched),
-                history=(*old.history, HistoryEntry(time.time(), what or f"updated: {_what(vouched)}")),
+                history=(*old.history, HistoryEntry(time.time(), what)),
             )
             _write_text(folder / "case.json", facts.to_json())
             _drop_older_labels(folder, keep=(revision, revision - 1))
@@ -447,6 +475,18 @@ def _check_vouched(segmentation: Segmentation, vouched: Sequence[Vouched]) -> No
         if not 0 <= v.indices[0] <= v.indices[-1] < count:
             wrong = v.indices[0] if v.indices[0] < 0 else v.indices[-1]
             raise InputError(f"Slice {wrong} of {v.segment} does not exist; there are 0 to {count - 1}.")
+
+
+def _over(segmentation: Segmentation, older: Segmentation) -> Segmentation:
+    """A segmentation with the segments of another one that it does not name; they get the labels after its own."""
+    others = [segment for segment in older.segments if segment.name not in segmentation.names]
+    highest = max((segment.label for segment in segmentation.segments), default=0)
+    labels = segmentation.labels_kji.astype(np.uint16)
+    kept = []
+    for label, segment in enumerate(others, start=highest + 1):
+        labels[older.mask(segment.name) & (labels == 0)] = label
+        kept.append(replace(segment, label=label))
+    return replace(segmentation, labels_kji=labels, segments=(*segmentation.segments, *kept))
 
 
 def _fingerprint(volume_hash: str, segmentation: Segmentation, vouched: Sequence[Vouched]) -> str:

@@ -355,7 +355,9 @@ class WorkerClient:
         what: str = "",
         store: str = "",
     ) -> Ticket[Finished]:
-        """Replace a case's labels and what is vouched for; the outcome holds the "case".
+        """Replace some segments of a case, and what is vouched for of them; the outcome holds the "case".
+
+        Segments of the case that are not named stay as they are.
 
         Args:
             case: its id.

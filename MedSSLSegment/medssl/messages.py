@@ -263,7 +263,7 @@ class AddCase:
 
 @dataclass(frozen=True, eq=False)
 class UpdateCase:
-    """Replace a case's labels and what is vouched for."""
+    """Replace some segments of a case, and what is vouched for of them; its other segments stay."""
 
     case: str
     """Its id."""

@@ -316,3 +316,24 @@ def test_a_finished_segmentation_is_vouched_for_everywhere() -> None:
     volume = a_volume()
     for v in vouch_for_all(an_annotation(volume)):
         assert vouched_voxels(volume.shape_kji, [v], v.segment).all()
+
+
+def test_another_segmentation_of_a_volume_leaves_what_the_case_knew_already(tmp_path: Path) -> None:
+    store = CaseStore(tmp_path)
+    case = add(store)
+    before = case.segmentation()
+    labels = np.zeros(before.shape_kji, np.uint8)
+    labels[2, 6:8, 6:8] = 1
+    kidney = Segmentation(labels, OBLIQUE, (Segment("kidney", 1, (0.2, 0.2, 0.9)),))
+    after = store.add_to(case.id, kidney, [Vouched("kidney", 0, (2,))])
+    assert {v.segment for v in after.vouched} == {"kidney", *(v.segment for v in case.vouched)}
+    found = after.segmentation()
+    np.testing.assert_array_equal(found.mask("kidney"), labels == 1)
+    for name in before.names:
+        np.testing.assert_array_equal(found.mask(name), before.mask(name) & (labels == 0))
+    assert after.history[-1].what == "updated: 1 slice of kidney drawn"
+    again = store.add_to(case.id, an_annotation(a_volume(), size=6), VOUCHED)
+    assert set(again.segmentation().names) == {"kidney", *before.names}
+    np.testing.assert_array_equal(
+        again.segmentation().mask("liver"), an_annotation(a_volume(), size=6).mask("liver")
+    )

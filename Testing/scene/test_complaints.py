@@ -13,6 +13,7 @@ import pytest
 slicer = pytest.importorskip("slicer")
 vtk = pytest.importorskip("vtk")
 
+from medssl.errors import InputError  # noqa: E402
 from medssl.results import SliceMask  # noqa: E402
 from medssl.scene import nodes, tags, writing  # noqa: E402
 from medssl.scene.marks import PromptMarks  # noqa: E402
@@ -465,3 +466,182 @@ def test_slices_that_a_person_had_emptied_and_a_run_fills_again_are_counted(a_de
     assert said in a_desk.session.status.text
     a_desk.session.undo()
     assert not a_desk.state()[0][[5, 6]].any()
+
+
+def test_a_slice_that_is_redrawn_under_a_run_with_as_many_pixels_is_not_overwritten(a_desk: Desk) -> None:
+    a_desk.draw(a_desk.liver, 5, a_desk.left)
+    a_desk.session.use_reference(a_desk.liver, 0, 5, False)
+    a_desk.start()
+    moved = np.roll(a_desk.left, 1, axis=1)
+    a_desk.draw(a_desk.liver, 5, moved)
+    a_desk.arrive(4, 5)
+    a_desk.finish()
+    np.testing.assert_array_equal(a_desk.state()[0][5], moved)
+    assert "1 slice that was drawn meanwhile stays as drawn." in a_desk.session.status.text
+
+
+def test_an_answer_accepted_on_the_slice_written_last_does_not_stop_the_run(a_desk: Desk) -> None:
+    a_desk.start()
+    run = a_desk.client.run
+    a_desk.arrive(4)
+    a_desk.click(4)
+    a_desk.answer()
+    a_desk.session.prompts.accept()
+    assert a_desk.session.poll().state is State.RUNNING
+    assert not run.was_cancelled
+    run.say(SliceMask(a_desk.liver, 0, 5, a_desk.left, 0.9))
+    run.end()
+    while a_desk.session.poll().state is State.RUNNING:
+        pass
+    assert a_desk.state()[0][5].any()
+    assert a_desk.session.status.state is State.DONE
+
+
+def test_what_arrives_of_a_run_is_not_shown_in_the_strip_of_another_volume(a_desk: Desk) -> None:
+    a_desk.start()
+    cropped = a_desk.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "cropped")
+    image = vtk.vtkImageData()
+    image.SetDimensions(SHAPE_KJI[2], SHAPE_KJI[1], 4)
+    image.AllocateScalars(vtk.VTK_SHORT, 1)
+    cropped.SetAndObserveImageData(image)
+    matrix = vtk.vtkMatrix4x4()
+    a_desk.volume_node.GetIJKToRASMatrix(matrix)
+    cropped.SetIJKToRASMatrix(matrix)
+    a_desk.session.choose(cropped, a_desk.node)
+    a_desk.session.look()
+    while a_desk.session.is_looking:
+        a_desk.session.poll()
+    area = a_desk.session.survey.segments[a_desk.liver].area_px.copy()
+    a_desk.arrive(2, 5)
+    np.testing.assert_array_equal(a_desk.session.survey.segments[a_desk.liver].area_px, area)
+    assert a_desk.session.status.state is State.RUNNING
+
+
+def predict(desk: Desk, *indices: int) -> None:
+    """The model finds the liver on these slices."""
+    desk.session.look()
+    while desk.session.is_looking:
+        desk.session.poll()
+    desk.predict.segment_everything("liver")
+    for stage in ("coarse", "final"):
+        desk.client.run.say(*(SliceMask("liver", 0, n, desk.left, 0.9, stage=stage) for n in indices))
+    desk.client.run.end()
+    while desk.predict.is_running:
+        desk.predict.poll()
+
+
+def test_a_second_prediction_empties_what_it_no_longer_finds_unless_a_person_has_changed_it(
+    a_desk: Desk,
+) -> None:
+    predict(a_desk, 1, 2, 4, 5, 6)
+    by_hand = np.zeros_like(a_desk.left)
+    by_hand[9:11, 9:14] = True
+    a_desk.draw(a_desk.liver, 6, by_hand)
+    first = a_desk.state()
+    predict(a_desk, 2, 4)
+    liver = a_desk.state()[0]
+    assert nodes.annotated_slices(liver, 0) == [2, 3, 4, 6]
+    np.testing.assert_array_equal(liver[6], by_hand)
+    coarse = a_desk.predict._find_stage("coarse")
+    found = coarse.GetSegmentation().GetNthSegmentID(0)
+    assert nodes.annotated_slices(nodes.read_segment(coarse, found, a_desk.volume), 0) == [2, 4]
+    a_desk.session.undo()
+    np.testing.assert_array_equal(a_desk.state(), first)
+
+
+def test_renaming_the_volume_keeps_its_previews(a_desk: Desk) -> None:
+    place = a_desk.click(5)
+    a_desk.answer()
+    volume = a_desk.session.volume()
+    a_desk.volume_node.SetName("CT of the thorax")
+    a_desk.session.poll()
+    assert a_desk.session.prompts.previews.keys() == {place}
+    assert a_desk.session.volume() is volume
+
+
+def test_an_answer_that_the_segment_editor_does_not_let_be_written_can_be_accepted_later(
+    a_desk: Desk,
+) -> None:
+    area = a_desk.node.GetSegmentation().AddEmptySegment("", "area")
+    a_desk.draw(area, 5, np.ones_like(a_desk.left))
+    a_desk.editor.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment)
+    a_desk.editor.SetMaskSegmentID(area)
+    a_desk.click(5)
+    a_desk.answer()
+    a_desk.node.GetSegmentation().RemoveSegment(area)
+    with pytest.raises(InputError):
+        a_desk.session.prompts.accept()
+    a_desk.editor.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere)
+    a_desk.session.prompts.accept()
+    np.testing.assert_array_equal(a_desk.state()[0][5], a_desk.left)
+
+
+def test_an_image_that_changes_between_two_looks_has_its_answer_asked_for_again(a_desk: Desk) -> None:
+    before = a_desk.state()
+    a_desk.click(5)
+    a_desk.answer()
+    asked = len(a_desk.client.asked)
+    give_another_image(a_desk)
+    a_desk.session.prompts.accept()
+    assert len(a_desk.client.asked) == asked + 1
+    np.testing.assert_array_equal(a_desk.state(), before)
+
+
+def test_a_segmentation_that_is_removed_takes_its_previews_along(a_desk: Desk) -> None:
+    a_desk.click(5)
+    a_desk.answer()
+    a_desk.scene.RemoveNode(a_desk.node)
+    a_desk.session.poll()
+    assert a_desk.scene.GetFirstNodeByName("MedSSLSegment preview") is None
+    assert a_desk.session.prompts.previews == {}
+
+
+def test_previews_of_two_segments_on_one_slice_are_both_seen_and_each_is_accepted(a_desk: Desk) -> None:
+    prompts = a_desk.session.prompts
+    a_desk.click(5)
+    a_desk.answer()
+    spleen = Place(a_desk.spleen, 0, 5)
+    prompts.add_point(a_desk.spleen, position_ras_mm(a_desk.volume, spleen, (9.0, 4.0)).tolist(), 0, True)
+    a_desk.client.run.say(SliceMask(a_desk.spleen, 0, 5, a_desk.right, 0.9))
+    a_desk.client.run.end()
+    a_desk.session.poll()
+    shown = prompts._node
+    for segment, mask in ((a_desk.liver, a_desk.left), (a_desk.spleen, a_desk.right)):
+        np.testing.assert_array_equal(nodes.read_segment(shown, segment, a_desk.volume)[5], mask)
+    prompts.accept()
+    np.testing.assert_array_equal(nodes.read_segment(shown, a_desk.liver, a_desk.volume)[5], a_desk.left)
+    assert not nodes.read_segment(shown, a_desk.spleen, a_desk.volume).any()
+    np.testing.assert_array_equal(a_desk.state()[1][5], a_desk.right)
+
+
+def test_that_an_answer_replaces_what_was_drawn_by_hand_is_said_and_of_an_older_answer_it_is_not(
+    a_desk: Desk,
+) -> None:
+    by_hand = np.zeros_like(a_desk.left)
+    by_hand[9:11, 9:14] = True
+    a_desk.draw(a_desk.liver, 5, by_hand)
+    said = "What was drawn on the slice was replaced; undo brings it back."
+    for is_drawn in (True, False):
+        a_desk.click(5)
+        a_desk.answer()
+        a_desk.session.prompts.accept()
+        assert (said in a_desk.session.prompts.message) == is_drawn
+        a_desk.left = np.roll(a_desk.left, 2, axis=1)
+
+
+def test_undoing_an_answer_takes_its_clicks_back_and_redo_brings_them_back(a_desk: Desk) -> None:
+    prompts = a_desk.session.prompts
+    for _ in range(2):
+        place = a_desk.click(5)
+        a_desk.answer()
+        prompts.accept()
+    for expected in (1, 0):
+        a_desk.session.undo()
+        assert len(prompts.marks(place)) == expected
+    for expected in (1, 2):
+        a_desk.session.redo()
+        assert len(prompts.marks(place)) == expected
+    a_desk.session.undo()
+    a_desk.session.undo()
+    a_desk.click(5)
+    assert len(a_desk.client.asked[-1]["prompt"].points_xy_px) == 1

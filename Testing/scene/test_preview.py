@@ -80,12 +80,12 @@ def test_the_preview_is_shown_and_only_accepting_changes_the_segment(a_desk: Des
     preview = a_desk.scene.scene.GetFirstNodeByName("MedSSLSegment preview")
     assert not preview.GetSaveWithScene()
     assert not preview.GetDisplayNode().GetSaveWithScene()
-    shown = nodes.read_segment(preview, "preview", a_desk.volume)
+    shown = nodes.read_segment(preview, a_desk.liver, a_desk.volume)
     np.testing.assert_array_equal(shown[3], mask)
     assert not a_desk.masks().any()
     a_desk.prompts.accept()
     np.testing.assert_array_equal(a_desk.masks()[3], mask)
-    assert not nodes.read_segment(preview, "preview", a_desk.volume).any()
+    assert not nodes.read_segment(preview, a_desk.liver, a_desk.volume).any()
     assert nodes.annotated_slices(nodes.read_drawn(a_desk.node, a_desk.liver, a_desk.volume)[1], 0)
     (step,) = tags.steps(a_desk.node, a_desk.liver)
     assert (step.what, step.references) == ("prompt", (3,))
@@ -393,7 +393,7 @@ def test_the_preview_of_a_segment_that_is_removed_goes_with_it_and_its_prompts_c
     a_desk.session.poll()
     assert (a_desk.prompts.previews, a_desk.prompts.place, a_desk.prompts.message) == ({}, None, "")
     if is_answered:
-        assert not nodes.read_segment(a_desk.prompts._node, "preview", a_desk.volume).any()
+        assert not nodes.read_segment(a_desk.prompts._node, spleen, a_desk.volume).any()
     a_desk.session.redo()
     assert a_desk.prompts.place == place
     assert "Enter asks for the preview again" in a_desk.prompts.message

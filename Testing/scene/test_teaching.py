@@ -299,3 +299,42 @@ def test_a_case_that_was_not_kept_stays_said_while_a_run_is_followed(a_desk: Des
     a_desk.client.answer("list_cases", cases=[])
     a_desk.settle()
     assert a_desk.teach.message == ""
+
+
+def test_of_overlapping_segments_the_smaller_one_is_taught_and_that_is_said(a_desk: Desk) -> None:
+    lesion = a_desk.node.GetSegmentation().AddEmptySegment("", "lesion")
+    a_desk.node.GetSegmentation().SetSegmentIndex(lesion, 0)
+    small = np.zeros_like(a_desk.mask)
+    small[4:6, 5:7] = True
+    writing.write_slices(a_desk.node, lesion, a_desk.volume, 0, {3: small})
+    a_desk.session.look()
+    while a_desk.session.is_looking:
+        a_desk.session.poll()
+    a_desk.teach.add_case(a_desk.teach.propose())
+    a_desk.settle()
+    (asked,) = a_desk.client.asked_for("add_case")
+    label = {segment.name: segment.label for segment in asked["segments"]}
+    np.testing.assert_array_equal(asked["labels_kji"][3] == label["lesion"], small)
+    np.testing.assert_array_equal(asked["labels_kji"][3] == label["liver"], a_desk.mask & ~small)
+    a_desk.client.answer("add_case", case={"summary": "2 segments"})
+    a_desk.settle()
+    assert a_desk.teach.message == (
+        "Kept: 2 segments Where liver and a smaller segment overlap, only the smaller one is taught."
+    )
+
+
+def test_three_hundred_segments_keep_their_own_labels(a_desk: Desk) -> None:
+    places = list(zip(*np.nonzero(np.ones((12, 15), bool)), strict=True))
+    for n in range(299):
+        segment = a_desk.node.GetSegmentation().AddEmptySegment("", f"vessel {n}")
+        mask = np.zeros((12, 15), bool)
+        mask[places[n % 150]] = True
+        writing.write_slices(a_desk.node, segment, a_desk.volume, 0, {5 + n // 150: mask})
+    a_desk.session.look()
+    while a_desk.session.is_looking:
+        a_desk.session.poll()
+    a_desk.teach.add_case(a_desk.teach.propose())
+    a_desk.settle()
+    (asked,) = a_desk.client.asked_for("add_case")
+    assert asked["labels_kji"][(6, *places[148])] == 300
+    assert len(np.unique(asked["labels_kji"])) == 301

@@ -21,6 +21,8 @@ from medssl.formats.dicom_seg import read_dicom_seg
 from medssl.phantom import Phantom
 from medssl.scene import nodes, tags, writing
 from medssl.scene.layers import array_kji
+from medssl.scene.rules import EditingRules
+from medssl.scene.streaming import Target, Writer
 from medssl.segmentation import Segmentation, read_segmentation, write_segmentation
 from medssl.volume import Volume, write_volume
 from medssl.web.documents import Documents, Format, Opened, series_in
@@ -337,3 +339,108 @@ def test_a_label_file_becomes_a_segmentation_of_the_volume(
     np.testing.assert_array_equal(
         nodes.read_segment(node, spleen, phantom.volume), phantom.segmentation.mask("spleen")
     )
+
+
+def paint(editor: Any, segment: str, first_kji: tuple[int, int, int], size: int) -> None:
+    """A stroke of a person on one slice."""
+    editor.set_active_segment_id(segment)
+    painted = editor.create_modifier_labelmap()
+    k, j, i = first_kji
+    array_kji(painted)[k, j : j + size, i : i + size] = 1
+    editor.apply_labelmap(painted)
+
+
+def test_a_stroke_under_a_run_is_taken_back_and_brought_back_without_losing_the_runs_slices(
+    slicer_app: SlicerApp, opened: Opened
+) -> None:
+    editor: Any = slicer_app.segmentation_editor
+    history = EditorHistory(editor)
+    editor.set_active_segmentation(opened.segmentation_node, opened.volume_node)
+    node, volume = opened.segmentation_node, nodes.read_volume_node(opened.volume_node)
+    target = Target(node, liver_of(opened))
+    writer = Writer(volume, 0, history, lambda: 0.0, {node: EditingRules()})
+    found = np.zeros(volume.shape_kji[1:], bool)
+    found[20:30, 20:30] = True
+
+    def run_writes(index: int) -> None:
+        writer.put(target, index, found)
+        writer.write(1.0, at_the_end=False)
+
+    def filled() -> list[int]:
+        return nodes.annotated_slices(nodes.read_segment(node, target.segment, volume), 0)
+
+    run_writes(5)
+    run_writes(6)
+    assert history.stack.n_commands() == 1
+    paint(editor, target.segment, (9, 40, 40), 8)
+    run_writes(7)
+    run_writes(8)
+    assert filled() == [5, 6, 7, 8, 9]
+    for expected in ([5, 6, 9], [5, 6], []):
+        history.undo(node)
+        assert filled() == expected
+    assert not history.can_undo(node)
+    for expected in ([5, 6], [5, 6, 9], [5, 6, 7, 8, 9]):
+        history.redo(node)
+        assert filled() == expected
+
+
+def test_undo_keeps_how_each_segment_is_shown(slicer_app: SlicerApp, opened: Opened) -> None:
+    editor: Any = slicer_app.segmentation_editor
+    history = EditorHistory(editor)
+    editor.set_active_segmentation(opened.segmentation_node, opened.volume_node)
+    node, display = opened.segmentation_node, opened.segmentation_node.GetDisplayNode()
+    spleen = node.GetSegmentation().AddEmptySegment("", "spleen")
+    display.SetSegmentVisibility(spleen, False)
+    display.SetSegmentOpacity2DFill(liver_of(opened), 0.25)
+    history.save(node)
+    write_slice(opened, 12, 9)
+    for step in (history.undo, history.redo):
+        step(node)
+        assert not display.GetSegmentVisibility(spleen)
+        assert display.GetSegmentOpacity2DFill(liver_of(opened)) == 0.25
+
+
+def test_steps_that_memory_has_no_room_for_are_let_go(
+    slicer_app: SlicerApp, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor: Any = slicer_app.segmentation_editor
+    history = EditorHistory(editor)
+    editor.set_active_segmentation(opened.segmentation_node, opened.volume_node)
+    node = opened.segmentation_node
+    write_slice(opened, 12, 9)
+    for room_bytes, kept in ((1 << 30, 30), (0, 5)):
+        monkeypatch.setattr("medssl.web.undo._MEMORY_BYTES", room_bytes)
+        for _ in range(35):
+            history.save(node)
+        assert history.stack.n_commands() == kept
+
+
+def test_where_saved_segments_overlap_the_smaller_one_stays_and_none_vanishes_unsaid(
+    documents: Documents, opened: Opened, tmp_path: Path
+) -> None:
+    node, liver = opened.segmentation_node, liver_of(opened)
+    volume = nodes.read_volume_node(opened.volume_node)
+    large, small = (np.zeros(volume.shape_kji[1:], bool) for _ in range(2))
+    large[20:40, 20:40], small[25:30, 25:30] = True, True
+    lesion = node.GetSegmentation().AddEmptySegment("", "lesion")
+    segmentation = node.GetSegmentation()
+    segmentation.SetSegmentIndex(lesion, 0)  # the liver comes later, and must not have it all
+    for segment, mask in ((liver, large), (lesion, small)):
+        writing.write_slices(node, segment, volume, 0, {12: mask})
+    documents.write(Format.NIFTI, tmp_path / "organs.nii.gz", opened, lambda: volume)
+    found = read_segmentation(tmp_path / "organs.nii.gz")
+    np.testing.assert_array_equal(found.mask("lesion")[12], small)
+    np.testing.assert_array_equal(found.mask("liver")[12], large & ~small)
+    writing.write_slices(node, liver, volume, 0, {12: small})
+    with pytest.raises(InputError, match=r"cover all of (liver|lesion).*save as \.seg\.nrrd"):
+        documents.write(Format.NIFTI, tmp_path / "again.nii.gz", opened, lambda: volume)
+    assert not (tmp_path / "again.nii.gz").exists()
+
+
+def test_stages_of_a_prediction_are_not_offered_to_work_on(documents: Documents, opened: Opened) -> None:
+    scene = opened.segmentation_node.GetScene()
+    stage = nodes.create_segmentation_node(scene, opened.volume_node, "coarse")
+    assert documents.segmentations() == [opened.segmentation_node, stage]
+    opened.segmentation_node.SetNodeReferenceID("MedSSLSegment.Stage.coarse", stage.GetID())
+    assert documents.segmentations() == [opened.segmentation_node]

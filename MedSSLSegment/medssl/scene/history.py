@@ -23,6 +23,13 @@ class History(Protocol):
     def save(self, segmentation_node: Any) -> None:
         """Remember how a segmentation is now, before it is changed."""
 
+    def go_on(self, segmentation_node: Any) -> None:
+        """A step that was remembered earlier is about to change a segmentation further.
+
+        Where a person has painted since, what follows has to be a step of its own: undoing and redoing the stroke must
+        not lose it.
+        """
+
     def can_undo(self, segmentation_node: Any) -> bool:
         """Whether there is something to take back."""
 
@@ -51,6 +58,9 @@ class SegmentationHistories:
             history.SetSegmentation(segmentation_node.GetSegmentation())
             self._histories[segmentation_node] = history
         self._histories[segmentation_node].SaveState()
+
+    def go_on(self, segmentation_node: Any) -> None:
+        """Nothing: taking the newest state back remembers it first, with all that was written last."""
 
     def can_undo(self, segmentation_node: Any) -> bool:
         """Whether there is something to take back."""

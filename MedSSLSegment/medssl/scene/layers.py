@@ -20,7 +20,17 @@ from vtk.util import numpy_support
 from ..errors import InputError
 from ..volume import Volume, as_stack, take_slice
 
-__all__ = ["Layer", "Marks", "array_kji", "node_to_world", "slice_fingerprint", "to_array", "to_matrix"]
+__all__ = [
+    "BINARY_LABELMAP",
+    "LabelStack",
+    "Layer",
+    "Marks",
+    "array_kji",
+    "node_to_world",
+    "slice_fingerprint",
+    "to_array",
+    "to_matrix",
+]
 
 BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
 _GRID_TOLERANCE_VOXELS = 0.05
@@ -126,6 +136,43 @@ class Layer:
         low = [max(f, s) for f, s in zip(self.first_kji, start_kji, strict=True)]
         ends = zip(self.first_kji, self.shape_kji, start_kji, shape_kji, strict=True)
         return low, [min(f + n, s + m) for f, n, s, m in ends]
+
+
+class LabelStack:
+    """One label for each voxel, of segments that may overlap: where they do, the smaller one has the voxel.
+
+    Args:
+        shape_kji: of the volume.
+        count: how many segments will be put on it.
+    """
+
+    def __init__(self, shape_kji: Sequence[int], count: int) -> None:
+        self.labels_kji: NDArray[Any] = np.zeros(tuple(shape_kji), np.uint8 if count < 256 else np.uint16)
+        """(K, J, I) the first segment is 1, the next one 2."""
+        self._sizes, self._left = [0], [0]
+
+    def add(self, layer: Layer) -> None:
+        """Put one more segment on it."""
+        start, shape = layer.box(self.labels_kji.shape)
+        labels = self.labels_kji[
+            _slices(start, [s + n for s, n in zip(start, shape, strict=True)], (0, 0, 0))
+        ]
+        mask, label = layer.mask_in(start, shape), len(self._sizes)
+        there = labels[mask]
+        is_mine = (there == 0) | (np.array(self._sizes)[there] > len(there))
+        for other, count in enumerate(np.bincount(there[is_mine], minlength=label)):
+            self._left[other] -= int(count)
+        labels[mask] = np.where(is_mine, label, there)
+        self._sizes.append(len(there))
+        self._left.append(int(np.count_nonzero(is_mine)))
+
+    def gave_way(self) -> list[int]:
+        """Labels of the segments that have lost voxels to others."""
+        return [n for n in range(1, len(self._sizes)) if self._left[n] < self._sizes[n]]
+
+    def covered(self) -> list[int]:
+        """Labels of the segments of which nothing is left."""
+        return [n for n in self.gave_way() if self._left[n] == 0]
 
 
 def slice_fingerprint(mask_hw: NDArray[np.bool_]) -> int:

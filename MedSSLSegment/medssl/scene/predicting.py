@@ -151,7 +151,7 @@ class PredictDesk:
         settled = {i: (*found.drawn, *found.absent) for i, found in survey.segments.items()}
         self._settled = {(i, survey.axis, index) for i, indices in settled.items() for index in indices}
         self._looked_across = survey.axis
-        writer.areas_px = {Target(self._nodes[1], i): found.area_px for i, found in survey.segments.items()}
+        writer.held = {Target(self._nodes[1], i): found.held for i, found in survey.segments.items()}
         return True
 
     def _require(self) -> Any:
@@ -161,7 +161,7 @@ class PredictDesk:
         volume, survey = session.volume(), session.survey
         ids = [segment.id for segment in session.segments()]
         axis = None if survey is None else survey.axis
-        self._looking = Task(look(session.segmentation_node, ids, volume, axis))
+        self._looking = Task(look(session.segmentation_node, ids, volume, axis, before_writing=True))
         return volume
 
     def _begin(self, model: str, run: Run) -> None:
@@ -249,7 +249,7 @@ class PredictDesk:
         elif isinstance(event, SliceMask):
             writer.axis = event.axis
             if event.axis != self._looked_across:
-                writer.areas_px = {}
+                writer.held = {}
             is_final = event.stage in ("", "final")
             node = self._session.segmentation_node if is_final else self._stage_node(event.stage)
             target = self._target(node, event.segment)

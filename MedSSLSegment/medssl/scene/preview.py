@@ -17,6 +17,7 @@ from ..prompts import SlicePrompt
 from ..registry import DEFAULT_MODEL
 from ..results import SliceMask
 from . import nodes, tags, writing
+from .layers import slice_fingerprint
 from .prompting import Mark, Place, PromptBook, as_prompt, place_of
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class PromptDesk:
         self._run: tuple[Place, Run] | None = None
         self._masks: dict[Place, tuple[NDArray[np.bool_], float]] = {}
         self._node: Any = None
+        self._undone: dict[Place, tuple[Mark, ...]] = {}
+        """Prompts of answers that were taken back, and of those brought back since."""
         self.place: Place | None = None
         """The slice in hand: the one prompted last, or the one with prompts that was looked at since."""
         self.message = ""
@@ -175,6 +178,7 @@ class PromptDesk:
             (x0, y0), (x1, y1) = points
             if x0 == x1 or y0 == y1:
                 raise InputError("The box is empty; draw it from one corner to the opposite one.")
+        self._undone.pop(place, None)
         self._book().add(place, Mark(kind, points, positive))
         self._book().note_pending(place, True)
         self._session.move_on()
@@ -245,7 +249,7 @@ class PromptDesk:
         if self._run is None:
             return
         if self._session.volume_node is None or self._session.segmentation_node is None:
-            self._stop()
+            self.leave()
             self.message = "The prompt was not answered because its volume or segmentation was removed."
             return
         place, run = self._run
@@ -294,7 +298,11 @@ class PromptDesk:
         session = self._session
         if self.place is None and not self._masks:
             return
-        if session.segmentation_node is None or session.ready_volume is None:
+        if session.segmentation_node is None and self._run is None:
+            self.leave()
+        if session.segmentation_node is None:
+            return
+        if session.ready_volume is None:
             return
         ids = {segment.id for segment in session.segments()}
         if self.place is not None and self.place.segment not in ids:
@@ -334,7 +342,15 @@ class PromptDesk:
             self.drop()
             raise InputError("The segment was removed; choose another one.")
         mask, confidence = self._masks[place]
-        step = tags.Step("prompt", self.model, axis=place.axis, references=(place.index,), slices=1)
+        replaces_drawing = self._replaces_drawing(place, mask)
+        step = tags.Step(
+            "prompt",
+            self.model,
+            axis=place.axis,
+            references=(place.index,),
+            slices=1,
+            options={"prompts": len(self.marks(place))},
+        )
         losers = self._session.write_slice(place.segment, place.axis, place.index, mask, step)
         del self._masks[place]
         node = self._session.segmentation_node
@@ -344,8 +360,26 @@ class PromptDesk:
         waiting = sorted({other.index for other in self._masks})
         more = f" There is another preview on slice {', '.join(map(str, waiting))}." if waiting else ""
         gave_way = f" {', '.join(losers)} gave way; undo brings it back." if losers else ""
-        self.message = f"Accepted.{gave_way}{more}"
+        replaced = (
+            " What was drawn on the slice was replaced; undo brings it back." if replaces_drawing else ""
+        )
+        self.message = f"Accepted.{replaced}{gave_way}{more}"
         return place
+
+    def _replaces_drawing(self, place: Place, mask: NDArray[np.bool_]) -> bool:
+        """Whether a mask takes away some of what a person has drawn on a slice, by hand and not by an answer."""
+        node, volume = self._session.segmentation_node, self._session.volume()
+        before = nodes.read_slice(node, place.segment, volume, place.axis, place.index)
+        if not (before & ~mask).any():
+            return False
+        mark, slice_ = slice_fingerprint(before), (place.axis, place.index)
+        answers = {
+            each
+            for step in tags.steps(node, place.segment)
+            if step.what == "prompt" and (step.axis, *step.references) == slice_
+            for each in step.marks
+        }
+        return mark not in answers and tags.predicted_slices(node, place.segment).get(slice_) != mark
 
     def drop(self) -> None:
         """Forget the prompts and the preview of the slice prompted last."""
@@ -358,11 +392,40 @@ class PromptDesk:
         self.message = ""
 
     def note_history(self) -> None:
-        """Forget what was said of an accepted preview: it may have been undone, or brought back, as may a segment."""
+        """Forget what was said of an accepted preview: it may have been undone, or brought back, as may a segment.
+
+        Prompts go, and come back, with the answer that was accepted to them.
+        """
         self._forget_previews_of_removed_segments()
+        if self._session.segmentation_node is not None:
+            self._take_prompts_along()
         if self._run is None and self.place not in self.pending():
             self.message = ""
         self.restore()
+
+    def _take_prompts_along(self) -> None:
+        book, pending = self._book(), self.pending()
+        for place in {*book.places(), *self._undone}.difference(pending):
+            count = self._accepted_prompts(place)
+            known = max(book.marks(place), self._undone.get(place, ()), key=len)
+            if count is not None and count <= len(known):
+                self._undone[place] = known
+                book.replace(place, known[:count])
+
+    def _accepted_prompts(self, place: Place) -> int | None:
+        """How many prompts on a slice the last answer accepted there was given to; None where that is not known."""
+        done = tags.steps(self._session.segmentation_node, place.segment)
+        here = [
+            step
+            for step in done
+            if step.what == "prompt" and (step.axis, *step.references) == (place.axis, place.index)
+        ]
+        if here:
+            return here[-1].options.get("prompts")
+        is_all_known = len(done) < tags.STEPS_KEPT and place.segment in {
+            s.id for s in self._session.segments()
+        }
+        return 0 if is_all_known else None
 
     def take_back(self) -> None:
         """Take back the last prompt of the slice prompted last; the preview follows."""
@@ -405,6 +468,7 @@ class PromptDesk:
         """Stop and show nothing; the prompts stay with their segmentation."""
         self._looked_at = None
         self.place, self.message = None, ""
+        self._undone.clear()
         self._forget_previews()
 
     def _forget_previews(self) -> None:
@@ -436,7 +500,10 @@ class PromptDesk:
         volume, node = self._session.volume(), self._preview_node()
         empty = np.zeros([n for a, n in enumerate(volume.shape_kji) if a != place.axis], bool)
         slices = {place.index: empty if mask is None else mask}
-        writing.write_slices(node, "preview", volume, place.axis, slices)
+        segmentation = node.GetSegmentation()
+        if segmentation.GetSegment(place.segment) is None:
+            segmentation.AddEmptySegment(place.segment, "preview", _PREVIEW_COLOR)
+        writing.write_slices(node, place.segment, volume, place.axis, slices)
 
     def _preview_node(self) -> Any:
         scene = self._session.scene
@@ -448,6 +515,4 @@ class PromptDesk:
             display.SetOpacity2DFill(_FILL)
             display.SetOpacity2DOutline(1.0)
             display.SetSliceIntersectionThickness(_OUTLINE_PX)
-            segmentation = self._node.GetSegmentation()
-            segmentation.AddEmptySegment("preview", "preview", _PREVIEW_COLOR)
         return self._node

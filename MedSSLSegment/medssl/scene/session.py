@@ -39,6 +39,7 @@ from . import nodes, tags, writing
 from .background import Task
 from .corrections import last_propagation, missed_slices
 from .history import History, SegmentationHistories
+from .layers import slice_fingerprint
 from .nodes import SegmentInfo
 from .preview import PromptDesk
 from .propagating import (
@@ -360,7 +361,7 @@ class Session:
     def _look_for(self, request: PropagateRequest) -> Callable[[], Survey]:
         volume = self.volume()
         wanted = [s.id for s in self.segments()] if request.segment_ids is None else request.segment_ids
-        return look(self._segmentation_node, wanted, volume, request.axis)
+        return look(self._segmentation_node, wanted, volume, request.axis, before_writing=True)
 
     def _plan(self, request: PropagateRequest, survey: Survey) -> Plan:
         drawn = survey.drawn
@@ -463,7 +464,7 @@ class Session:
                 self.history,
                 self._clock,
                 {node: self.rules(request.overlap)},
-                {Target(node, i): survey.segments[i].area_px for i in plan.drawn},
+                {Target(node, i): survey.segments[i].held for i in plan.drawn},
             ),
             image=nodes.image_stamp(self._volume_node),
             arrived={i: set() for i in plan.drawn},
@@ -612,7 +613,7 @@ class Session:
         self.history.save(node)
         nodes.set_reference_geometry(node, self._volume_node)
         rules = self.rules()
-        writing.write_slices(
+        written = writing.write_slices(
             node, segment_id, volume, axis, {index: mask}, rules, lambda _, loser, __: losers.append(loser)
         )
         marks = tags.predicted_slices(node, segment_id)
@@ -621,7 +622,7 @@ class Session:
         if self._propagation is not None:
             self._propagation.writer.note_drawn(node, segment_id, axis, index)
         self._forget_left_out(segment_id, axis, [index])
-        self.note_step(segment_id, step)
+        self.note_step(segment_id, replace(step, marks=(slice_fingerprint(written[index]),)))
         writing.refresh_surfaces(node, [segment_id, *losers])
         return tuple(node.GetSegmentation().GetSegment(loser).GetName() for loser in losers)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..volume import Volume
 from . import nodes, tags, writing
 from .history import History
+from .layers import slice_fingerprint
 from .rules import EditingRules
 
 __all__ = ["Target", "Writer"]
@@ -49,9 +50,9 @@ class Writer:
     clock: Callable[[], float]
     rules: Mapping[Any, EditingRules]
     """By segmentation node; a node that is not here has none. Undo covers the nodes that are."""
-    areas_px: Mapping[Target, NDArray[np.float64]] = field(default_factory=dict)
-    """(N,) pixels on each slice before the first write. A slice that holds more or less when its turn comes, while
-    nothing was written there, was drawn by a person meanwhile and stays as it is."""
+    held: Mapping[Target, Mapping[int, int]] = field(default_factory=dict)
+    """Fingerprints of the masks on the slices that held any before the first write. A slice that holds something else
+    when its turn comes, while nothing was written there, was drawn by a person meanwhile and stays as it is."""
     kept: dict[Target, set[int]] = field(default_factory=dict)
     """The slices that did."""
     pending: dict[Target, dict[int, NDArray[np.bool_]]] = field(default_factory=dict)
@@ -98,7 +99,10 @@ class Writer:
     def _save_first(self, began_s: float, budget_s: float) -> bool:
         """Remember the state before the first write; True when that has used up the time."""
         node = next(iter(self.pending)).node
-        if node in self._saved or node not in self.rules:
+        if node not in self.rules:
+            return False
+        if node in self._saved:
+            self.history.go_on(node)
             return False
         self.remember(node)
         return self.clock() - began_s >= budget_s
@@ -126,11 +130,11 @@ class Writer:
         self.written.setdefault(target, set()).update(batch)
 
     def _is_drawn_meanwhile(self, target: Target, index: int) -> bool:
-        areas = self.areas_px.get(target)
-        if areas is None or any(index in done.get(target, ()) for done in (self.written, self.gave_way)):
+        held = self.held.get(target)
+        if held is None or any(index in done.get(target, ()) for done in (self.written, self.gave_way)):
             return False
         mask = nodes.read_slice(target.node, target.segment, self.volume, self.axis, index)
-        return bool(np.count_nonzero(mask) != areas[index])
+        return held.get(index) != (slice_fingerprint(mask) if mask.any() else None)
 
     def _note_lost(self, node: Any, segment: str, index: int) -> None:
         self.gave_way.setdefault(Target(node, segment), set()).add(index)

@@ -56,6 +56,8 @@ class SegmentSurvey:
     """Its last propagation across the axis."""
     marks: Mapping[int, int] = field(default_factory=dict)
     """Fingerprints of the masks on the slices that somebody drew, used or left out."""
+    held: Mapping[int, int] = field(default_factory=dict)
+    """Fingerprints of the masks on all slices that hold any of it, for whoever is about to write; where asked for."""
 
     @property
     def to_redo(self) -> tuple[int, ...]:
@@ -138,7 +140,12 @@ class Survey:
 
 
 def look(
-    segmentation_node: Any, segment_ids: Sequence[str], volume: Volume, axis: int | None = None
+    segmentation_node: Any,
+    segment_ids: Sequence[str],
+    volume: Volume,
+    axis: int | None = None,
+    *,
+    before_writing: bool = False,
 ) -> Callable[[], Survey]:
     """Read some segments' labelmaps and tags.
 
@@ -147,6 +154,7 @@ def look(
         segment_ids: which segments.
         volume: the volume they were drawn on.
         axis: slice axis; None = the one the person painted across.
+        before_writing: note what each slice holds, too, so that what a person changes from now on can be told.
 
     Raises:
         InputError: a segment is missing, stored as a surface, or on another grid.
@@ -162,11 +170,14 @@ def look(
         )
         for i in segment_ids
     ]
-    return lambda: _count(parts, volume, axis)
+    return lambda: _count(parts, volume, axis, before_writing)
 
 
 def _count(
-    parts: Sequence[tuple[str, Layer, Any, Any, Any, Any]], volume: Volume, axis: int | None
+    parts: Sequence[tuple[str, Layer, Any, Any, Any, Any]],
+    volume: Volume,
+    axis: int | None,
+    before_writing: bool,
 ) -> Survey:
     drawings = {i: layer.drawn(volume.shape_kji, marks) for i, layer, marks, *_ in parts}
     if axis is None:
@@ -183,9 +194,13 @@ def _count(
                 curve[index] = value
         areas = _areas(layer, volume, axis)
         emptied = _emptied(areas, {n for marked, n in marks if marked == axis and (axis, n) not in left})
-        found_marks = {n: slice_fingerprint(layer.slice_mask(volume.shape_kji, axis, n)) for n in found}
+        marks_of = {
+            n: slice_fingerprint(layer.slice_mask(volume.shape_kji, axis, n))
+            for n in (np.flatnonzero(areas).tolist() if before_writing else found)
+        }
+        found_marks, held = {n: marks_of[n] for n in found}, marks_of if before_writing else {}
         last = last_propagation(done, axis)
-        segments[i] = SegmentSurvey(i, drawn, areas, curve, unused, emptied, last, found_marks)
+        segments[i] = SegmentSurvey(i, drawn, areas, curve, unused, emptied, last, found_marks, held)
     across = {i: painted_across(mask) for i, (_, mask) in drawings.items()}
     painted_in = {i: volume.view_of(each) for i, each in across.items() if each is not None}
     return Survey(axis, volume.view_of(axis), segments, painted_in)

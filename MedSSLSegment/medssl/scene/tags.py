@@ -14,6 +14,7 @@ from typing import Any
 import vtk
 
 __all__ = [
+    "STEPS_KEPT",
     "Step",
     "add_step",
     "confidences",
@@ -25,11 +26,13 @@ __all__ = [
     "steps",
 ]
 
+STEPS_KEPT = 50
+"""Of each segment; older ones are forgotten."""
+
 _PREDICTED = "MedSSLSegment.Predicted"
 _CONFIDENCE = "MedSSLSegment.Confidence"
 _LEFT_OUT = "MedSSLSegment.LeftOut"
 _STEPS = "MedSSLSegment.Provenance"
-_STEPS_KEPT = 50
 _DICOM_TYPE, _DICOM_NAME = "DICOM.SegmentAlgorithmType", "DICOM.SegmentAlgorithmName"
 """What 3D Slicer writes into a DICOM SEG (DICOMSegmentationPlugin.py); without them it says that a person drew all."""
 
@@ -106,7 +109,7 @@ def steps(segmentation_node: Any, segment_id: str) -> tuple[Step, ...]:
 
 def add_step(segmentation_node: Any, segment_id: str, step: Step) -> None:
     """Remember one more step, also for an export as DICOM SEG; the oldest go when there are many."""
-    kept = [*steps(segmentation_node, segment_id), step][-_STEPS_KEPT:]
+    kept = [*steps(segmentation_node, segment_id), step][-STEPS_KEPT:]
     _write(segmentation_node, segment_id, _DICOM_TYPE, "SEMIAUTOMATIC")
     _write(segmentation_node, segment_id, _DICOM_NAME, f"MedSSLSegment {step.model}".replace("|", "/"))
     text = json.dumps([asdict(each) for each in kept], separators=(",", ":"))

@@ -11,17 +11,15 @@ in `runs` when it comes back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ..cases import Vouched
 from ..errors import InputError, MedSSLError, WorkerDied
 from ..segmentation import Segment
 from .background import Task
-from .layers import Layer
+from .layers import LabelStack, Layer
 
 if TYPE_CHECKING:
     from .session import Session
@@ -195,36 +193,39 @@ class TeachDesk:
         return Proposal(segments, vouched, ids)
 
     def add_case(self, proposal: Proposal) -> None:
-        """Put the chosen volume and what was proposed into the case store, or update the case it is already."""
+        """Put the chosen volume and what was proposed into the case store, or update the case it is already.
+
+        Segments of that case which the chosen segmentation does not teach stay in it as they are.
+        """
         session = self._session
         volume, node = session.volume(), session.segmentation_node
         layers = [Layer.of(node, i, volume) for i in proposal.ids]
 
         def pack() -> Callable[[], None]:
-            labels = np.zeros(volume.shape_kji, np.uint8 if len(proposal.segments) < 256 else np.uint16)
-            for segment, layer in zip(proposal.segments, layers, strict=True):
-                start, shape = layer.box(volume.shape_kji)
-                part = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
-                labels[part][layer.mask_in(start, shape)] = segment.label
+            stack = LabelStack(volume.shape_kji, len(layers))
+            for layer in layers:
+                stack.add(layer)
             known = next((c for c in self.cases if c["volume_hash"] == volume.content_hash), None)
-            return lambda: self._send_case(volume, labels, proposal, known)
+            return lambda: self._send_case(volume, stack, proposal, known)
 
         self.message = "Putting the case together."
         self._packing = Task(pack)
 
-    def _send_case(self, volume: Any, labels: Any, proposal: Proposal, known: _Facts | None) -> None:
-        if known is None:
-            ticket = self._client.add_case(
-                volume, labels, proposal.segments, proposal.vouched, store=self._store
-            )
-        else:
-            ticket = self._client.update_case(
-                known["id"], labels, proposal.segments, proposal.vouched, store=self._store
-            )
-        self._ask(ticket, self._case_kept)
+    def _send_case(self, volume: Any, stack: LabelStack, proposal: Proposal, known: _Facts | None) -> None:
+        where, what = (
+            (volume, self._client.add_case) if known is None else (known["id"], self._client.update_case)
+        )
+        ticket = what(where, stack.labels_kji, proposal.segments, proposal.vouched, store=self._store)
+        smaller = [proposal.segments[label - 1].name for label in stack.gave_way()]
+        self._ask(ticket, lambda facts: self._case_kept(facts, smaller))
 
-    def _case_kept(self, facts: _Facts) -> None:
-        self.message = f"Kept: {facts['case']['summary']}"
+    def _case_kept(self, facts: _Facts, gave_way: Sequence[str]) -> None:
+        overlap = (
+            f" Where {' and '.join(gave_way)} and a smaller segment overlap, only the smaller one is taught."
+            if gave_way
+            else ""
+        )
+        self.message = f"Kept: {facts['case']['summary']}{overlap}"
         self._ask(self._client.list_cases(self._store), lambda listed: self._take("cases", listed))
 
     def remove_case(self, case_id: str) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import slicer
 from trame_slicer.core import SlicerApp
 
@@ -19,6 +18,7 @@ from ..errors import InputError, StorageError
 from ..formats.dicom import DicomSeries, list_dicom_series, read_series
 from ..formats.dicom_seg import write_dicom_seg
 from ..scene import nodes
+from ..scene.layers import LabelStack, Layer
 from ..scene.predicting import is_stage
 from ..segmentation import Segment, Segmentation, read_segmentation, write_segmentation
 from ..volume import Volume, read_volume
@@ -391,26 +391,17 @@ def as_segmentation(segmentation_node: Any, volume: Volume) -> Segmentation:
     Raises:
         InputError: two segments have the same name, nothing would be left of one, or it lies on another grid.
     """
-    labels = np.zeros(volume.shape_kji, np.uint16)
-    segments: list[Segment] = []
-    sizes, left = [0], [0]
-    for label, segment in enumerate(nodes.list_segments(segmentation_node), start=1):
-        mask = nodes.read_segment(segmentation_node, segment.id, volume)
-        taken = labels[mask]
-        sizes.append(len(taken))
-        is_mine = (taken == 0) | (np.array(sizes)[taken] > len(taken))
-        for other, count in zip(*np.unique(taken[is_mine], return_counts=True), strict=True):
-            left[other] -= int(count)
-        left.append(int(np.count_nonzero(is_mine)))
-        labels[mask] = np.where(is_mine, label, taken)
-        segments.append(Segment(segment.name, label, segment.color_rgb))
-    lost = [s.name for s in segments if sizes[s.label] and not left[s.label]]
-    if lost:
+    known = nodes.list_segments(segmentation_node)
+    stack = LabelStack(volume.shape_kji, len(known))
+    for each in known:
+        stack.add(Layer.of(segmentation_node, each.id, volume))
+    segments = tuple(Segment(each.name, label, each.color_rgb) for label, each in enumerate(known, start=1))
+    if lost := [segments[label - 1].name for label in stack.covered()]:
         raise InputError(
             f"Other segments cover all of {' and '.join(lost)}, and here a voxel can belong to one of them only;"
             " save as .seg.nrrd, which keeps all."
         )
-    return Segmentation(labels, volume.ijk_to_ras, tuple(segments), segmentation_node.GetName())
+    return Segmentation(stack.labels_kji, volume.ijk_to_ras, segments, segmentation_node.GetName())
 
 
 def series_in(folder: Path) -> tuple[DicomSeries, ...]:

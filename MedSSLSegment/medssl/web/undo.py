@@ -9,10 +9,14 @@ from trame_slicer.core import SegmentationEditor
 from undo_stack import UndoCommand, UndoStack
 
 from ..scene.history import UNDO_LEVELS
+from ..scene.layers import BINARY_LABELMAP
 
 __all__ = ["EditorHistory"]
 
-
+_MEMORY_BYTES = 1 << 30
+"""What all steps together may hold, about: each keeps the labelmaps before it and after it."""
+_FEWEST_LEVELS = 5
+"""Steps that can be taken back however large they are."""
 _SHOWN = (
     "SegmentVisibility",
     "SegmentVisibility3D",
@@ -35,11 +39,27 @@ class EditorHistory:
     def __init__(self, editor: SegmentationEditor) -> None:
         self._editor = editor
         self.stack = UndoStack(undo_limit=UNDO_LEVELS)
+        self.stack.index_changed.connect(self._note_change)
+        self._is_last_ours = False
         editor.set_undo_stack(self.stack)
 
     def save(self, segmentation_node: Any) -> None:
         """Remember how the segmentation is now."""
         self.stack.push(_Step(segmentation_node))
+        self._is_last_ours = True
+
+    def go_on(self, segmentation_node: Any) -> None:
+        """Begin another step where a stroke came between: trame-slicer's commands bring back what was then."""
+        if not self._is_last_ours:
+            self.save(segmentation_node)
+
+    def _note_change(self, _: int) -> None:
+        """Something was pushed, taken back or brought back; the stack lets go of what memory has no room for."""
+        self._is_last_ours = False
+        node = self._editor.active_segmentation_node
+        if node is not None:
+            steps = int(_MEMORY_BYTES // max(2 * _size_bytes(node.GetSegmentation()), 1))
+            self.stack.set_undo_limit(min(max(steps, _FEWEST_LEVELS), UNDO_LEVELS))
 
     def can_undo(self, segmentation_node: Any) -> bool:
         """Whether there is something to take back."""
@@ -103,6 +123,13 @@ def _show(segmentation_node: Any, shown: dict[str, dict[str, Any]]) -> None:
     for each in segmentation_node.GetSegmentation().GetSegmentIDs():
         for name, value in shown.get(each, {}).items():
             getattr(display, f"Set{name}")(each, value)
+
+
+def _size_bytes(segmentation: Any) -> int:
+    """Of all labelmaps; several segments may share one."""
+    segments = (segmentation.GetSegment(each) for each in segmentation.GetSegmentIDs())
+    images = {segment.GetRepresentation(BINARY_LABELMAP) for segment in segments} - {None}
+    return sum(1024 * int(image.GetActualMemorySize()) for image in images)
 
 
 def _copy(segmentation: Any) -> Any:
