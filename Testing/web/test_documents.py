@@ -416,6 +416,35 @@ def test_steps_that_memory_has_no_room_for_are_let_go(
         assert history.stack.n_commands() == kept
 
 
+def test_undo_and_redo_keep_their_place_when_memory_runs_short_half_way(
+    slicer_app: SlicerApp, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor: Any = slicer_app.segmentation_editor
+    history = EditorHistory(editor)
+    editor.set_active_segmentation(opened.segmentation_node, opened.volume_node)
+    node, volume = opened.segmentation_node, nodes.read_volume_node(opened.volume_node)
+
+    def filled() -> int:
+        return len(nodes.annotated_slices(nodes.read_segment(node, liver_of(opened), volume), 0))
+
+    for index in range(10):
+        history.save(node)
+        write_slice(opened, index, 9)
+    for _ in range(7):
+        history.undo(node)
+    monkeypatch.setattr("medssl.web.undo._MEMORY_BYTES", 0)
+    history.undo(node)
+    assert filled() == 2
+    for expected in range(3, 11):
+        history.redo(node)
+        assert filled() == expected
+    assert not history.can_redo(node)
+    for expected in (9, 8, 7, 6, 5):
+        history.undo(node)
+        assert filled() == expected
+    assert not history.can_undo(node)
+
+
 def test_where_saved_segments_overlap_the_smaller_one_stays_and_none_vanishes_unsaid(
     documents: Documents, opened: Opened, tmp_path: Path
 ) -> None:

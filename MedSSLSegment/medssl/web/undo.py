@@ -54,10 +54,14 @@ class EditorHistory:
             self.save(segmentation_node)
 
     def _note_change(self, _: int) -> None:
-        """Something was pushed, taken back or brought back; the stack lets go of what memory has no room for."""
+        """Something was pushed, taken back or brought back.
+
+        When the newest step is reached the stack lets go of the oldest ones that memory has no room for; in between it
+        would lose its place.
+        """
         self._is_last_ours = False
         node = self._editor.active_segmentation_node
-        if node is not None:
+        if node is not None and self.stack.index() == self.stack.n_commands():
             steps = int(_MEMORY_BYTES // max(2 * _size_bytes(node.GetSegmentation()), 1))
             self.stack.set_undo_limit(min(max(steps, _FEWEST_LEVELS), UNDO_LEVELS))
 
