@@ -319,7 +319,7 @@ def test_of_overlapping_segments_the_smaller_one_is_taught_and_that_is_said(a_de
     a_desk.client.answer("add_case", case={"summary": "2 segments"})
     a_desk.settle()
     assert a_desk.teach.message == (
-        "Kept: 2 segments Where liver and a smaller segment overlap, only the smaller one is taught."
+        "Kept: 2 segments. Where liver and a smaller segment overlap, only the smaller one is taught."
     )
 
 

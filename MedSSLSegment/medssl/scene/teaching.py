@@ -221,7 +221,7 @@ class TeachDesk:
 
     def _case_kept(self, facts: _Facts, gave_way: Sequence[str]) -> None:
         overlap = (
-            f" Where {' and '.join(gave_way)} and a smaller segment overlap, only the smaller one is taught."
+            f". Where {' and '.join(gave_way)} and a smaller segment overlap, only the smaller one is taught."
             if gave_way
             else ""
         )
