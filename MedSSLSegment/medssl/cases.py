@@ -324,38 +324,28 @@ class CaseStore:
         return self.case(case_id)
 
     def update(
-        self, case_id: str, segmentation: Segmentation, vouched: Sequence[Vouched], what: str = ""
-    ) -> Case:
-        """Replace a case's labels and what is vouched for, in one step; the volume stays.
-
-        Raises:
-            InputError: as `add`; the case is gone.
-            StorageError: as `add`; the case stays as it was.
-        """
-        return self._update(case_id, segmentation, vouched, what, keep_others=False)
-
-    def add_to(
-        self, case_id: str, segmentation: Segmentation, vouched: Sequence[Vouched], what: str = ""
-    ) -> Case:
-        """Replace the segments of a case that are named, and what is vouched for of them; its others stay.
-
-        Where one that stays meets one that is named, the one that is named has the voxel.
-
-        Raises:
-            InputError: as `add`; the case is gone.
-            StorageError: as `add`; the case stays as it was.
-        """
-        return self._update(case_id, segmentation, vouched, what, keep_others=True)
-
-    def _update(
         self,
         case_id: str,
         segmentation: Segmentation,
         vouched: Sequence[Vouched],
-        what: str,
+        what: str = "",
         *,
-        keep_others: bool,
+        keep_others: bool = False,
     ) -> Case:
+        """Replace a case's labels and what is vouched for, in one step; the volume stays.
+
+        Args:
+            case_id: of the case.
+            segmentation: as for `add`.
+            vouched: as for `add`.
+            what: for the history; empty = said from `vouched`.
+            keep_others: segments of the case that `segmentation` does not name stay, with what is vouched for of them;
+                where one of them meets one that is named, the one that is named has the voxel.
+
+        Raises:
+            InputError: as `add`; the case is gone.
+            StorageError: as `add`; the case stays as it was.
+        """
         with self._lock(case_id):
             folder = self._folder(case_id)
             old = _read_facts(folder)

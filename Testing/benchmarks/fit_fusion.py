@@ -55,9 +55,8 @@ _BEYOND = 20  # slices tracked past an object's end
 _MOVES = 2  # other annotated slices an object is imagined with, besides its middle one
 _OTHER_SHARE = 0.4  # of the slices that are not of the head and neck: there are few
 _MEMORIES = (0.0, 0.15, 0.3, 0.5)
-_OWN_COUNTS = (
-    2.0  # Dice on an object's own extent against that on the whole volume: to draw is more work than to erase
-)
+# Dice on an object's own extent against that on the whole volume: to draw is more work than to erase.
+_OWN_COUNTS = 2.0
 _FOLDS = 5
 _START_LOGIT = 3.0
 _PATIENCE = PropagateOptions().patience
@@ -165,10 +164,10 @@ def keep(path: Path, fusion: Fusion) -> None:
 
 def blended(new: LogitNet, kept: LogitNet, kept_share: float) -> LogitNet:
     """The net whose logit is the weighted mean of two nets'; the kept one may know fewer features."""
-    missing = (0.0,) * (len(new.linear) - len(kept.linear))
-    shares = (1.0 - kept_share, kept_share)
     if kept_share == 0.0:
         return new
+    missing = (0.0,) * (len(new.linear) - len(kept.linear))
+    shares = (1.0 - kept_share, kept_share)
     linear = np.average([new.linear, (*kept.linear, *missing)], axis=0, weights=shares)
     return LogitNet(
         linear=tuple(linear.tolist()),

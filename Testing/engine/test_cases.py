@@ -325,14 +325,14 @@ def test_another_segmentation_of_a_volume_leaves_what_the_case_knew_already(tmp_
     labels = np.zeros(before.shape_kji, np.uint8)
     labels[2, 6:8, 6:8] = 1
     kidney = Segmentation(labels, OBLIQUE, (Segment("kidney", 1, (0.2, 0.2, 0.9)),))
-    after = store.add_to(case.id, kidney, [Vouched("kidney", 0, (2,))])
+    after = store.update(case.id, kidney, [Vouched("kidney", 0, (2,))], keep_others=True)
     assert {v.segment for v in after.vouched} == {"kidney", *(v.segment for v in case.vouched)}
     found = after.segmentation()
     np.testing.assert_array_equal(found.mask("kidney"), labels == 1)
     for name in before.names:
         np.testing.assert_array_equal(found.mask(name), before.mask(name) & (labels == 0))
     assert after.history[-1].what == "updated: 1 slice of kidney drawn"
-    again = store.add_to(case.id, an_annotation(a_volume(), size=6), VOUCHED)
+    again = store.update(case.id, an_annotation(a_volume(), size=6), VOUCHED, keep_others=True)
     assert set(again.segmentation().names) == {"kidney", *before.names}
     np.testing.assert_array_equal(
         again.segmentation().mask("liver"), an_annotation(a_volume(), size=6).mask("liver")

@@ -64,6 +64,11 @@ class Desk:
         while self.session.poll().state is State.RUNNING:
             pass
 
+    def look(self) -> None:
+        self.session.look()
+        while self.session.is_looking:
+            self.session.poll()
+
     def click(self, index: int) -> Place:
         position = position_ras_mm(self.volume, Place(self.liver, 0, index), (4.0, 4.0))
         return self.session.prompts.add_point(self.liver, position.tolist(), 0, True)
@@ -508,9 +513,7 @@ def test_what_arrives_of_a_run_is_not_shown_in_the_strip_of_another_volume(a_des
     a_desk.volume_node.GetIJKToRASMatrix(matrix)
     cropped.SetIJKToRASMatrix(matrix)
     a_desk.session.choose(cropped, a_desk.node)
-    a_desk.session.look()
-    while a_desk.session.is_looking:
-        a_desk.session.poll()
+    a_desk.look()
     area = a_desk.session.survey.segments[a_desk.liver].area_px.copy()
     a_desk.arrive(2, 5)
     np.testing.assert_array_equal(a_desk.session.survey.segments[a_desk.liver].area_px, area)
@@ -519,9 +522,7 @@ def test_what_arrives_of_a_run_is_not_shown_in_the_strip_of_another_volume(a_des
 
 def predict(desk: Desk, *indices: int) -> None:
     """The model finds the liver on these slices."""
-    desk.session.look()
-    while desk.session.is_looking:
-        desk.session.poll()
+    desk.look()
     desk.predict.segment_everything("liver")
     for stage in ("coarse", "final"):
         desk.client.run.say(*(SliceMask("liver", 0, n, desk.left, 0.9, stage=stage) for n in indices))

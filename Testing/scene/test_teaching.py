@@ -30,10 +30,21 @@ class Desk:
         self.mask = np.zeros((12, 15), bool)
         self.mask[3:8, 4:9] = True
         writing.write_slices(self.node, self.liver, self.volume, 0, {3: self.mask})
+        self.look()
+        self.teach, self.predict = TeachDesk(self.session), PredictDesk(self.session)
+
+    def look(self) -> None:
         self.session.look()
         while self.session.is_looking:
             self.session.poll()
-        self.teach, self.predict = TeachDesk(self.session), PredictDesk(self.session)
+
+    def teach_all(self) -> Any:
+        """Make a case of all that is drawn; returns what the worker is asked."""
+        self.look()
+        self.teach.add_case(self.teach.propose())
+        self.settle()
+        (asked,) = self.client.asked_for("add_case")
+        return asked
 
     def settle(self) -> None:
         while self.teach._packing is not None:
@@ -147,9 +158,7 @@ def test_a_prediction_leaves_the_slices_alone_that_a_person_drew(a_desk: Desk) -
     np.testing.assert_array_equal(found[3], a_desk.mask)
     np.testing.assert_array_equal(found[4], other)
     assert a_desk.predict.message == "Found 1 segment. 1 drawn slice stays as it is."
-    a_desk.session.look()
-    while a_desk.session.is_looking:
-        a_desk.session.poll()
+    a_desk.look()
     assert [each.index for each in a_desk.session.references()] == [3]
 
 
@@ -178,9 +187,7 @@ def test_slices_a_person_drew_or_emptied_are_handed_on_and_stay_as_they_are(a_de
     filled = dict.fromkeys((2, 4), a_desk.mask)
     writing.write_predicted_slices(a_desk.node, a_desk.liver, a_desk.volume, 0, filled)
     writing.write_slices(a_desk.node, a_desk.liver, a_desk.volume, 0, {4: np.zeros_like(a_desk.mask)})
-    a_desk.session.look()
-    while a_desk.session.is_looking:
-        a_desk.session.poll()
+    a_desk.look()
     a_desk.predict.segment_everything("liver")
     asked = a_desk.client.asked[-1]
     assert (asked["vouched"], asked["absent"]) == ({"liver": [3, 4]}, {"liver": [4]})
@@ -193,9 +200,7 @@ def test_slices_a_person_drew_or_emptied_are_handed_on_and_stay_as_they_are(a_de
     np.testing.assert_array_equal(found[3], a_desk.mask)
     assert not found[4].any()
     np.testing.assert_array_equal(found[[2, 5]], [other, other])
-    a_desk.session.look()
-    while a_desk.session.is_looking:
-        a_desk.session.poll()
+    a_desk.look()
     assert not {each.index for each in a_desk.session.suggestions()} & {3, 4, 5}
 
 
@@ -208,9 +213,7 @@ def test_a_segment_that_was_cleared_as_a_whole_is_found_anew(a_desk: Desk) -> No
     nothing = np.zeros_like(a_desk.mask)
     writing.write_predicted_slices(a_desk.node, a_desk.liver, a_desk.volume, 0, {4: a_desk.mask})
     writing.write_slices(a_desk.node, a_desk.liver, a_desk.volume, 0, {3: nothing, 4: nothing})
-    a_desk.session.look()
-    while a_desk.session.is_looking:
-        a_desk.session.poll()
+    a_desk.look()
     a_desk.predict.segment_everything("liver")
     assert a_desk.client.asked[-1]["absent"] == {"liver": []}
 
@@ -307,12 +310,7 @@ def test_of_overlapping_segments_the_smaller_one_is_taught_and_that_is_said(a_de
     small = np.zeros_like(a_desk.mask)
     small[4:6, 5:7] = True
     writing.write_slices(a_desk.node, lesion, a_desk.volume, 0, {3: small})
-    a_desk.session.look()
-    while a_desk.session.is_looking:
-        a_desk.session.poll()
-    a_desk.teach.add_case(a_desk.teach.propose())
-    a_desk.settle()
-    (asked,) = a_desk.client.asked_for("add_case")
+    asked = a_desk.teach_all()
     label = {segment.name: segment.label for segment in asked["segments"]}
     np.testing.assert_array_equal(asked["labels_kji"][3] == label["lesion"], small)
     np.testing.assert_array_equal(asked["labels_kji"][3] == label["liver"], a_desk.mask & ~small)
@@ -330,11 +328,6 @@ def test_three_hundred_segments_keep_their_own_labels(a_desk: Desk) -> None:
         mask = np.zeros((12, 15), bool)
         mask[places[n % 150]] = True
         writing.write_slices(a_desk.node, segment, a_desk.volume, 0, {5 + n // 150: mask})
-    a_desk.session.look()
-    while a_desk.session.is_looking:
-        a_desk.session.poll()
-    a_desk.teach.add_case(a_desk.teach.propose())
-    a_desk.settle()
-    (asked,) = a_desk.client.asked_for("add_case")
+    asked = a_desk.teach_all()
     assert asked["labels_kji"][(6, *places[148])] == 300
     assert len(np.unique(asked["labels_kji"])) == 301

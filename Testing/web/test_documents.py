@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import ZipFile
 
 import numpy as np
@@ -30,6 +30,8 @@ from medssl.web.folders import Folders
 from medssl.web.references import check_references
 from medssl.web.undo import EditorHistory
 from trame_slicer.core import SlicerApp
+
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +190,37 @@ def test_a_scene_comes_back_with_what_was_chosen_in_it(
     )
 
 
-def test_painting_and_the_programs_steps_are_taken_back_and_brought_back_in_order(
-    slicer_app: SlicerApp, opened: Opened
-) -> None:
+def edit(slicer_app: SlicerApp, opened: Opened) -> EditorHistory:
+    """Have the segment editor work on what was opened; its history, which the program shares."""
     editor: Any = slicer_app.segmentation_editor
     history = EditorHistory(editor)
     editor.set_active_segmentation(opened.segmentation_node, opened.volume_node)
+    return history
+
+
+def paint(slicer_app: SlicerApp, segment: str, first_kji: tuple[int, int, int], size: int) -> None:
+    """A stroke of a person on one slice."""
+    editor: Any = slicer_app.segmentation_editor
+    editor.set_active_segment_id(segment)
+    painted = editor.create_modifier_labelmap()
+    k, j, i = first_kji
+    array_kji(painted)[k, j : j + size, i : i + size] = 1
+    editor.apply_labelmap(painted)
+
+
+def assert_goes_through(
+    step: Callable[[Any], None], node: Any, state: Callable[[], T], states: Sequence[T]
+) -> None:
+    """Every undo, or redo, leads to the next of these states."""
+    for expected in states:
+        step(node)
+        assert state() == expected
+
+
+def test_painting_and_the_programs_steps_are_taken_back_and_brought_back_in_order(
+    slicer_app: SlicerApp, opened: Opened
+) -> None:
+    history = edit(slicer_app, opened)
     node, states = opened.segmentation_node, []
     volume = nodes.read_volume_node(opened.volume_node)
 
@@ -204,19 +231,12 @@ def test_painting_and_the_programs_steps_are_taken_back_and_brought_back_in_orde
     history.save(node)
     write_slice(opened, 12, 9)
     states.append(state())
-    painted = editor.create_modifier_labelmap()
-    painted_kji = array_kji(painted)
-    painted_kji[30, 40:50, 40:50] = 1
-    editor.apply_labelmap(painted)
+    paint(slicer_app, liver_of(opened), (30, 40, 40), 10)
     states.append(state())
     assert len(set(states)) == 3
-    for expected in reversed(states[:-1]):
-        history.undo(node)
-        assert state() == expected
+    assert_goes_through(history.undo, node, state, states[-2::-1])
     assert not history.can_undo(node)
-    for expected in states[1:]:
-        history.redo(node)
-        assert state() == expected
+    assert_goes_through(history.redo, node, state, states[1:])
     assert not history.can_redo(node)
 
 
@@ -341,21 +361,10 @@ def test_a_label_file_becomes_a_segmentation_of_the_volume(
     )
 
 
-def paint(editor: Any, segment: str, first_kji: tuple[int, int, int], size: int) -> None:
-    """A stroke of a person on one slice."""
-    editor.set_active_segment_id(segment)
-    painted = editor.create_modifier_labelmap()
-    k, j, i = first_kji
-    array_kji(painted)[k, j : j + size, i : i + size] = 1
-    editor.apply_labelmap(painted)
-
-
 def test_a_stroke_under_a_run_is_taken_back_and_brought_back_without_losing_the_runs_slices(
     slicer_app: SlicerApp, opened: Opened
 ) -> None:
-    editor: Any = slicer_app.segmentation_editor
-    history = EditorHistory(editor)
-    editor.set_active_segmentation(opened.segmentation_node, opened.volume_node)
+    history = edit(slicer_app, opened)
     node, volume = opened.segmentation_node, nodes.read_volume_node(opened.volume_node)
     target = Target(node, liver_of(opened))
     writer = Writer(volume, 0, history, lambda: 0.0, {node: EditingRules()})
@@ -372,23 +381,17 @@ def test_a_stroke_under_a_run_is_taken_back_and_brought_back_without_losing_the_
     run_writes(5)
     run_writes(6)
     assert history.stack.n_commands() == 1
-    paint(editor, target.segment, (9, 40, 40), 8)
+    paint(slicer_app, target.segment, (9, 40, 40), 8)
     run_writes(7)
     run_writes(8)
     assert filled() == [5, 6, 7, 8, 9]
-    for expected in ([5, 6, 9], [5, 6], []):
-        history.undo(node)
-        assert filled() == expected
+    assert_goes_through(history.undo, node, filled, ([5, 6, 9], [5, 6], []))
     assert not history.can_undo(node)
-    for expected in ([5, 6], [5, 6, 9], [5, 6, 7, 8, 9]):
-        history.redo(node)
-        assert filled() == expected
+    assert_goes_through(history.redo, node, filled, ([5, 6], [5, 6, 9], [5, 6, 7, 8, 9]))
 
 
 def test_undo_keeps_how_each_segment_is_shown(slicer_app: SlicerApp, opened: Opened) -> None:
-    editor: Any = slicer_app.segmentation_editor
-    history = EditorHistory(editor)
-    editor.set_active_segmentation(opened.segmentation_node, opened.volume_node)
+    history = edit(slicer_app, opened)
     node, display = opened.segmentation_node, opened.segmentation_node.GetDisplayNode()
     spleen = node.GetSegmentation().AddEmptySegment("", "spleen")
     display.SetSegmentVisibility(spleen, False)
@@ -404,9 +407,7 @@ def test_undo_keeps_how_each_segment_is_shown(slicer_app: SlicerApp, opened: Ope
 def test_steps_that_memory_has_no_room_for_are_let_go(
     slicer_app: SlicerApp, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    editor: Any = slicer_app.segmentation_editor
-    history = EditorHistory(editor)
-    editor.set_active_segmentation(opened.segmentation_node, opened.volume_node)
+    history = edit(slicer_app, opened)
     node = opened.segmentation_node
     write_slice(opened, 12, 9)
     for room_bytes, kept in ((1 << 30, 30), (0, 5)):
@@ -419,9 +420,7 @@ def test_steps_that_memory_has_no_room_for_are_let_go(
 def test_undo_and_redo_keep_their_place_when_memory_runs_short_half_way(
     slicer_app: SlicerApp, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    editor: Any = slicer_app.segmentation_editor
-    history = EditorHistory(editor)
-    editor.set_active_segmentation(opened.segmentation_node, opened.volume_node)
+    history = edit(slicer_app, opened)
     node, volume = opened.segmentation_node, nodes.read_volume_node(opened.volume_node)
 
     def filled() -> int:
@@ -435,13 +434,9 @@ def test_undo_and_redo_keep_their_place_when_memory_runs_short_half_way(
     monkeypatch.setattr("medssl.web.undo._MEMORY_BYTES", 0)
     history.undo(node)
     assert filled() == 2
-    for expected in range(3, 11):
-        history.redo(node)
-        assert filled() == expected
+    assert_goes_through(history.redo, node, filled, range(3, 11))
     assert not history.can_redo(node)
-    for expected in (9, 8, 7, 6, 5):
-        history.undo(node)
-        assert filled() == expected
+    assert_goes_through(history.undo, node, filled, (9, 8, 7, 6, 5))
     assert not history.can_undo(node)
 
 

@@ -143,20 +143,19 @@ class LabelStack:
 
     Args:
         shape_kji: of the volume.
-        count: how many segments will be put on it.
+        layers: of the segments; the first gets the label 1, the next one 2.
     """
 
-    def __init__(self, shape_kji: Sequence[int], count: int) -> None:
-        self.labels_kji: NDArray[Any] = np.zeros(tuple(shape_kji), np.uint8 if count < 256 else np.uint16)
-        """(K, J, I) the first segment is 1, the next one 2."""
+    def __init__(self, shape_kji: tuple[int, int, int], layers: Sequence[Layer]) -> None:
+        self.labels_kji: NDArray[Any] = np.zeros(shape_kji, np.uint8 if len(layers) < 256 else np.uint16)
+        """(K, J, I) 0 is background."""
         self._sizes, self._left = [0], [0]
+        for layer in layers:
+            self._put(layer)
 
-    def add(self, layer: Layer) -> None:
-        """Put one more segment on it."""
+    def _put(self, layer: Layer) -> None:
         start, shape = layer.box(self.labels_kji.shape)
-        labels = self.labels_kji[
-            _slices(start, [s + n for s, n in zip(start, shape, strict=True)], (0, 0, 0))
-        ]
+        labels = self.labels_kji[tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))]
         mask, label = layer.mask_in(start, shape), len(self._sizes)
         there = labels[mask]
         is_mine = (there == 0) | (np.array(self._sizes)[there] > len(there))

@@ -151,7 +151,7 @@ class PredictDesk:
         settled = {i: (*found.drawn, *found.absent) for i, found in survey.segments.items()}
         self._settled = {(i, survey.axis, index) for i, indices in settled.items() for index in indices}
         self._looked_across = survey.axis
-        writer.held = {Target(self._nodes[1], i): found.held for i, found in survey.segments.items()}
+        writer.held = {Target(self._nodes[1], i): found.marks for i, found in survey.segments.items()}
         return True
 
     def _require(self) -> Any:

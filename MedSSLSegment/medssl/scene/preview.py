@@ -298,9 +298,9 @@ class PromptDesk:
         session = self._session
         if self.place is None and not self._masks:
             return
-        if session.segmentation_node is None and self._run is None:
-            self.leave()
         if session.segmentation_node is None:
+            if self._run is None:  # else `poll` says what has become of it
+                self.leave()
             return
         if session.ready_volume is None:
             return
@@ -373,12 +373,7 @@ class PromptDesk:
         if not (before & ~mask).any():
             return False
         mark, slice_ = slice_fingerprint(before), (place.axis, place.index)
-        answers = {
-            each
-            for step in tags.steps(node, place.segment)
-            if step.what == "prompt" and (step.axis, *step.references) == slice_
-            for each in step.marks
-        }
+        answers = {each for step in self._accepted_on(place) for each in step.marks}
         return mark not in answers and tags.predicted_slices(node, place.segment).get(slice_) != mark
 
     def drop(self) -> None:
@@ -414,18 +409,19 @@ class PromptDesk:
 
     def _accepted_prompts(self, place: Place) -> int | None:
         """How many prompts on a slice the last answer accepted there was given to; None where that is not known."""
+        if answers := self._accepted_on(place):
+            return answers[-1].options.get("prompts")
+        is_there = place.segment in {s.id for s in self._session.segments()}
         done = tags.steps(self._session.segmentation_node, place.segment)
-        here = [
+        return 0 if is_there and len(done) < tags.STEPS_KEPT else None
+
+    def _accepted_on(self, place: Place) -> list[tags.Step]:
+        """The answers that were accepted on a slice, oldest first."""
+        return [
             step
-            for step in done
+            for step in tags.steps(self._session.segmentation_node, place.segment)
             if step.what == "prompt" and (step.axis, *step.references) == (place.axis, place.index)
         ]
-        if here:
-            return here[-1].options.get("prompts")
-        is_all_known = len(done) < tags.STEPS_KEPT and place.segment in {
-            s.id for s in self._session.segments()
-        }
-        return 0 if is_all_known else None
 
     def take_back(self) -> None:
         """Take back the last prompt of the slice prompted last; the preview follows."""

@@ -464,7 +464,7 @@ class Session:
                 self.history,
                 self._clock,
                 {node: self.rules(request.overlap)},
-                {Target(node, i): survey.segments[i].held for i in plan.drawn},
+                {Target(node, i): survey.segments[i].marks for i in plan.drawn},
             ),
             image=nodes.image_stamp(self._volume_node),
             arrived={i: set() for i in plan.drawn},

@@ -55,9 +55,8 @@ class SegmentSurvey:
     last: Step = field(default_factory=lambda: last_propagation((), 0))
     """Its last propagation across the axis."""
     marks: Mapping[int, int] = field(default_factory=dict)
-    """Fingerprints of the masks on the slices that somebody drew, used or left out."""
-    held: Mapping[int, int] = field(default_factory=dict)
-    """Fingerprints of the masks on all slices that hold any of it, for whoever is about to write; where asked for."""
+    """Fingerprints of the masks on the slices that somebody drew, used or left out; where it was looked at before
+    writing, on all slices that hold any of it."""
 
     @property
     def to_redo(self) -> tuple[int, ...]:
@@ -154,7 +153,7 @@ def look(
         segment_ids: which segments.
         volume: the volume they were drawn on.
         axis: slice axis; None = the one the person painted across.
-        before_writing: note what each slice holds, too, so that what a person changes from now on can be told.
+        before_writing: mark every slice that holds anything, so that what a person changes from now on can be told.
 
     Raises:
         InputError: a segment is missing, stored as a surface, or on another grid.
@@ -194,13 +193,10 @@ def _count(
                 curve[index] = value
         areas = _areas(layer, volume, axis)
         emptied = _emptied(areas, {n for marked, n in marks if marked == axis and (axis, n) not in left})
-        marks_of = {
-            n: slice_fingerprint(layer.slice_mask(volume.shape_kji, axis, n))
-            for n in (np.flatnonzero(areas).tolist() if before_writing else found)
-        }
-        found_marks, held = {n: marks_of[n] for n in found}, marks_of if before_writing else {}
+        marked = np.flatnonzero(areas).tolist() if before_writing else found
+        found_marks = {n: slice_fingerprint(layer.slice_mask(volume.shape_kji, axis, n)) for n in marked}
         last = last_propagation(done, axis)
-        segments[i] = SegmentSurvey(i, drawn, areas, curve, unused, emptied, last, found_marks, held)
+        segments[i] = SegmentSurvey(i, drawn, areas, curve, unused, emptied, last, found_marks)
     across = {i: painted_across(mask) for i, (_, mask) in drawings.items()}
     painted_in = {i: volume.view_of(each) for i, each in across.items() if each is not None}
     return Survey(axis, volume.view_of(axis), segments, painted_in)

@@ -202,9 +202,7 @@ class TeachDesk:
         layers = [Layer.of(node, i, volume) for i in proposal.ids]
 
         def pack() -> Callable[[], None]:
-            stack = LabelStack(volume.shape_kji, len(layers))
-            for layer in layers:
-                stack.add(layer)
+            stack = LabelStack(volume.shape_kji, layers)
             known = next((c for c in self.cases if c["volume_hash"] == volume.content_hash), None)
             return lambda: self._send_case(volume, stack, proposal, known)
 
@@ -212,20 +210,19 @@ class TeachDesk:
         self._packing = Task(pack)
 
     def _send_case(self, volume: Any, stack: LabelStack, proposal: Proposal, known: _Facts | None) -> None:
-        where, what = (
-            (volume, self._client.add_case) if known is None else (known["id"], self._client.update_case)
-        )
-        ticket = what(where, stack.labels_kji, proposal.segments, proposal.vouched, store=self._store)
+        annotation = stack.labels_kji, proposal.segments, proposal.vouched
+        if known is None:
+            ticket = self._client.add_case(volume, *annotation, store=self._store)
+        else:
+            ticket = self._client.update_case(known["id"], *annotation, store=self._store)
         smaller = [proposal.segments[label - 1].name for label in stack.gave_way()]
         self._ask(ticket, lambda facts: self._case_kept(facts, smaller))
 
     def _case_kept(self, facts: _Facts, gave_way: Sequence[str]) -> None:
-        overlap = (
-            f". Where {' and '.join(gave_way)} and a smaller segment overlap, only the smaller one is taught."
-            if gave_way
-            else ""
-        )
-        self.message = f"Kept: {facts['case']['summary']}{overlap}"
+        self.message = f"Kept: {facts['case']['summary']}"
+        if gave_way:
+            names = " and ".join(gave_way)
+            self.message += f". Where {names} and a smaller segment overlap, only the smaller one is taught."
         self._ask(self._client.list_cases(self._store), lambda listed: self._take("cases", listed))
 
     def remove_case(self, case_id: str) -> None:

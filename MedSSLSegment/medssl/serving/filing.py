@@ -110,7 +110,8 @@ def _update_case(request: UpdateCase, desk: Desk) -> Facts:
     store = _case_store(request.store)
     affine = store.case(request.case).segmentation().ijk_to_ras
     annotation = _annotation(request.labels, request.segments, affine)
-    return {"case": case_facts(store.add_to(request.case, annotation, request.vouched, request.what))}
+    case = store.update(request.case, annotation, request.vouched, request.what, keep_others=True)
+    return {"case": case_facts(case)}
 
 
 def _remove_case(request: RemoveCase, desk: Desk) -> Facts:

@@ -218,10 +218,8 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
 
     def _on_nodes_chosen(self) -> None:
         self.data.left_out, self.data.suggestion = [], ""
-        self.data.last_slice, self.data.span = (
-            0,
-            [0, 0],
-        )  # what was chosen for another volume says nothing of this one
+        # A range that was chosen for another volume says nothing of this one.
+        self.data.last_slice, self.data.span = 0, [0, 0]
         self._show_survey()
 
     def _on_reference_ticked(self, key: str) -> None:
