@@ -35,16 +35,17 @@ T = TypeVar("T")
 PATIENCE_S = 120.0
 LOOK_S = 0.05
 LOOKS = int(PATIENCE_S / LOOK_S)
-COME_TO_REST = """([step, laterThanItsScroll]) => new Promise((rested) => setTimeout(async () => {
-  const moving = document.querySelector(step).getAnimations({subtree: true})
+"""So often something is looked for in vain: where other programs keep the machine busy a look takes longer."""
+COME_TO_REST = """([parts, later]) => new Promise((rested) => setTimeout(async () => {
+  const moving = [...document.querySelectorAll(parts)].flatMap((part) => part.getAnimations({subtree: true}))
     .filter((each) => Number.isFinite(each.effect.getComputedTiming().endTime));
   await Promise.allSettled(moving.map((each) => each.finished));
   rested();
-}, laterThanItsScroll))"""
-"""A step that was opened grows, then the page scrolls to it (`steps.js`, after 350 ms): a button that is pressed
-meanwhile is somewhere else when it is let go, and nobody has clicked on it."""
+}, later))"""
+"""A step or dialog that was opened grows: a button that is pressed meanwhile is somewhere else when it is let go, and
+nobody has clicked on it."""
 LATER_THAN_ITS_SCROLL_MS = 400
-"""So often something is looked for in vain: where other programs keep the machine busy a look takes longer."""
+"""To a step that was opened the page scrolls (`steps.js`, after 350 ms)."""
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZE_PX = (1280, 800)
 ORGAN = "liver"
@@ -243,7 +244,11 @@ class Page:
         panel = self.page.locator(f"[data-test=step-{number}]")
         if "v-expansion-panel--active" not in (panel.get_attribute("class") or ""):
             panel.locator(".v-expansion-panel-title").click()
-            self.page.evaluate(COME_TO_REST, [f"[data-test=step-{number}]", LATER_THAN_ITS_SCROLL_MS])
+            self.rest(f"[data-test=step-{number}]", LATER_THAN_ITS_SCROLL_MS)
+
+    def rest(self, parts: str = ".v-overlay--active", later_ms: int = 0) -> None:
+        """Wait until parts of the page, the open dialogs and menus if nothing else is said, no longer move."""
+        self.page.evaluate(COME_TO_REST, [parts, later_ms])
 
     def wait_for(self, name: str, words: str) -> str:
         """What a named part of the page says, once that holds these words."""
@@ -360,13 +365,23 @@ class Page:
             button.click()
             wait_until(lambda: "v-btn--active" in (button.get_attribute("class") or ""), f"the tool {tool}")
 
+    def ask_to_save(self, name: str, suffix: str = ".nii.gz") -> None:
+        """Fill in the dialog, up to its button."""
+        self.click("save")
+        chosen = self.page.locator("[data-test=save-format]")
+        chosen.wait_for()
+        self.rest()
+        chosen.click()
+        offered = self.page.locator(".v-overlay--active .v-list-item", has_text=f"({suffix}").first
+        offered.wait_for()
+        self.rest()
+        offered.click()
+        self.page.locator("[data-test=save-name] input").fill(name)
+
     def saved(self, folder: Path, suffix: str = ".nii.gz") -> Path:
         """Save into the folder the phantom was opened from; returns the file."""
         name = f"saved {time.monotonic_ns()}"
-        self.click("save")
-        self.page.locator("[data-test=save-format]").click()
-        self.page.locator(".v-overlay--active .v-list-item", has_text=f"({suffix}").first.click()
-        self.page.locator("[data-test=save-name] input").fill(name)
+        self.ask_to_save(name, suffix)
         self.click("write")
         path = folder / f"{name}{suffix}"
         wait_until(path.is_file, f"{path.name}", lambda: self.text("status"))
@@ -382,10 +397,17 @@ class Page:
         rgb = np.asarray(Image.open(io.BytesIO(self.picture())).convert("RGB"), int)
         return int((rgb.max(axis=2) - rgb.min(axis=2) > 30).sum())
 
+    def listed(self, path: Path) -> Any:
+        """The line of a file in the dialog of what can be opened, which is shown for it."""
+        self.page.keyboard.press("o")
+        line = self.page.locator("[data-test=file]", has_text=path.name)
+        line.wait_for()
+        self.rest()
+        return line
+
     def open_file(self, path: Path) -> None:
         """Open a file of the folder the phantom was opened from, and wait until it is read."""
-        self.page.keyboard.press("o")
-        self.page.locator("[data-test=files] .v-list-item", has_text=path.name).click()
+        self.listed(path).locator(".v-list-item").click()
         self.page.wait_for_selector("[data-test=loading]", state="visible")
         self.page.wait_for_selector("[data-test=loading]", state="hidden", timeout=1000 * PATIENCE_S)
 

@@ -7,14 +7,6 @@ from pathlib import Path
 from .conftest import Page, wait_until
 
 
-def ask_to_save(page: Page, name: str) -> None:
-    """Fill in the dialog, up to its button."""
-    page.click("save")
-    page.page.locator("[data-test=save-format]").click()
-    page.page.locator(".v-overlay--active .v-list-item", has_text="(.nii.gz").first.click()
-    page.page.locator("[data-test=save-name] input").fill(name)
-
-
 def set_place(page: Page, folder: str) -> None:
     """Have the page name a folder that it does not offer."""
     page.page.evaluate(
@@ -40,7 +32,7 @@ def test_the_image_and_what_a_link_leads_to_cannot_be_saved_over(
     (ct_file.parent / "link.nii.gz").symlink_to(elsewhere)
     page.begin()
     for name in ("phantom", "link"):
-        ask_to_save(page, name)
+        page.ask_to_save(name)
         page.click("write")
         page.wait_for("notice", f"{name}.nii.gz is an image that is open, or leads elsewhere")
         close(page)
@@ -53,7 +45,7 @@ def test_a_file_that_is_there_is_replaced_only_when_asked_twice(page: Page, ct_f
     there = ct_file.parent / "there.nii.gz"
     there.write_bytes(b"precious")
     page.begin()
-    ask_to_save(page, "there")
+    page.ask_to_save("there")
     page.click("write")
     page.wait_for("notice", "there.nii.gz is there already; press Save again to replace it")
     assert there.read_bytes() == b"precious"
@@ -67,7 +59,7 @@ def test_a_page_that_lies_about_its_folder_opens_and_saves_nothing_outside(
 ) -> None:
     before = str(ct_file.parent)
     (tmp_path / "ct.nii.gz").write_bytes(b"")
-    ask_to_save(page, "outside")
+    page.ask_to_save("outside")
     set_place(page, str(tmp_path))
     page.click("write")
     page.wait_for("notice", "is not in a folder that was named")
@@ -79,7 +71,7 @@ def test_a_page_that_lies_about_its_folder_opens_and_saves_nothing_outside(
 
 def test_while_something_is_written_the_page_says_so(page: Page, ct_file: Path) -> None:
     page.begin()
-    ask_to_save(page, "said")
+    page.ask_to_save("said")
     page.page.evaluate(
         """() => {
           const button = document.querySelector("[data-test=write]");

@@ -104,12 +104,31 @@ def test_a_name_typed_in_haste_is_kept_whole_and_comes_back_with_the_labels(
     labels = page.saved(ct_file.parent)
     page.click("new-segmentation")
     wait_until(lambda: field.count() == 0, "the empty segmentation")
-    page.page.keyboard.press("o")
-    row = page.page.locator("[data-test=files] .v-list-item", has_text=labels.name)
-    row.locator("[data-test=open-as-labels]").click()
+    page.listed(labels).locator("[data-test=open-as-labels]").click()
     wait_until(lambda: field.count() == 1, "the segment of the label file")
     assert field.input_value() == "right lobe of the liver"
     assert labels.name.removesuffix(".nii.gz") in page.text("segmentation")
+
+
+def test_a_press_that_slips_from_open_as_labels_does_not_open_the_labels_as_an_image(
+    page: Page, ct_file: Path
+) -> None:
+    row = page.listed(ct_file)
+    button, name = row.locator("[data-test=open-as-labels]"), row.locator(".v-list-item-title")
+    noticed = (
+        "document.addEventListener('click', () => { window.wasLetGo = true; }, {capture: true, once: true})"
+    )
+    page.page.evaluate(noticed)
+    button.hover()
+    page.page.mouse.down()
+    name.hover()
+    page.page.mouse.up()
+    page.page.wait_for_function("window.wasLetGo")
+    page.page.locator("button[title='The folder above']").click()
+    folder = page.page.locator("[data-test=file] .mdi-folder")
+    folder.wait_for()  # the dialog is shown still
+    page.page.keyboard.press("Escape")
+    folder.wait_for(state="hidden")
 
 
 def test_a_cancelled_run_leaves_what_had_arrived_and_undo_takes_it_back(page: Page, phantom: Phantom) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from trame.widgets.html import Div, Span
 from trame.widgets.vuetify3 import (
-    Template,
     VCard,
     VCardActions,
     VCardText,
@@ -100,26 +99,26 @@ class FilesUI(Div):  # type: ignore[misc]
                     Span(f"{{{{ {name.folder} || 'Folders named when the workstation was started' }}}}")
                 with (
                     VList(density="compact", style="height: 360px; overflow-y: auto", **named("files")),
+                    # Beside each other: a press on the button that is let go beside it must not open the row.
+                    Div(
+                        v_for=(f"each in {name.rows}",), key="each.path + each.series",
+                        classes="d-flex align-center", **named("file"),
+                    ),
+                ):  # fmt: skip
                     VListItem(
-                        v_for=(f"each in {name.rows}",),
-                        key="each.path + each.series",
+                        classes="flex-grow-1",
                         title=("each.name",),
                         prepend_icon=(
                             "each.is_folder ? 'mdi-folder' : each.series ? 'mdi-layers-outline' : 'mdi-file-outline'",
                         ),
                         click=f"trigger('{click}', [each.path, each.series])",
-                    ),
-                    Template(v_slot_append=True),
-                ):
+                    )
                     IconButton(
                         "mdi-shape-outline",
                         "Open as labels: a segmentation of the volume that is open",
+                        f"trigger('{labels}', [each.path])",
                         v_if=("each.is_image",),
-                        # `click_stop` would never reach the page, and a click that is not stopped opens the row.
-                        raw_attrs=[
-                            f"@click.stop=\"trigger('{labels}', [each.path])\"",
-                            'data-test="open-as-labels"',
-                        ],
+                        **named("open-as-labels"),
                     )
                 Hint(
                     "NIfTI, NRRD, MetaImage, .seg.nrrd, scenes (.mrb; they replace what is open), DICOM folders.",
