@@ -550,6 +550,19 @@ def test_a_second_prediction_empties_what_it_no_longer_finds_unless_a_person_has
     np.testing.assert_array_equal(a_desk.state(), first)
 
 
+def test_a_prediction_ends_though_an_earlier_one_is_brought_back_meanwhile(a_desk: Desk) -> None:
+    predict(a_desk, 2, 4, 6)
+    a_desk.session.undo()
+    a_desk.predict.segment_everything("liver")
+    a_desk.session.redo()
+    a_desk.client.run.say(*(SliceMask("liver", 0, n, a_desk.left, 0.9, stage="final") for n in (2, 5)))
+    a_desk.client.run.end()
+    for _ in range(20):
+        a_desk.predict.poll()
+    assert not a_desk.predict.is_running
+    assert nodes.annotated_slices(a_desk.state()[0], 0) == [2, 3, 4, 5, 6]
+
+
 def test_renaming_the_volume_keeps_its_previews(a_desk: Desk) -> None:
     place = a_desk.click(5)
     a_desk.answer()

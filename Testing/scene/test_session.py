@@ -228,6 +228,19 @@ def test_a_run_that_does_not_come_to_its_end_empties_nothing(a_desk: Desk, end) 
     assert desk.predicted(desk.liver) == [0, 1, 2, 4, 5, 6]
 
 
+def test_a_run_ends_though_an_earlier_one_is_brought_back_meanwhile(a_desk: Desk) -> None:
+    desk = a_desk_after_a_run_to_both_ends(a_desk)
+    before = desk.masks(desk.liver)
+    desk.session.undo()
+    desk.start()
+    desk.session.history.redo(desk.node)  # as the Segment Editor's own buttons do
+    desk.run.end()
+    for _ in range(20):
+        desk.session.poll()
+    assert desk.session.status.state is State.DONE
+    np.testing.assert_array_equal(desk.masks(desk.liver), before)
+
+
 def test_slices_the_user_changed_before_or_during_the_run_are_not_emptied(a_desk: Desk) -> None:
     desk = a_desk_after_a_run_to_both_ends(a_desk)
     before, during = desk.a_mask(21), desk.a_mask(22)

@@ -288,8 +288,9 @@ class PredictDesk:
         for target, written in list(writer.written.items()):
             if target.node is not self._nodes[1]:
                 continue
+            done = written | writer.kept.get(target, set())
             for index, mask in untouched(target, writer.volume, writer.axis):
-                if index not in written and (target.segment, writer.axis, index) not in self._settled:
+                if index not in done and (target.segment, writer.axis, index) not in self._settled:
                     writer.put(target, index, np.zeros_like(mask))
 
     def _end(self, message: str) -> None:

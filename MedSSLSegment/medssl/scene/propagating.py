@@ -103,13 +103,14 @@ class Propagation:
     def left_over(self) -> dict[Target, dict[int, NDArray[np.bool_]]]:
         """Empty masks for the slices that an earlier run filled and this one found without the object.
 
-        Drawn slices, and those the user has changed since they were predicted, are not among them.
+        Drawn slices, those the user has changed since they were predicted, and those the writer has kept are not among
+        them.
         """
         node, axis = self.segmentation_node, self.plan.axis
         pending: dict[Target, dict[int, NDArray[np.bool_]]] = {}
         for segment_id, drawn in self.plan.drawn.items():
-            settled = self.arrived[segment_id].union(drawn)
             target = Target(node, segment_id)
+            settled = self.arrived[segment_id].union(drawn, self.writer.kept.get(target, ()))
             for index, mask in untouched(target, self.writer.volume, axis):
                 is_covered = any(index in stretch for stretch in self.covered[segment_id])
                 if is_covered and index not in settled:
