@@ -11,15 +11,12 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import Cancelled, InputError, MedSSLError
 from ..events import Log, Progress
 from ..results import SliceMask, UncertaintyMap
 from . import nodes, tags
 from .background import Task
 from .overlay import UncertaintyOverlay
-from .propagating import untouched
 from .streaming import Target, Writer
 from .survey import Survey, look
 
@@ -285,13 +282,12 @@ class PredictDesk:
 
     def _empty_left_over(self, writer: Writer) -> None:
         """What was predicted earlier, and nobody has changed since, goes where this run has found nothing."""
-        for target, written in list(writer.written.items()):
-            if target.node is not self._nodes[1]:
-                continue
-            done = written | writer.kept.get(target, set())
-            for index, mask in untouched(target, writer.volume, writer.axis):
-                if index not in done and (target.segment, writer.axis, index) not in self._settled:
-                    writer.put(target, index, np.zeros_like(mask))
+        everything = set(range(writer.volume.shape_kji[writer.axis]))
+        for target in list(writer.written):
+            if target.node is self._nodes[1]:
+                here = target.segment, writer.axis
+                settled = {index for *place, index in self._settled if tuple(place) == here}
+                writer.empty_left_over(target, everything - settled)
 
     def _end(self, message: str) -> None:
         """Nothing more is written: remember in the segments how what was came about."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..prompts import Reference
 from ..registry import DEFAULT_MODEL
-from ..volume import Volume
-from . import nodes, tags
+from . import tags
 from .layers import slice_fingerprint
 from .rules import Overlap
 from .streaming import Target, Writer
@@ -28,7 +25,6 @@ __all__ = [
     "fingerprints",
     "options_of",
     "recorded",
-    "untouched",
 ]
 
 
@@ -100,22 +96,14 @@ class Propagation:
         written = self.writer.written.get(Target(self.segmentation_node, segment_id), set())
         return written & self.arrived[segment_id]
 
-    def left_over(self) -> dict[Target, dict[int, NDArray[np.bool_]]]:
-        """Empty masks for the slices that an earlier run filled and this one found without the object.
+    def empty_left_over(self) -> None:
+        """Have the slices emptied that an earlier run filled and this one found without the object.
 
-        Drawn slices, those the user has changed since they were predicted, and those the writer has kept are not among
-        them.
+        Drawn slices and those the user has changed since they were predicted are not among them.
         """
-        node, axis = self.segmentation_node, self.plan.axis
-        pending: dict[Target, dict[int, NDArray[np.bool_]]] = {}
         for segment_id, drawn in self.plan.drawn.items():
-            target = Target(node, segment_id)
-            settled = self.arrived[segment_id].union(drawn, self.writer.kept.get(target, ()))
-            for index, mask in untouched(target, self.writer.volume, axis):
-                is_covered = any(index in stretch for stretch in self.covered[segment_id])
-                if is_covered and index not in settled:
-                    pending.setdefault(target, {})[index] = np.zeros_like(mask)
-        return pending
+            decided = set(chain.from_iterable(self.covered[segment_id])).difference(drawn)
+            self.writer.empty_left_over(Target(self.segmentation_node, segment_id), decided)
 
     def written_text(self) -> str:
         """How many slices were written, and how many of an earlier run emptied."""
@@ -143,15 +131,6 @@ class Propagation:
             else f"{count} slices that had been emptied were"
         )
         return f" {slices} filled again; undo takes that back."
-
-
-def untouched(target: Target, volume: Volume, axis: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """Slices across an axis that were predicted and that nobody has changed since, with their masks."""
-    for (marked_axis, index), mark in tags.predicted_slices(target.node, target.segment).items():
-        if marked_axis == axis:
-            mask = nodes.read_slice(target.node, target.segment, volume, axis, index)
-            if slice_fingerprint(mask) == mark:
-                yield index, mask
 
 
 def fingerprints(references: Sequence[Reference]) -> dict[str, tuple[int, ...]]:

@@ -548,9 +548,7 @@ class Session:
         except Cancelled as error:
             self._end(State.CANCELLED, str(error))
             return
-        for target, slices in propagation.left_over().items():
-            for index, mask in slices.items():
-                propagation.writer.put(target, index, mask)
+        propagation.empty_left_over()
         if not propagation.writer.pending:
             seconds = self._clock() - propagation.started_s
             writer, node = propagation.writer, propagation.segmentation_node

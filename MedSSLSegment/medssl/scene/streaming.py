@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,20 @@ class Writer:
         self.pending.setdefault(target, {})[index] = mask
         if confidence is not None:
             self.confidence.setdefault(target, {})[index] = confidence
+
+    def empty_left_over(self, target: Target, decided: Container[int]) -> None:
+        """Have slices emptied that were predicted earlier, nobody has changed since, and this run has found nothing on.
+
+        Args:
+            target: where what was found is written by now.
+            decided: slices the run has a say on.
+        """
+        done = self.written.get(target, set()) | self.kept.get(target, set())
+        for (axis, index), mark in tags.predicted_slices(target.node, target.segment).items():
+            if axis == self.axis and index not in done and index in decided:
+                mask = nodes.read_slice(target.node, target.segment, self.volume, axis, index)
+                if slice_fingerprint(mask) == mark:
+                    self.put(target, index, np.zeros_like(mask))
 
     def remember(self, node: Any) -> None:
         """Make what follows part of this step of a segmentation's history; once, and only where undo covers it."""
