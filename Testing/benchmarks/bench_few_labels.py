@@ -332,14 +332,16 @@ def _labels(folder: Path) -> set[str]:
 
 def report(found: Sequence[tuple[Run, list[Score]]], work: Work) -> str:
     """The results as markdown."""
+    seeds = len({run.seed for run, _ in found})
     lines = [
         "# What a few labels are worth",
         "",
         "Written by `python Testing/benchmarks/bench_few_labels.py`; do not edit. Networks fine-tuned on a few training"
-        f" patients ({', '.join(work.segments)}), tested on {len(work.test)} hidden patients. Stages of the pipeline"
-        " side by side: the network's coarse mask, its largest connected part, sharpened by the volume's own"
-        " intensities, then refined by the promptable model, propagated from reference slices chosen among the refined"
-        " ones, and final. Hausdorff distances are medians, because a mask that is not there has none.",
+        f" patients ({', '.join(work.segments)}), tested on {len(work.test)} hidden patients, {seeds} run(s) of"
+        " each kind with other training patients. Stages of the pipeline side by side: the network's coarse mask, its"
+        " largest connected part, sharpened by the volume's own intensities, then refined by the promptable model,"
+        " propagated from reference slices chosen among the refined ones, and final. Hausdorff distances are medians,"
+        " because a mask that is not there has none.",
         "",
         f"{datetime.date.today().isoformat()}.",
         "",
