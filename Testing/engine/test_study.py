@@ -13,8 +13,9 @@ from medssl.datasets.input_contract import InputContract
 from medssl.datasets.labelled import LabelledCase
 from medssl.errors import InputError
 from medssl.few_labels.finetuning import FinetuneSettings
+from medssl.runs.run_folder import RunFolder
 from medssl.segmentation import Segment, Segmentation
-from medssl.studies.study import StudyConfig, _require_same_encoders, study
+from medssl.studies.study import StudyConfig, _given_encoder, _is_to_be_made, _require_same_encoders, study
 from medssl.studies.study_report import findings, paired_difference, write_report
 from medssl.studies.study_runs import Arm, RunResult, StudyBench, StudyData, _mean_scores, runs_of
 from medssl.volume import Volume
@@ -145,6 +146,34 @@ def test_a_folder_without_cases_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with pytest.raises(InputError, match="no image with labels"):
         list(study(StudyConfig(data=tmp_path / "data", out=tmp_path / "out", segment=("organ",))))
+
+
+@pytest.mark.parametrize("in_a_run", [False, True])
+def test_an_encoder_that_is_given_is_used_as_it_is_and_never_trained_on(
+    tmp_path: Path, in_a_run: bool
+) -> None:
+    given = tmp_path / "encoders" / "mae" / "checkpoint.safetensors"
+    given.parent.mkdir(parents=True)
+    if in_a_run:
+        with RunFolder.create(given.parent, "pretrain", {}).occupied():
+            pass
+    given.write_bytes(b"weights")
+    config = StudyConfig(
+        data=tmp_path, out=tmp_path / "out", segment=("liver",), encoders=tmp_path / "encoders"
+    )
+    assert _given_encoder(config, "mae") == given
+    assert not _is_to_be_made(config, Arm("mae", "vit_tiny", CONTRACT, "scratch", given))
+
+
+def test_an_encoder_of_a_run_under_way_is_refused(tmp_path: Path) -> None:
+    given = tmp_path / "encoders" / "mae" / "checkpoint.safetensors"
+    RunFolder.create(given.parent, "pretrain", {})
+    given.write_bytes(b"weights")
+    config = StudyConfig(
+        data=tmp_path, out=tmp_path / "out", segment=("liver",), encoders=tmp_path / "encoders"
+    )
+    with pytest.raises(InputError, match="is not finished"):
+        _given_encoder(config, "mae")
 
 
 def test_results_of_two_encoders_never_share_a_name(tmp_path: Path) -> None:

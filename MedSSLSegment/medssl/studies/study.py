@@ -211,7 +211,7 @@ def _work(
     kinds = {(arm.backbone, arm.contract): arm for arm in needed}
     asked = {kind: pool.submit(functools.partial(StudyBench.cost_of, arm=arm, settings=settings))
              for kind, arm in kinds.items()}  # fmt: skip
-    pretraining = [_pretraining(config, arm) for arm in arms if arm in needed and _is_to_be_made(arm)]
+    pretraining = [_pretraining(config, arm) for arm in arms if arm in needed and _is_to_be_made(config, arm)]
     estimates = [
         pool.submit(functools.partial(StudyBench.pretraining_seconds, **options)) for options in pretraining
     ]
@@ -370,15 +370,22 @@ def _given_encoder(config: StudyConfig, method: str) -> Path | None:
         config.encoders / f"{method}.safetensors",
         config.encoders / method / "checkpoint.safetensors",
     )
-    return next((path for path in candidates if path.is_file()), None)
+    found = next((path for path in candidates if path.is_file()), None)
+    if found and (found.parent / "run.json").is_file() and not _is_done_run(found.parent):
+        raise InputError(
+            f"The run {found.parent} is not finished; resume it first, or give a copy of its {found.name} as"
+            f" {method}.safetensors."
+        )
+    return found
 
 
-def _is_to_be_made(arm: Arm) -> bool:
-    """Whether pre-training is not finished; the weights of a run under way lie at the same place."""
-    if arm.encoder is None or arm.encoder.name != "checkpoint.safetensors":
-        return False
-    folder = arm.encoder.parent
-    return not (folder / "run.json").is_file() or RunFolder.open(folder).status.state != "done"
+def _is_to_be_made(config: StudyConfig, arm: Arm) -> bool:
+    """Whether the study's own pre-training is not finished; the weights of a run under way lie at the same place."""
+    return arm.encoder is not None and _is_own(config, arm.encoder) and not _is_done_run(arm.encoder.parent)
+
+
+def _is_done_run(folder: Path) -> bool:
+    return (folder / "run.json").is_file() and RunFolder.open(folder).status.state == "done"
 
 
 def _pretraining(config: StudyConfig, arm: Arm) -> dict[str, Any]:
