@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import Case, CaseStore, vouch_for_all, vouched_voxels
+from .cases import Case, CaseStore, Vouched, vouch_for_all, vouched_voxels
 from .datasets.labelled import LabelledCase
 from .datasets.sources import image_stem
 from .errors import InputError, MedSSLError
@@ -22,7 +22,7 @@ from .events import Eta, Log, Progress
 from .formats.imagefile import write_image
 from .segmentation import Segmentation
 from .storage import atomic_path, make_folder, move
-from .volume import read_volume, shift_problem, write_volume
+from .volume import Volume, as_stack, read_volume, shift_problem, write_volume
 
 __all__ = ["Pair", "export_monai", "export_nnunet", "import_dicom_seg", "import_pairs"]
 
@@ -39,6 +39,8 @@ class Pair:
     patient: str = ""
     names: Mapping[int, str] | None = None
     """Names of the labels, where the file does not say them."""
+    ignored: int | None = None
+    """Label of the voxels that nobody vouches for."""
 
 
 def import_pairs(
@@ -48,7 +50,7 @@ def import_pairs(
     copy: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Case | Log | Progress]:
-    """Add finished segmentations; every slice of every segment is vouched for.
+    """Add finished segmentations; every slice of every segment without voxels to ignore is vouched for.
 
     A pair that cannot be used (another grid, damaged, in the store already) is named in a `Log` and skipped.
 
@@ -63,13 +65,11 @@ def import_pairs(
         if cancelled():
             return
         try:
-            volume, segmentation = LabelledCase(
-                pair.name, pair.patient, pair.image, pair.labels, pair.names
-            ).read()
+            volume, segmentation, vouched = _read(pair)
             yield store.add(
                 volume,
                 segmentation,
-                vouch_for_all(segmentation),
+                vouched,
                 name=image_stem(pair.name),
                 reference=None if copy else pair.image,
                 patient=pair.patient,
@@ -79,6 +79,27 @@ def import_pairs(
         except MedSSLError as error:
             yield Log(f"{pair.name} was skipped: {error}")
         yield eta.step(done, pair.name)
+
+
+def _read(pair: Pair) -> tuple[Volume, Segmentation, list[Vouched]]:
+    """Volume, labels, and the slices on which nothing is unknown, across the axis where most are.
+
+    Raises:
+        InputError: a file cannot be read, or there is no such slice.
+    """
+    case = LabelledCase(pair.name, pair.patient, pair.image, pair.labels, pair.names, ignored=pair.ignored)
+    volume, segmentation, unknown = case.read_with_unknown()
+    if unknown is None:
+        return volume, segmentation, vouch_for_all(segmentation)
+    whole = [np.flatnonzero(~as_stack(unknown, axis).any(axis=(1, 2))).tolist() for axis in range(3)]
+    axis = max(range(3), key=lambda n: len(whole[n]))
+    if not whole[axis]:
+        raise InputError("there is no slice without voxels to ignore; annotate at least one slice wholly.")
+    return (
+        volume,
+        segmentation,
+        [Vouched(name, axis, tuple(whole[axis]), "imported") for name in segmentation.names],
+    )
 
 
 def import_dicom_seg(

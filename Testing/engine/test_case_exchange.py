@@ -11,6 +11,7 @@ import pytest
 from engine.test_dicom_seg import two_organs, write_series
 from medssl.case_exchange import Pair, export_monai, export_nnunet, import_dicom_seg, import_pairs
 from medssl.cases import Case, CaseStore, Vouched
+from medssl.datasets.labelled import find_cases
 from medssl.errors import InputError
 from medssl.events import Log, Progress, drain
 from medssl.formats.dicom_seg import write_dicom_seg
@@ -109,6 +110,21 @@ def test_pairs_come_in_and_bad_ones_are_named(tmp_path: Path) -> None:
     assert "already in the store" in said[1]
     assert store.cases()[0].vouched_slices("liver") == 5
     assert [e.done for e in events if isinstance(e, Progress)] == [1, 2, 3, 4]
+
+
+def test_slices_that_nnunet_is_told_to_ignore_come_back_as_not_vouched_for(tmp_path: Path) -> None:
+    volume, labels = pair(0)
+    store = CaseStore(tmp_path / "store")
+    store.add(volume, labels, [Vouched("liver", 0, (2,))], name="p1")
+    list(export_nnunet(store, tmp_path / "Dataset501", ["liver"]))
+    (found,) = find_cases(tmp_path / "Dataset501")
+    assert isinstance(found.image, Path)
+    assert isinstance(found.labels, Path)
+    again = CaseStore(tmp_path / "again")
+    list(import_pairs(again, [Pair(found.image, found.labels, found.name, "p", found.names, found.ignored)]))
+    (case,) = again.cases()
+    assert [segment.name for segment in case.segments] == ["liver"]
+    assert [(v.axis, v.indices) for v in case.vouched] == [(0, (2,))]
 
 
 def test_a_pair_whose_ct_is_stored_1024_too_high_is_kept_and_named(tmp_path: Path) -> None:

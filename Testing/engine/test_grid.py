@@ -203,6 +203,14 @@ def test_the_body_is_found_whichever_way_the_axes_run(orientation: str) -> None:
     assert grid.to_native(image).shape == volume.shape_kji
 
 
+def test_a_body_in_two_pieces_is_kept_whole() -> None:
+    legs = np.full((20, 40, 80), -1000, np.int16)
+    legs[:, 12:28, 10:26] = 40
+    legs[:, 14:26, 50:64] = 40
+    volume = volume_of(legs, (4.0, 4.0, 4.0))
+    assert body_box(volume) == ((0, 20), (8, 32), (6, 68))
+
+
 def test_what_is_no_ct_is_not_cropped() -> None:
     magnetic = np.zeros((6, 30, 30), np.float32)
     magnetic[:, 10:20, 10:20] = RNG.random((6, 10, 10))

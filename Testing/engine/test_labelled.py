@@ -11,8 +11,10 @@ import SimpleITK
 from medssl.datasets.data import IGNORE
 from medssl.datasets.input_contract import InputContract
 from medssl.datasets.labelled import LabelledCase, LabelledScans, find_cases
+from medssl.datasets.sources import find_sources
 from medssl.errors import InputError
 from medssl.events import Log
+from medssl.formats.imagefile import write_image
 from medssl.metrics import dice
 from medssl.phantom import Phantom, phantom_ct
 from medssl.segmentation import Segment, Segmentation, default_color, write_segmentation
@@ -210,6 +212,41 @@ def test_case_folders_and_pairs_are_found_in_any_mix(tmp_path: Path) -> None:
     assert len(scans) == 6
     assert {scan.scan.name: scan.known for scan in scans}["nn/imagesTr/y_0000.nii.gz"] == (True, True)
     assert all((np.asarray(scan.labels[:]) == 1).sum() == 12 for scan in scans)
+
+
+def test_a_label_map_goes_to_the_image_of_its_name_and_to_no_other(tmp_path: Path) -> None:
+    put(1, tmp_path / "ct.nii.gz")
+    put(2, tmp_path / "pet.nii.gz", tmp_path / "pet_seg.nii.gz")
+    assert [(c.name, Path(str(c.labels)).name) for c in find_cases(tmp_path)] == [
+        ("pet.nii.gz", "pet_seg.nii.gz")
+    ]
+
+
+def test_a_folder_whose_name_begins_with_image_is_looked_through_like_any_other(tmp_path: Path) -> None:
+    put(1, tmp_path / "image001" / "ct.nii.gz", tmp_path / "image001" / "label.nii.gz")
+    put(2, tmp_path / "images" / "p.nii.gz", tmp_path / "images" / "p_seg.nii.gz")
+    assert [case.name for case in find_cases(tmp_path)] == ["image001/ct.nii.gz", "images/p.nii.gz"]
+
+
+def test_nothing_below_a_folder_of_labels_is_taken_for_a_scan(tmp_path: Path) -> None:
+    put(1, tmp_path / "images" / "p1" / "ct.nii.gz", tmp_path / "labels" / "p1" / "ct.nii.gz")
+    found = find_sources(tmp_path)
+    assert [source.name for source in found.sources] == ["images/p1/ct.nii.gz"]
+
+
+def test_what_nnunet_is_told_to_ignore_is_unknown_voxel_by_voxel(tmp_path: Path) -> None:
+    volume, truth = small(1)
+    labels = truth.labels_kji.copy()
+    labels[0], labels[1, 0] = 3, 3
+    put(1, tmp_path / "imagesTr" / "y_0000.nii.gz")
+    (tmp_path / "labelsTr").mkdir()
+    write_image(tmp_path / "labelsTr" / "y.nii.gz", labels, volume.ijk_to_ras)
+    names = {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": names}))
+    scans = LabelledScans.from_folder(tmp_path, OWN_GRID, ["liver"])
+    known = scans[0].native.labels_to_native(all_of(scans))
+    np.testing.assert_array_equal(known == IGNORE, labels == 3)
+    np.testing.assert_array_equal(known == 1, labels == 1)
 
 
 def test_a_dicom_series_may_be_a_case(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def _import(store: CaseStore, options: argparse.Namespace) -> None:
         print(f"Added {case.id}. {case.summary()}.")
         return
     pairs = [
-        Pair(found.image, found.labels, found.name, found.patient, found.names)
+        Pair(found.image, found.labels, found.name, found.patient, found.names, found.ignored)
         for found in find_cases(folder)
         if isinstance(found.image, Path) and isinstance(found.labels, Path)
     ]

@@ -32,6 +32,8 @@ _SAME_SPACING = 1e-3
 """Spacings this close, relatively, are equal: headers round."""
 _BODY_HU = -500.0
 _BODY_STEP_MM = 3.0
+_BODY_PART = 0.4
+"""Of the largest piece's size; what is smaller is taken for the couch."""
 _MARGIN_MM = 15.0
 _LARGEST = 32767
 _STORED_LARGEST = 30000.0
@@ -349,8 +351,8 @@ def scan_id(volume: Volume) -> str:
 def body_box(volume: Volume) -> Box | None:
     """Part of a CT that holds the body, in voxels along the canonical axes; None for the whole volume.
 
-    The largest connected piece denser than -500 HU and a margin of 15 mm, looked for on a grid of about 3 mm. None
-    where the volume is no CT, or shows nothing that dense.
+    The largest connected piece denser than -500 HU, others of nearly its size, as two legs are, and a margin of 15 mm;
+    looked for on a grid of about 3 mm. None where the volume is no CT, or shows nothing that dense.
     """
     if not looks_like_ct(volume):
         return None
@@ -361,11 +363,13 @@ def body_box(volume: Volume) -> Box | None:
     if count == 0:
         return None
     sizes = np.bincount(pieces.ravel())[1:]
-    found = ndimage.find_objects(pieces)[int(sizes.argmax())]
+    boxes = ndimage.find_objects(pieces)
+    parts = [boxes[n] for n in np.flatnonzero(sizes >= _BODY_PART * sizes.max())]
     spans = []
-    for span, step, mm, length in zip(found, steps, grid.spacing_kji_mm, voxels.shape, strict=True):
+    for axis, (step, mm, length) in enumerate(zip(steps, grid.spacing_kji_mm, voxels.shape, strict=True)):
+        first, last = min(part[axis].start for part in parts), max(part[axis].stop for part in parts) - 1
         margin = math.ceil(_MARGIN_MM / mm)
-        spans.append((max(0, span.start * step - margin), min(length, (span.stop - 1) * step + 1 + margin)))
+        spans.append((max(0, first * step - margin), min(length, last * step + 1 + margin)))
     return spans[0], spans[1], spans[2]
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +40,8 @@ __all__ = ["LabelledCase", "LabelledScan", "LabelledScans", "find_cases", "pair_
 
 _LABEL_NAMES = ("label.", "labels.", "segmentation.", "mask.", "seg.")
 _PAIR_ENDINGS = ("label", "labels", "seg", "mask", "segmentation", "gt", "groundtruth")
+_IGNORED = "ignore"
+"""nnU-Net's name for the label of voxels that do not count."""
 _MOST_SEGMENTS = 254
 
 
@@ -57,6 +59,8 @@ class LabelledCase:
     """All labels of the data set, where the file does not name its own; a case knows every one of them."""
     vouched: Mapping[int, Sequence[int]] | None = None
     """Slices somebody vouches for, by axis of the source (0 = K, 1 = J, 2 = I); None for the whole volume."""
+    ignored: int | None = None
+    """Label of the voxels that nobody vouches for, as nnU-Net's "ignore"; it is no segment."""
 
     def read(self) -> tuple[Volume, Segmentation]:
         """The image and its labels on the source's own grid.
@@ -64,12 +68,24 @@ class LabelledCase:
         Raises:
             InputError: a file cannot be read, or the two do not lie on the same grid.
         """
+        volume, segmentation, _ = self.read_with_unknown()
+        return volume, segmentation
+
+    def read_with_unknown(self) -> tuple[Volume, Segmentation, NDArray[np.bool_] | None]:
+        """As `read`, and the (K, J, I) voxels that are `ignored`, if there are any."""
         volume = self.image if isinstance(self.image, Volume) else read_volume(self.image)
         if isinstance(self.labels, Segmentation):
             self.labels.require_grid_of(volume)
-            return volume, self.labels
+            return volume, self.labels, None
         segmentation = read_segmentation(self.labels, volume)
-        return volume, segmentation if self.names is None else _renamed(segmentation, self.names)
+        unknown = segmentation.labels_kji == (-1 if self.ignored is None else self.ignored)
+        if unknown.any():
+            segments = tuple(s for s in segmentation.segments if s.label != self.ignored)
+            labels = np.where(unknown, 0, segmentation.labels_kji)
+            segmentation = replace(segmentation, labels_kji=labels, segments=segments)
+        if self.names is not None:
+            segmentation = _renamed(segmentation, self.names)
+        return volume, segmentation, unknown if unknown.any() else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +210,7 @@ class LabelledScans:
                 raise Cancelled("The preparation was cancelled.")
             on_event(eta.step(done - 1, case.name))
             try:
-                volume, truth = case.read()
+                volume, truth, unknown = case.read_with_unknown()
             except MedSSLError as error:
                 problems.append(f"{case.name} was left out: {error}")
                 on_event(Log(problems[-1]))
@@ -206,7 +222,8 @@ class LabelledScans:
                 continue
             if not mixed_modalities:
                 _require_modality(case, volume, contract)
-            scans.append(_labelled(complete, truth, segments, prepared.of(volume), prepared.store))
+            classes = _classes(truth, segments, complete.vouched, unknown)
+            scans.append(_labelled(complete, truth, segments, classes, prepared.of(volume), prepared.store))
         on_event(eta.step(len(cases)))
         wanted = ", ".join(segments)
         if not scans:
@@ -238,32 +255,51 @@ def find_cases(data: Path, exclude: Sequence[str] = ()) -> tuple[LabelledCase, .
 def pair_up(found: Found, data: Path) -> tuple[LabelledCase, ...]:
     """The images among the sources of a data folder that have labels, with them; by name."""
     patients = Patients(data, [source.name for source in found.sources])
-    labels_in: dict[Path, list[Path]] = defaultdict(list)
-    for name in found.labels:
-        labels_in[(data / name).parent].append(data / name)
+    labels = _paired([source.path for source in found.sources], [data / name for name in found.labels])
     cases = []
-    taken: set[Path] = set()
     for source in found.sources:
-        label = _label_of(source.path, labels_in)
-        if label is not None and label not in taken:
-            taken.add(label)
+        if label := labels.get(source.path):
             patient = patients.of(source.name, dicom_patient(source), source.path.is_dir())
-            cases.append(LabelledCase(source.name, patient, source.path, label, _names_for(label, data)))
+            names, ignored = _names_for(label, data)
+            cases.append(LabelledCase(source.name, patient, source.path, label, names, ignored=ignored))
     return tuple(cases)
 
 
-def _label_of(image: Path, labels_in: Mapping[Path, Sequence[Path]]) -> Path | None:
-    """The label map of an image: of the same stem in the folder of labels, or the only one in its case folder."""
+def _paired(images: Sequence[Path], labels: Sequence[Path]) -> dict[Path, Path]:
+    """The label map of each image that has one: of its name, or else the only one beside the only image of a folder."""
+    labels_in: dict[Path, list[Path]] = defaultdict(list)
+    for label in labels:
+        labels_in[label.parent].append(label)
+    found: dict[Path, Path] = {}
+    taken: set[Path] = set()
+    for image in images:
+        for label in [p for p in _of_its_name(image, labels_in) if p not in taken][:1]:
+            found[image] = label
+            taken.add(label)
+    alone = Counter(_folder_of(image) for image in images)
+    for image in images:
+        folder = _folder_of(image)
+        near = [p for p in labels_in.get(folder, ()) if p not in taken and not p.name.startswith("auto_")]
+        chosen = [p for p in near if p.name.lower().startswith(_LABEL_NAMES)] or near
+        if image not in found and alone[folder] == 1 and chosen and (len(chosen) == 1 or chosen is not near):
+            found[image] = chosen[0]
+    return found
+
+
+def _folder_of(image: Path) -> Path:
+    return image if image.is_dir() else image.parent
+
+
+def _of_its_name(image: Path, labels_in: Mapping[Path, Sequence[Path]]) -> list[Path]:
+    """Label maps of the same stem in the folder of labels, then those beside the image that are called after it."""
     stems = {image_stem(image.name), image_stem(image.name).removesuffix("_0000")}
-    folder = image if image.is_dir() else image.parent
+    folder = _folder_of(image)
+    beside = []
     if folder.name.lower().startswith("image"):
-        beside = folder.with_name("label" + folder.name[len("image") :])
-        return next((p for p in labels_in.get(beside, ()) if image_stem(p.name) in stems), None)
+        opposite = folder.with_name("label" + folder.name[len("image") :])
+        beside = [p for p in labels_in.get(opposite, ()) if image_stem(p.name) in stems]
     near = [p for p in labels_in.get(folder, ()) if not p.name.startswith("auto_")]
-    paired = [p for p in near if any(_is_pair(stem, image_stem(p.name)) for stem in stems)]
-    general = [p for p in near if p.name.lower().startswith(_LABEL_NAMES)]
-    chosen = paired or general or near
-    return chosen[0] if len(chosen) == 1 or (chosen and chosen is not near) else None
+    return beside + [p for p in near if any(_is_pair(stem, image_stem(p.name)) for stem in stems)]
 
 
 def _is_pair(image: str, label: str) -> bool:
@@ -271,16 +307,18 @@ def _is_pair(image: str, label: str) -> bool:
     return label.startswith(image) and label[len(image) :].lstrip("_-.").lower() in _PAIR_ENDINGS
 
 
-def _names_for(label: Path, data: Path) -> dict[int, str] | None:
-    """What nnU-Net's ``dataset.json`` or a ``labels.json`` above the folder of labels says."""
+def _names_for(label: Path, data: Path) -> tuple[dict[int, str] | None, int | None]:
+    """What nnU-Net's ``dataset.json`` or a ``labels.json`` above the folder of labels says: names, label to ignore."""
     own = label.with_name(f"{image_stem(label.name)}.labels.json")
     if own.is_file() or label.with_name("labels.json").is_file() or label.name.lower().endswith(".seg.nrrd"):
-        return None  # read_segmentation finds them
+        return None, None  # read_segmentation finds them
     for name in ("dataset.json", "labels.json"):
         listed = label.parent.parent / name
         if listed.is_file() and listed.is_relative_to(data):
-            return _read_names(listed)
-    return None
+            names = _read_names(listed)
+            ignored = [n for n, called in names.items() if called == _IGNORED and name == "dataset.json"]
+            return {n: called for n, called in names.items() if n not in ignored}, next(iter(ignored), None)
+    return None, None
 
 
 def _read_names(path: Path) -> dict[int, str]:
@@ -374,6 +412,7 @@ def _labelled(
     case: LabelledCase,
     truth: Segmentation,
     segments: Sequence[str],
+    classes: NDArray[np.uint8],
     image: _PreparedImage,
     store: VolumeCache | None,
 ) -> LabelledScan:
@@ -381,7 +420,7 @@ def _labelled(
     scan = Scan(
         image.identity, case.name, case.patient, grid.shape_kji, grid.spacing_kji_mm, image.stats, grid
     )
-    labels: SliceArray = grid.labels(_classes(truth, segments, case.vouched), case.vouched)
+    labels: SliceArray = grid.labels(classes, case.vouched)
     if store is not None:
         labels = _packed(np.asarray(labels), store.scans, image.identity)
     known = tuple(name in truth.names for name in segments)
@@ -396,14 +435,19 @@ def _packed(labels: NDArray[np.uint8], folder: Path, scan: str) -> PackedArray:
 
 
 def _classes(
-    truth: Segmentation, segments: Sequence[str], vouched: Mapping[int, Sequence[int]] | None
+    truth: Segmentation,
+    segments: Sequence[str],
+    vouched: Mapping[int, Sequence[int]] | None,
+    unknown: NDArray[np.bool_] | None,
 ) -> NDArray[np.uint8]:
-    """(K, J, I) class of each source voxel, `IGNORE` outside the vouched slices."""
+    """(K, J, I) class of each source voxel, `IGNORE` outside the vouched slices and where it is unknown."""
     class_of = np.zeros(max([0, *(s.label for s in truth.segments)]) + 1, np.uint8)
     for segment in truth.segments:
         if segment.name in segments:
             class_of[segment.label] = segments.index(segment.name) + 1
     classes: NDArray[np.uint8] = class_of[truth.labels_kji]
+    if unknown is not None:
+        classes[unknown] = IGNORE
     if vouched is None:
         return classes
     result = np.full_like(classes, IGNORE)

@@ -90,9 +90,12 @@ def presence_from_labels(
         if cancelled():
             raise Cancelled("The table was not written: cancelled.")
         try:
-            volume, truth = case.read()
+            volume, truth, unlabelled = case.read_with_unknown()
         except MedSSLError as error:
             on_event(Log(f"{case.name} was left out: {error}"))
+            continue
+        if unlabelled is not None:
+            on_event(Log(f"{case.name} was left out: on parts of it nobody has said where {wanted} is."))
             continue
         names.update(truth.names)
         if missing_is_absent or not set(segments).isdisjoint(truth.names):

@@ -260,7 +260,7 @@ def _is_label(path: Path) -> bool:
     folders = path.parts[:-1]
     return bool(
         _LABEL_FILE.match(image_stem(path.name).lower())
-        or any(_LABEL_FOLDER.match(folder.lower()) for folder in folders[-1:])
+        or any(_LABEL_FOLDER.match(folder.lower()) for folder in folders)
     )
 
 

@@ -28,7 +28,7 @@ from .sources import Found, Patients, ReadScan, Source, find_sources
 
 __all__ = ["PreparedScan", "VolumeCache", "left_out", "prepare_volumes"]
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised whenever what is stored for the same scan changes."""
 _SHOWN = 3
 
