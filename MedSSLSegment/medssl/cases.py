@@ -221,8 +221,16 @@ class CaseStore:
         self.folder = Path(folder).resolve()
         self._cases = self.folder / "cases"
         self._marker = self.folder / _MARKER
-        if not self._marker.is_file():
-            names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        try:
+            is_store = self._marker.is_file()
+            names = (
+                [path.name for path in self.folder.iterdir()] if self.folder.is_dir() and not is_store else []
+            )
+        except OSError as error:
+            raise InputError(
+                f"The case store {self.folder} cannot be reached ({error.strerror}); ask its owner for permission."
+            ) from error
+        if not is_store:
             if any(not is_leftover(name) for name in names):
                 raise InputError(f"{self.folder} is not a case store; choose an empty or a new folder.")
         elif _read_json(self._marker).get("format") != _FORMAT:
@@ -255,8 +263,12 @@ class CaseStore:
         return Case(id=case_id, folder=folder, volume_path=folder / facts.volume, **fields)
 
     def find(self, volume_hash: str) -> Case | None:
-        """The case of a volume, by `Volume.content_hash`."""
-        return next((case for case in self.cases() if case.volume_hash == volume_hash), None)
+        """The case of a volume, by `Volume.content_hash`; its folder is called after it, so no other file is read."""
+        for name in _folders_in(self._cases):
+            with contextlib.suppress(InputError):  # a damaged case is not found, as in `cases`
+                if name.endswith(f"-{volume_hash[:8]}") and self.case(name).volume_hash == volume_hash:
+                    return self.case(name)
+        return None
 
     def add(
         self,

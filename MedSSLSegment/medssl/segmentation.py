@@ -10,7 +10,7 @@ from __future__ import annotations
 import colorsys
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ __all__ = [
     "Segmentation",
     "default_color",
     "names_file",
+    "namesake",
     "read_segmentation",
+    "renames",
     "write_segmentation",
 ]
 
@@ -185,7 +187,7 @@ def write_segmentation(segmentation: Segmentation, path: str | Path) -> None:
             ``<stem>.labels.json`` beside it.
 
     Raises:
-        InputError: the suffix is none of these.
+        InputError: the suffix is none of these, or the file of names is that of another label file with other names.
         StorageError: no space, no permission; nothing is left behind.
     """
     path = Path(path)
@@ -194,9 +196,33 @@ def write_segmentation(segmentation: Segmentation, path: str | Path) -> None:
         write_image(path, segmentation.labels_kji, segmentation.ijk_to_ras, fields)
         return
     names = {str(segment.label): segment.name for segment in segmentation.segments}
+    _require_own_names(path, names)
     with atomic_path(names_file(path)) as temporary:
         temporary.write_text(json.dumps(names, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         write_image(path, segmentation.labels_kji, segmentation.ijk_to_ras)
+
+
+def _require_own_names(path: Path, names: Mapping[str, str]) -> None:
+    twin = namesake(path)
+    if twin and {str(label): name for label, name in _read_names(names_file(path)).items()} != names:
+        raise InputError(renames(path, twin))
+
+
+def namesake(path: Path) -> Path | None:
+    """The label file whose names a new one would replace: organ.nii.gz has the same file of names as organ.nrrd."""
+    listed = names_file(path)
+    if path.exists() or not listed.is_file():
+        return None
+    twins = (listed.with_name(listed.name.removesuffix(".labels.json") + suffix) for suffix in _SUFFIXES)
+    return next((twin for twin in twins if twin.is_file()), None)
+
+
+def renames(path: Path, twin: Path) -> str:
+    """Why a file is not written."""
+    return (
+        f"{path.name} would rename the labels of {twin.name}, as both are named in {names_file(path).name};"
+        " choose another name."
+    )
 
 
 def _as_labels(values: NDArray[Any], what: str) -> NDArray[Any]:

@@ -345,6 +345,10 @@ def _checked_voxels(voxels: NDArray[Any], what: str) -> NDArray[Any]:
             f"{what} holds NaN or infinity in {bad} of {voxels.size} voxels;"
             " replace them, e.g. by -1000 for air."
         )
+    if max(abs(float(low)), abs(float(high))) > np.finfo(np.float32).max:
+        raise InputError(
+            f"{what} holds values up to {max(abs(float(low)), abs(float(high))):g}; replace them, e.g. by -1000."
+        )
     if low == high:
         raise InputError(
             f"{what} is constant (every voxel is {float(low):g}), so there is nothing to see; check the file."

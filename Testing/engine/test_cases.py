@@ -150,6 +150,20 @@ def test_what_cannot_be_vouched_for_is_refused_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_adding_a_case_reads_no_other_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CaseStore(tmp_path)
+    first, looked_at, whole = add(store, 0), [], CaseStore.case
+
+    def watched(self: CaseStore, case_id: str) -> Case:
+        looked_at.append(case_id)
+        return whole(self, case_id)
+
+    monkeypatch.setattr(CaseStore, "case", watched)
+    second = add(store, 1)
+    assert set(looked_at) <= {second.id}
+    assert store.find(first.volume_hash) == first
+
+
 def test_an_annotation_on_another_grid_is_refused(tmp_path: Path) -> None:
     volume = a_volume()
     moved = Segmentation(an_annotation(volume).labels_kji, np.eye(4), an_annotation(volume).segments)

@@ -87,6 +87,17 @@ def test_the_same_coordinate_form_counts_as_in_itk(codes: tuple[int, int], tmp_p
     np.testing.assert_allclose(read_nifti(path)[1], grid_by_itk(path), atol=1e-4)
 
 
+@pytest.mark.parametrize("row", [(0.0, 0.0, 0.0), (1.0, 0.9, 0.4)])
+def test_an_sform_that_is_no_grid_gives_way_to_the_qform_as_in_itk(
+    row: tuple[float, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.nii"
+    write_nifti(path, voxels(), oblique())
+    patched(path, 280, "<3f", *row)
+    np.testing.assert_allclose(read_nifti(path)[1], oblique(), atol=1e-4)
+    np.testing.assert_allclose(grid_by_itk(path), oblique(), atol=1e-4)
+
+
 def test_units_of_metres_and_microns_become_millimetres(tmp_path: Path) -> None:
     path = tmp_path / "a.nii"
     write_nifti(path, voxels(), oblique())
@@ -199,6 +210,9 @@ def test_a_file_of_another_kind_is_refused(content: bytes, tmp_path: Path) -> No
         (70, "<h", (128,), "colours or complex numbers"),
         (42, "<3h", (6, 0, 4), "damaged: its header gives the image size"),
         (40, "<h", (9,), "damaged: its header gives the image size"),
+        (108, "<f", (float("nan"),), "damaged: its voxels begin at byte nan"),
+        (108, "<f", (float("inf"),), "damaged: its voxels begin at byte inf"),
+        (108, "<f", (1e18,), "cut short"),
     ],
 )
 def test_headers_that_cannot_be_used_are_refused(

@@ -194,6 +194,43 @@ def test_names_beside_a_file_are_read_in_both_directions(names: dict[str, Any], 
     assert back.name == "ann.nii.gz"
 
 
+def test_a_new_label_file_never_renames_the_labels_of_another(tmp_path: Path) -> None:
+    write_segmentation(segmentation(), tmp_path / "organ.nii.gz")
+    write_segmentation(segmentation(), tmp_path / "organ.nrrd")  # the same names: nothing changes
+    names = tuple(Segment(f"other {s.name}", s.label, s.color_rgb) for s in segmentation().segments)
+    other = Segmentation(segmentation().labels_kji, segmentation().ijk_to_ras, names)
+    with pytest.raises(InputError, match=r"would rename the labels of organ\.nii\.gz"):
+        write_segmentation(other, tmp_path / "organ.mha")
+    assert read_segmentation(tmp_path / "organ.nii.gz").names == segmentation().names
+    assert not (tmp_path / "organ.mha").exists()
+
+
+@pytest.mark.parametrize("name", ["out.nii.gz", "out.seg.nrrd"])
+def test_names_in_latin_1_as_other_programs_write_them_are_read_and_can_be_written(
+    name: str, tmp_path: Path
+) -> None:
+    first = segmentation().segments[0]
+    named = (Segment("R_hre", first.label, first.color_rgb), *segmentation().segments[1:])
+    written = Segmentation(segmentation().labels_kji, segmentation().ijk_to_ras, named)
+    write_segmentation(written, tmp_path / "a.seg.nrrd")
+    raw = (tmp_path / "a.seg.nrrd").read_bytes()
+    (tmp_path / "a.seg.nrrd").write_bytes(raw.replace(b"R_hre", b"R\xf6hre"))
+    read = read_segmentation(tmp_path / "a.seg.nrrd")
+    assert read.names[0] == "Röhre"
+    write_segmentation(read, tmp_path / name)
+    assert read_segmentation(tmp_path / name).names == read.names
+
+
+def test_suffixes_in_capitals_are_read(tmp_path: Path) -> None:
+    write_segmentation(segmentation(), tmp_path / "a.mha")
+    (tmp_path / "a.mha").rename(tmp_path / "A.MHA")
+    found = read_segmentation(tmp_path / "A.MHA").labels_kji
+    np.testing.assert_array_equal(found, segmentation().labels_kji)
+    with pytest.raises(InputError, match="suffix"):
+        write_segmentation(segmentation(), tmp_path / "B.MHA")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["A.MHA", "a.labels.json"]
+
+
 def test_names_shared_by_a_folder_only_name_what_a_file_uses(tmp_path: Path) -> None:
     write_nifti(tmp_path / "ann.nii.gz", labels(), grid())
     (tmp_path / "labels.json").write_text('{"3": "liver", "4": "aorta"}')

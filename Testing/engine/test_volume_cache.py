@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 import pickle
 import weakref
 import zlib
@@ -171,6 +172,41 @@ def test_a_changed_grid_or_file_never_reuses_what_was_kept(tmp_path: Path) -> No
     changed = prepare_volumes(data, CT, tmp_path / "cache")
     np.testing.assert_array_equal(voxels_of(changed, 0), prepare_image(ct(2), CT)[0])
     assert changed.scans[0].id != fine.scans[0].id
+
+
+def test_voxels_that_changed_beside_their_header_are_read_again(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for seed in (1, 2):  # the header stays as it is, to the microsecond
+        write_volume(ct(seed), tmp_path / "ct.nrrd")
+        image = SimpleITK.ReadImage(str(tmp_path / "ct.nrrd"))
+        header = (folder / "ct.mhd").read_bytes() if seed == 2 else b""
+        times = (folder / "ct.mhd").stat() if seed == 2 else None
+        SimpleITK.WriteImage(image, str(folder / "ct.mhd"))
+        if times is not None:
+            (folder / "ct.mhd").write_bytes(header)
+            os.utime(folder / "ct.mhd", ns=(times.st_atime_ns, times.st_mtime_ns))
+        volumes = prepare_volumes(folder, InputContract(), tmp_path / "cache")
+        expected, _ = prepare_image(ct(seed), InputContract())
+        np.testing.assert_array_equal(voxels_of(volumes, 0), expected)
+
+
+def test_a_header_that_no_reader_has_met_leaves_the_other_scans_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(ct(1), tmp_path / "a.nrrd")
+    put(ct(2), tmp_path / "b.nrrd")
+
+    def read(path: Path) -> Volume:
+        if path.name == "a.nrrd":
+            raise OverflowError("no such number")
+        return read_volume(path)
+
+    monkeypatch.setattr("medssl.datasets.sources.read_volume", read)
+    said: list[Progress | Log] = []
+    volumes = prepare_volumes(tmp_path, InputContract(), tmp_path / "cache", on_event=said.append)
+    assert [scan.name for scan in volumes.scans] == ["b.nrrd"]
+    assert any("a.nrrd could not be read (OverflowError" in e.text for e in said if isinstance(e, Log))
 
 
 def test_what_is_applied_on_reading_shares_the_cache(tmp_path: Path) -> None:

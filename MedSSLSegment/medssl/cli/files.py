@@ -58,8 +58,8 @@ def check_place(output: str, inputs: Sequence[str]) -> None:
 
 
 def _check_names(output: str, labels: Sequence[str]) -> None:
-    """Refuse an output whose file of label names is that of an input: slice.nii beside slice.nii.gz."""
-    from ..segmentation import names_file
+    """Refuse an output whose file of label names is that of another file: slice.nii beside slice.nii.gz."""
+    from ..segmentation import names_file, namesake, renames
 
     if output.lower().endswith(".seg.nrrd"):
         return
@@ -70,6 +70,8 @@ def _check_names(output: str, labels: Sequence[str]) -> None:
                 f"The output {output} would write {own.name}, which is there to name the labels of {given};"
                 " choose another name."
             )
+    if twin := namesake(Path(output)):
+        raise InputError(renames(Path(output), twin))
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -92,7 +92,7 @@ class Source:
     name: str
     """Path below the data folder, with forward slashes."""
     files: tuple[Path, ...]
-    """What is read; the slices of a DICOM folder."""
+    """What may be read: the slices of a DICOM folder, and all that lies beside a header that names other files."""
 
     @property
     def fingerprint(self) -> str:
@@ -108,6 +108,16 @@ class Source:
 
     def read(self) -> Iterator[ReadScan | MedSSLError]:
         """Read the scans one after another; in place of one that cannot be read comes the error that says why."""
+        try:
+            yield from self._scans()
+        except (
+            Exception
+        ) as error:  # a file that no reader has met yet must not end the work on all the others
+            yield InputError(
+                f"{self.name} could not be read ({type(error).__name__}: {error}); convert it, or leave it out."
+            )
+
+    def _scans(self) -> Iterator[ReadScan | MedSSLError]:
         if not self.path.is_dir():
             try:
                 yield ReadScan("", read_volume(self.path), stated_modality(self.path), "")
@@ -176,7 +186,8 @@ def find_sources(data: Path, exclude: Sequence[str] = ()) -> Found:
             if _is_label(path.relative_to(data)):
                 labels.append(name)
             else:
-                sources.append(Source(path, name, (path,)))
+                names_others = path.suffix.lower() in (".mhd", ".nhdr")
+                sources.append(Source(path, name, tuple(kept) if names_others else (path,)))
         slices = tuple(f for f in kept if not f.name.lower().endswith((*IMAGE_SUFFIXES, *_NEVER_DICOM)))
         if any(is_dicom(f) for f in slices if f.name.upper() != "DICOMDIR"):  # that is a table of contents
             sources.append(Source(folder, folder.relative_to(data).as_posix(), slices))

@@ -27,6 +27,7 @@ __all__ = ["RawImage", "grid_of", "is_dicom", "itk_name", "read_image", "simplei
 _NIFTI = (".nii", ".nii.gz")
 _READABLE = (*_NIFTI, ".nrrd", ".nhdr", ".mha", ".mhd")
 _DICOM = (".dcm", ".dicom", ".ima")
+_READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 _WRITABLE = (*_NIFTI, ".nrrd", ".mha")
 _LPS = np.diag([-1.0, -1.0, 1.0])
 """RAS to LPS, the world of ITK and DICOM, and back."""
@@ -52,7 +53,13 @@ def read_image(path: Path) -> RawImage:
     Raises:
         InputError: the file is missing, of an unknown kind, or damaged.
     """
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise InputError(
+            f"The file {path} cannot be reached ({error.strerror}); check its name and rights."
+        ) from error
+    if not exists:
         raise InputError(f"The file {path} does not exist; check its name and folder.")
     if path.is_file() and is_dicom(path):
         raise InputError(
@@ -68,13 +75,19 @@ def read_image(path: Path) -> RawImage:
         return RawImage(*read_nifti(path))
     try:
         with simpleitk() as sitk:
-            image = sitk.ReadImage(itk_name(path))
+            reader = sitk.ImageFileReader()
+            reader.SetImageIO(
+                _READERS[path.suffix.lower()]
+            )  # SimpleITK knows MetaImages by small letters only
+            reader.SetFileName(itk_name(path))
+            image = reader.Execute()
     except RuntimeError as error:
         raise InputError(
             f"{path.name} cannot be read as {_kind(path)}; it is damaged, cut short or of another kind, so"
             " copy or download it again."
         ) from error
-    fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    keys = [key for key in image.GetMetaDataKeys() if _as_text(key) == key]
+    fields = {key: _as_text(image.GetMetaData(key)) for key in keys}
     with simpleitk() as sitk:
         return RawImage(_array_of(sitk, image), grid_of(image), fields)
 
@@ -97,11 +110,12 @@ def write_image(
         InputError: unknown suffix, or a name that is no text.
         StorageError: no space, no permission.
     """
-    if not path.name.lower().endswith(_WRITABLE):
+    is_nifti = path.name.lower().endswith(_NIFTI)
+    written_wrong = path.suffix.lower() == ".mha" != path.suffix  # SimpleITK makes two other files of it
+    if written_wrong or not path.name.lower().endswith(_WRITABLE):
         raise InputError(
             f"{path.name} has no suffix that can be written; choose one of {', '.join(_WRITABLE)}."
         )
-    is_nifti = path.name.lower().endswith(_NIFTI)
     if not is_nifti:
         itk_name(path)
     with atomic_path(path) as temporary:
@@ -154,6 +168,15 @@ def itk_name(path: Path) -> str:
             f"The name {shown} is not valid text (UTF-8), which this kind of file needs; rename it."
         ) from error
     return name
+
+
+def _as_text(found: str) -> str:
+    """A header's text. What is no UTF-8, as SimpleITK hands it on byte by byte, is Latin-1, as others write it."""
+    raw = found.encode("utf-8", "surrogateescape")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
 
 
 def grid_of(image: Any) -> NDArray[np.float64]:

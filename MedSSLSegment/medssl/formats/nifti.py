@@ -71,6 +71,8 @@ _TYPES = {
 }
 _BYTE_ORDERS: tuple[Literal["<"], Literal[">"]] = ("<", ">")
 _CHUNK_BYTES = 4 << 20
+_RIGHT_ANGLE = 1e-3
+"""Largest cosine between two axes of a grid."""
 _SCANNER = 1  # coordinate code NIFTI_XFORM_SCANNER_ANAT
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metres, microns; everything else is millimetres
 
@@ -183,11 +185,20 @@ def _read_voxels(stream: _Stream, header: Any, name: str) -> NDArray[Any]:
             f"{name} needs {needed_gb:.3g} GB of memory for its {' x '.join(map(str, sizes))} voxels,"
             " more than there is."
         ) from error
-    skip = int(header["vox_offset"]) - header.dtype.itemsize
-    if skip > 0 and len(stream.read(skip)) < skip:
-        raise EOFError
+    offset = float(header["vox_offset"])
+    if not np.isfinite(offset):
+        raise InputError(f"{name} is damaged: its voxels begin at byte {offset}; copy or download it again.")
+    _skip(stream, int(offset) - header.dtype.itemsize)
     _fill(stream, voxels)
     return voxels
+
+
+def _skip(stream: _Stream, count: int) -> None:
+    while count > 0:
+        passed = len(stream.read(min(count, _CHUNK_BYTES)))
+        if not passed:
+            raise EOFError
+        count -= passed
 
 
 def _fill(stream: _Stream, voxels: NDArray[Any]) -> None:
@@ -212,11 +223,15 @@ def _scaled(voxels: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
 
 
 def _ijk_to_ras(header: Any) -> NDArray[np.float64]:
-    """The file's sform if that is the scanner's or the only one, else its qform, else its spacing alone."""
+    """The file's sform if that is the scanner's or the only one, else its qform, else its spacing alone.
+
+    Where there is a qform, as in ITK an sform with axes that are no right angles does not count.
+    """
     affine = np.eye(4)
     sform, qform = int(header["sform_code"]), int(header["qform_code"])
     pixdim = header["pixdim"].astype(np.float64)
-    if sform == _SCANNER or (sform > 0 and qform <= 0):
+    is_grid = qform <= 0 or _is_right_angled(header["srow"][:, :3].astype(np.float64))
+    if sform > 0 and (qform <= 0 or (sform == _SCANNER and is_grid)):
         affine[:3] = header["srow"]
     elif qform > 0:
         handed = (1.0, 1.0, -1.0 if pixdim[0] < 0 else 1.0)
@@ -226,6 +241,14 @@ def _ijk_to_ras(header: Any) -> NDArray[np.float64]:
         affine[:3, :3] = np.diag(pixdim[1:4] * (-1, -1, 1))
     affine[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     return affine
+
+
+def _is_right_angled(axes: NDArray[np.float64]) -> bool:
+    lengths = np.linalg.norm(axes, axis=0)
+    if not (np.isfinite(lengths).all() and lengths.min() > 0):
+        return False
+    cosines = (axes / lengths).T @ (axes / lengths) - np.eye(3)
+    return bool(np.abs(cosines).max() <= _RIGHT_ANGLE)
 
 
 def _rotation_of(bcd: NDArray[np.float64]) -> NDArray[np.float64]:
