@@ -1,6 +1,6 @@
 """What every method must do, read from METHODS: learn, go on after a kill -9, transfer.
 
-Each is given its "cpu" preset on the smallest network and input that it takes.
+Each is given its "cpu" preset on smaller slices or blocks, and on the smallest U-Net where that is quicker.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SPACING_MM = (12.0, 12.0, 12.0)
 HELD_SEED, HELD_BATCHES = 1000, 4
 COMPARED, SAVED, KILLED = 6, 3, 5
 """Steps after which runs are compared; one is saved after 3 and killed after its 5th."""
-SMALLER = {"unet2d_16": "unet2d_4"}
+SMALLER = {"unet2d_16": "unet2d_4", "mit_tiny_unet": "unet2d_4"}
 OF_SLICES = [name for name, kind in METHODS.items() if kind.presets()["cpu"].contract.spatial_dims == 2]
 
 
