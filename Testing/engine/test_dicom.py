@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from medssl.volume import list_dicom_series, read_volume
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 FIRST, SECOND = "1.2.826.0.1.3680043.2.1", "1.2.826.0.1.3680043.2.2"
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -159,6 +160,147 @@ def test_a_missing_slice_is_named_with_the_gaps(tmp_path: Path) -> None:
         read_volume(tmp_path / "ct")
 
 
+def last_slice(folder: Path) -> Path:
+    return max(folder.iterdir(), key=lambda file: dcmread(file).ImagePositionPatient[2])
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def without_pixels(path: Path) -> None:
+    file = dcmread(path)
+    del file.PixelData
+    file.save_as(path)
+
+
+def cut_in_the_header(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"\x28\x00\x10\x00")])  # before its number of rows
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut_short, "is cut short"),
+        (without_pixels, "holds no pixels that can be read"),
+        (cut_in_the_header, "holds no pixels that can be read"),
+        (emptied, "holds no pixels that can be read"),
+    ],
+)
+def test_a_damaged_slice_at_the_end_is_named_and_not_left_out(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    write_series(tmp_path / "ct", stored(), stack(5))
+    last = last_slice(tmp_path / "ct")
+    damage(last)
+    with pytest.raises(
+        InputError, match=rf"in ct cannot be read whole: {last.name} {message}; copy or export"
+    ):
+        read_volume(tmp_path / "ct")
+
+
+def test_a_damaged_compressed_slice_is_named(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", stored().repeat(4, axis=1).repeat(4, axis=2), stack(5))
+    for path in (tmp_path / "ct").iterdir():
+        file = dcmread(path)
+        file.compress(RLELossless)
+        file.save_as(path)
+    assert read_volume(tmp_path / "ct").shape_kji == (5, 24, 28)
+    last = last_slice(tmp_path / "ct")
+    cut_short(last)
+    with pytest.raises(InputError, match=rf"in ct cannot be read: {last.name} cannot be decoded; export"):
+        read_volume(tmp_path / "ct")
+
+
+def test_several_damaged_slices_are_counted(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", stored(), stack(5))
+    for _ in range(2):
+        without_pixels(last := last_slice(tmp_path / "ct"))
+        last.rename(tmp_path / last.name)
+    for name in ("1", "2"):
+        next(tmp_path.glob("*.dcm")).rename(tmp_path / "ct" / name)
+    with pytest.raises(InputError, match="cannot be read whole, because of 2 files: 1 holds no pixels"):
+        read_volume(tmp_path / "ct")
+
+
+def test_a_damaged_slice_of_another_series_does_not_matter(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", stored(), stack(5))
+    write_series(tmp_path / "other", stored(3), stack(3), uid=SECOND)
+    without_pixels(last_slice(tmp_path / "other"))
+    for file in (tmp_path / "other").iterdir():
+        file.rename(tmp_path / "ct" / file.name)
+    assert read_volume(tmp_path / "ct", series=FIRST).shape_kji == (5, 6, 7)
+    with pytest.raises(InputError, match="cannot be read whole"):
+        read_volume(tmp_path / "ct", series=SECOND)
+
+
+def test_reports_tables_of_contents_and_other_files_beside_the_slices_are_left_out(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", stored(), stack(5))
+    report = dcmread(next((tmp_path / "ct").iterdir()))
+    for keyword in ("PixelData", "Rows", "Columns"):
+        delattr(report, keyword)
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.22"
+    report.save_as(tmp_path / "ct" / "report.dcm")
+    contents = Dataset()
+    contents.file_meta = FileMetaDataset()
+    contents.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.1.3.10"
+    contents.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    contents.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    contents.FileSetID, contents.DirectoryRecordSequence = "CT", []
+    contents.save_as(tmp_path / "ct" / "DICOMDIR", enforce_file_format=True)
+    (tmp_path / "ct" / "Thumbs.db").write_bytes(bytes(500))
+    (tmp_path / "ct" / "._1.dcm").write_bytes(b"Mac OS X" * 50)
+    (tmp_path / "ct" / "notes.txt").write_bytes(b"")
+    (tmp_path / "ct" / "table.bin").write_bytes(b"\x08\x00" * 300)
+    (tmp_path / "ct" / "folder").mkdir()
+    np.testing.assert_array_equal(read_volume(tmp_path / "ct").voxels_kji, stored())
+
+
+def test_a_slice_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(tmp_path / "ct", stored(), stack(5))
+    last, really_open = last_slice(tmp_path / "ct"), Path.open
+
+    def closed(path: Path, *args: Any, **options: Any) -> Any:  # root, as tests may run, opens what is closed
+        if path.name == last.name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return really_open(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", closed)
+    whose = rf"{last.name} cannot be opened \(Permission denied\); ask its owner for permission"
+    with pytest.raises(InputError, match=f"in ct cannot be read whole: {whose}"):
+        read_volume(tmp_path / "ct")
+    for file in tmp_path.glob("ct/*"):
+        if file != last:
+            file.unlink()
+    with pytest.raises(InputError, match=f"In the folder .*ct, {whose}"):
+        read_volume(tmp_path / "ct")
+
+
+def test_a_folder_is_gone_through_once_for_all_its_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(4):
+        write_series(tmp_path / "ct", stored(3), stack(3), uid=f"1.2.826.0.1.{n}")
+    opened: list[Path] = []
+    really_open = Path.open
+
+    def counted(path: Path, *args: Any, **options: Any) -> Any:
+        opened.append(path)
+        return really_open(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", counted)
+    monkeypatch.delattr(
+        SimpleITK, "ImageSeriesReader"
+    )  # it goes through all files by itself, for every series
+    assert [s.slices for s in list_dicom_series(tmp_path / "ct")] == [3, 3, 3, 3]
+    assert sorted(opened) == sorted((tmp_path / "ct").iterdir())
+
+
 def test_two_images_of_one_place_are_refused(tmp_path: Path) -> None:
     write_series(tmp_path / "ct", stored(4), stack(2).repeat(2, axis=0))
     with pytest.raises(
@@ -191,7 +333,35 @@ def test_slices_of_different_size_are_refused(tmp_path: Path) -> None:
     write_series(tmp_path / "ct", stored(4), stack(4))
     write_series(tmp_path / "other", stored(1)[:, :5, :5], stack(5)[4:])
     shutil.copy(next((tmp_path / "other").iterdir()), tmp_path / "ct" / "small.dcm")
-    with pytest.raises(InputError, match=r"cannot be read: a file is damaged or its slices differ in size"):
+    with pytest.raises(InputError, match=r"in ct cannot be read: its slices differ in size or kind; export"):
+        read_volume(tmp_path / "ct")
+
+
+def test_pixels_that_change_their_size_or_have_none_are_refused(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", stored(), stack(5))
+    path = last_slice(tmp_path / "ct")
+    last = dcmread(path)
+    last.PixelSpacing = [0.4, 0.3]
+    last.save_as(path)
+    with pytest.raises(InputError, match=r"in ct mixes slices whose pixels are 0\.3 to 0\.8 mm large"):
+        read_volume(tmp_path / "ct")
+    last.PixelSpacing = [0.8, 0.6001]  # headers round
+    last.save_as(path)
+    assert read_volume(tmp_path / "ct").spacing_kji_mm == pytest.approx((2.5, 0.8, 0.6), abs=1e-3)
+    del last.PixelSpacing
+    last.save_as(path)
+    with pytest.raises(InputError, match=r"do not say where their pixels lie \(tag 0028\|0030\); export"):
+        read_volume(tmp_path / "ct")
+
+
+def test_frames_whose_pixels_change_their_size_are_refused(tmp_path: Path) -> None:
+    write_frames(tmp_path / "ct", stored(), stack(5))
+    file = dcmread(tmp_path / "ct" / "all.dcm")
+    measures = Dataset()
+    measures.PixelSpacing = [0.4, 0.3]
+    file.PerFrameFunctionalGroupsSequence[4].PixelMeasuresSequence = [measures]
+    file.save_as(tmp_path / "ct" / "all.dcm")
+    with pytest.raises(InputError, match=r"in ct mixes slices whose pixels are 0\.3 to 0\.8 mm large"):
         read_volume(tmp_path / "ct")
 
 
@@ -256,6 +426,17 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
         read_volume(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         list_dicom_series(tmp_path / "missing")
+
+
+def test_files_from_before_there_was_a_preamble_are_read(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", stored(), stack(5))
+    for path in (tmp_path / "ct").iterdir():
+        file = dcmread(path)
+        file.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        file.save_as(path, implicit_vr=True, little_endian=True)
+        data = path.read_bytes()
+        path.write_bytes(data[data.index(b"\x08\x00\x16\x00") :])
+    np.testing.assert_array_equal(read_volume(tmp_path / "ct").voxels_kji, stored())
 
 
 def test_the_terminal_stays_clean(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

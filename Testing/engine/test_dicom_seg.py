@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,6 +90,134 @@ def test_every_frame_lies_on_the_image_it_was_drawn_on(tmp_path: Path) -> None:
     image = pydicom.dcmread(next((tmp_path / "series").iterdir()))
     assert seg.FrameOfReferenceUID == image.FrameOfReferenceUID
     assert seg.PatientID == image.PatientID
+
+
+def change_tags(folder: Path, **tags: str | None) -> None:
+    """Set tags of every file; None deletes one."""
+    import pydicom
+
+    for path in folder.iterdir():
+        file = pydicom.dcmread(path)
+        for keyword, value in tags.items():
+            if value is None:
+                delattr(file, keyword)
+            else:
+                setattr(file, keyword, value)
+        file.save_as(path)
+
+
+@pytest.mark.parametrize("left", [None, ""])
+def test_anonymised_images_need_not_say_whose_they_are(tmp_path: Path, left: str | None) -> None:
+    volume = write_series(tmp_path / "series")
+    identifying = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "ReferringPhysicianName")
+    study = ("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "SeriesNumber", "SliceThickness")
+    change_tags(tmp_path / "series", **dict.fromkeys((*identifying, *study), left))
+    write_dicom_seg(two_organs(volume), tmp_path / "series", tmp_path / "seg.dcm")
+    back = read_dicom_seg(tmp_path / "seg.dcm", volume)
+    assert np.array_equal(back.mask("liver"), two_organs(volume).mask("liver"))
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "FrameOfReferenceUID"])
+def test_images_that_belong_to_no_study_or_place_are_refused(tmp_path: Path, keyword: str) -> None:
+    volume = write_series(tmp_path / "series")
+    change_tags(tmp_path / "series", **{keyword: None})
+    with pytest.raises(
+        InputError, match=rf"in series has no {keyword}, which a DICOM SEG must refer to; keep"
+    ):
+        write_dicom_seg(two_organs(volume), tmp_path / "series", tmp_path / "seg.dcm")
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+def named(volume: Volume, *names: str) -> Segmentation:
+    """One slice for each name."""
+    labels = np.zeros(volume.shape_kji, np.uint8)
+    for label in range(1, len(names) + 1):
+        labels[label, 2:4, 2:5] = label
+    segments = tuple(Segment(name, label, (1, 0, 0)) for label, name in enumerate(names, start=1))
+    return Segmentation(labels, volume.ijk_to_ras, segments)
+
+
+def test_names_and_the_patient_keep_their_letters_whatever_the_images_are_written_in(tmp_path: Path) -> None:
+    import pydicom
+
+    volume = write_series(tmp_path / "series")
+    names = ("Gr\u00f6\u00dfe \u809d\u81d3", "\u041f\u0435\u0447\u0435\u043d\u044c")
+    for character_set, patient in (("ISO_IR 100", "M\u00fcller^A"), ("GB18030", "\u738b^\u5c0f\u4e1c")):
+        change_tags(tmp_path / "series", SpecificCharacterSet=character_set, PatientName=patient)
+        write_dicom_seg(named(volume, *names), tmp_path / "series", tmp_path / "seg.dcm")
+        assert read_dicom_seg(tmp_path / "seg.dcm", volume).names == names
+        assert str(pydicom.dcmread(tmp_path / "seg.dcm").PatientName) == patient
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("left\\upper", "c"), ("left/upper", "c")),
+        (("left\\upper", "left/upper"), ("left/upper", "left/upper (2)")),
+        (("a" * 64 + "1", "a" * 64 + "2", "b"), ("a" * 64, "a" * 60 + " (2)", "b")),
+    ],
+)
+def test_names_that_dicom_cannot_hold_come_back_changed_but_each_its_own(
+    tmp_path: Path, given: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    volume = write_series(tmp_path / "series")
+    truth = named(volume, *given)
+    write_dicom_seg(truth, tmp_path / "series", tmp_path / "seg.dcm")
+    back = read_dicom_seg(tmp_path / "seg.dcm", volume)
+    assert back.names == expected
+    assert np.array_equal(back.labels_kji, truth.labels_kji)
+
+
+def seg_of_slices(volume: Volume, *slices: int) -> Segmentation:
+    labels = np.zeros(volume.shape_kji, np.uint8)
+    labels[list(slices), 2:5, 1:4] = 1
+    return Segmentation(labels, volume.ijk_to_ras, (Segment("liver", 1, (1, 0, 0)),))
+
+
+@pytest.mark.parametrize("slices", [(3,), (1, 3), (0, 1, 2, 3, 4)])
+def test_slices_that_were_left_out_as_empty_stay_so_in_any_order_of_the_axes(
+    tmp_path: Path, slices: tuple[int, ...]
+) -> None:
+    volume = write_series(tmp_path / "series", TILTED)
+    truth = seg_of_slices(volume, *slices)
+    write_dicom_seg(truth, tmp_path / "series", tmp_path / "seg.dcm")
+    assert np.array_equal(read_dicom_seg(tmp_path / "seg.dcm", volume).labels_kji, truth.labels_kji)
+    expected = truth.labels_kji[::-1, :, ::-1].transpose(1, 0, 2)
+    assert np.array_equal(read_dicom_seg(tmp_path / "seg.dcm", flipped(volume)).labels_kji, expected)
+
+
+def test_finding_the_places_of_a_segs_voxels_needs_no_memory_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tracemalloc
+
+    import highdicom
+
+    write_series(tmp_path / "series")
+    shape = (64, 128, 128)
+    image = np.broadcast_to(np.arange(64, dtype=np.int16)[:, None, None], shape)
+    volume = Volume(image, np.diag([-0.6, -0.8, 2.5, 1.0]))
+    kji_to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.ijk_to_ras[:, [2, 1, 0, 3]]
+    voxels = np.ones(shape, np.uint8)
+
+    class Large:
+        segment_numbers = (1,)
+
+        def get_volume(self, **_: object) -> highdicom.Volume:
+            return highdicom.Volume(voxels, affine=kji_to_lps, coordinate_system="PATIENT")
+
+        def get_segment_description(self, number: int) -> SimpleNamespace:
+            return SimpleNamespace(segment_label=f"organ {number}")
+
+    monkeypatch.setattr(highdicom.seg, "segread", lambda path: Large())
+    tracemalloc.start()
+    try:
+        back = read_dicom_seg(next((tmp_path / "series").iterdir()), volume)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert back.labels_kji.all()
+    assert peak < 6 * voxels.size
 
 
 def flipped(volume: Volume) -> Volume:

@@ -1,13 +1,16 @@
 """DICOM folders: which image series they hold, and one series as an image on its grid.
 
-GDCM (inside SimpleITK) parses the files, sorts the slices and rescales them to Hounsfield units. Where the
-slices lie is taken from their own headers, because ITK would pass a tilted or incomplete series off as an
-even, upright one.
+pydicom reads the headers of a folder, each once; GDCM (inside SimpleITK) reads the pixels and rescales them to
+Hounsfield units. Where the slices lie is taken from their own headers, because ITK would pass a tilted or
+incomplete series off as an even, upright one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +19,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .imagefile import RawImage, grid_of, itk_name, simpleitk
+from .imagefile import RawImage, grid_of, is_dicom, itk_name, simpleitk
 
 __all__ = ["DicomSeries", "choose_series", "list_dicom_series", "patient_id", "read_dicom", "read_series"]
 
-_POSITION, _ORIENTATION = "0020|0032", "0020|0037"
-_DESCRIPTION, _MODALITY, _PATIENT_ID = "0008|103e", "0008|0060", "0010|0020"
+_POSITION, _ORIENTATION, _SPACING = "0020|0032", "0020|0037", "0028|0030"
 _SLOPE, _INTERCEPT = "0028|1053", "0028|1052"
+_PIXEL_DATA, _UNKNOWN_LENGTH = 0x7FE00010, 0xFFFFFFFF
+_LISTED = (
+    "SOPClassUID",
+    "Modality",
+    "SeriesDescription",
+    "SeriesInstanceUID",
+    "InstanceNumber",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "NumberOfFrames",
+    "Rows",
+)
 _UNEVEN_MM = 0.1
 """A slice may lie this far, or a tenth of a step if that is more, from its even place: headers round."""
+_UNEVEN_PIXEL = 1e-3
+"""Part of its size by which a pixel may differ from slice to slice: headers round."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,8 @@ class DicomSeries:
     slices: int
     files: tuple[str, ...] = ()
     """The files, sorted along the slice normal."""
+    unusable: tuple[str, ...] = ()
+    """What is wrong with each file that belongs to the series, or may belong to it, and cannot be read."""
 
     def __str__(self) -> str:
         return f"{self.uid} ({self.modality}, '{self.description}', {self.slices} slices)"
@@ -51,17 +69,16 @@ def list_dicom_series(folder: str | Path) -> tuple[DicomSeries, ...]:
         folder: holds the DICOM files themselves; folders inside it are not searched.
 
     Raises:
-        InputError: the folder does not exist, or a name in it is not text.
+        InputError: the folder does not exist or may not be read, or a name in it is not text.
     """
     if not Path(folder).is_dir():
         raise InputError(f"The folder {folder} does not exist; check its name.")
-    for file in Path(folder).iterdir():  # it will open them all
-        itk_name(file)
-    with simpleitk() as sitk:
-        name = itk_name(Path(folder))
-        uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(name)
-        found = [_series_of(sitk, name, uid) for uid in uids]
-    return tuple(sorted((s for s in found if s is not None), key=lambda s: (-s.slices, s.uid)))
+    headers, locked = _headers_in(Path(folder))
+    uids = sorted({h.uid for h in headers if h.is_image})
+    if locked and not uids:
+        raise InputError(f"In the folder {folder}, {locked[0]}.")
+    found = [_series_of(uid, headers, locked) for uid in uids]
+    return tuple(sorted(found, key=lambda s: (-s.slices, s.uid)))
 
 
 def read_dicom(folder: Path, series: str | None) -> RawImage:
@@ -72,7 +89,8 @@ def read_dicom(folder: Path, series: str | None) -> RawImage:
         series: the series' UID or the beginning of it; None if the folder holds only one.
 
     Raises:
-        InputError: no such series, several of them, damaged files, or slices that do not form one even stack.
+        InputError: no such series, several of them, files that are damaged or may not be read, or slices that do
+            not form one even stack.
     """
     return read_series(choose_series(folder, series), folder.name)
 
@@ -88,14 +106,29 @@ def read_series(chosen: DicomSeries, folder_name: str) -> RawImage:
     gone = [name for name in map(Path, chosen.files) if not name.is_file()]
     if gone:
         raise InputError(f"{what} cannot be read: {gone[0].name} is not there any more; put it back.")
+    if chosen.unusable:
+        count = len(chosen.unusable)
+        because = f", because of {count} files" if count > 1 else ""
+        raise InputError(f"{what} cannot be read whole{because}: {chosen.unusable[0]}.")
     try:
         if len(chosen.files) == 1 and chosen.slices > 1:
             return _read_frames(Path(chosen.files[0]), what)
         return _read_slices(chosen.files, what)
     except RuntimeError as error:
-        raise InputError(
-            f"{what} cannot be read: a file is damaged or its slices differ in size; export it again."
-        ) from error
+        name = _undecodable(chosen.files)
+        why = f"{name} cannot be decoded" if name else "its slices differ in size or kind"
+        raise InputError(f"{what} cannot be read: {why}; export it again.") from error
+
+
+def _undecodable(files: tuple[str, ...]) -> str:
+    """The name of the first file whose pixels cannot be read, "" where each can by itself."""
+    with simpleitk() as sitk:
+        for file in files:
+            try:
+                sitk.ReadImage(file)
+            except RuntimeError:
+                return Path(file).name
+    return ""
 
 
 def _read_slices(files: tuple[str, ...], what: str) -> RawImage:
@@ -114,7 +147,8 @@ def _read_slices(files: tuple[str, ...], what: str) -> RawImage:
         return RawImage(voxels, grid_of(image))
     positions = _numbers(reader, len(files), _POSITION, 3, what)
     orientations = _numbers(reader, len(files), _ORIENTATION, 6, what)
-    return RawImage(voxels, _stack_grid(positions, orientations, image.GetSpacing(), what))
+    spacings = _numbers(reader, len(files), _SPACING, 2, what)
+    return RawImage(voxels, _stack_grid(positions, orientations, spacings, what))
 
 
 def _read_frames(file: Path, what: str) -> RawImage:
@@ -133,7 +167,7 @@ def _read_frames(file: Path, what: str) -> RawImage:
         orientations = np.array(
             [_of_frame(g, "PlaneOrientation", "ImageOrientationPatient") for g in groups], float
         )
-        row_mm, column_mm = map(float, _of_frame(groups[0], "PixelMeasures", "PixelSpacing"))
+        spacings = np.array([_of_frame(g, "PixelMeasures", "PixelSpacing") for g in groups], float)
         scales = {_scale_of_frame(g) for g in groups}
     except AttributeError as error:
         raise InputError(
@@ -142,42 +176,164 @@ def _read_frames(file: Path, what: str) -> RawImage:
     if len(scales) > 1:
         raise InputError(f"{what} is one file whose frames are scaled differently; export single slices.")
     order = np.argsort(positions @ np.cross(orientations[0, :3], orientations[0, 3:]), kind="stable")
-    grid = _stack_grid(positions[order], orientations[order], (column_mm, row_mm), what)
+    grid = _stack_grid(positions[order], orientations[order], spacings[order], what)
     return RawImage(voxels[order], grid)
 
 
 def patient_id(series: DicomSeries) -> str:
     """The PatientID in a series' first file, "" where there is none. Personal: never log or store it as it is."""
-    with simpleitk() as sitk:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(series.files[0])
-        reader.ReadImageInformation()
-    return _text(reader, _PATIENT_ID)
+    found = _tags(Path(series.files[0]), ("PatientID",))
+    return _text(found[0], "PatientID") if found else ""
 
 
-def _series_of(sitk: Any, folder: str, uid: str) -> DicomSeries | None:
-    files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(folder, uid)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(files[0])
+@dataclass(frozen=True)
+class _Header:
+    """What a DICOM file says ahead of its pixels; "" and 0 where it does not."""
+
+    file: Path
+    uid: str = ""
+    """Series instance UID."""
+    kind: str = ""
+    """SOP class UID: CT image, structured report, ..."""
+    description: str = ""
+    modality: str = ""
+    number: float = 0.0
+    frames: int = 1
+    has_rows: bool = False
+    position: tuple[float, ...] = ()
+    orientation: tuple[float, ...] = ()
+    has_pixels: bool = False
+    is_cut: bool = False
+    """It ends before its pixels do."""
+
+    @property
+    def is_image(self) -> bool:
+        return self.has_pixels and self.has_rows
+
+    @property
+    def fault(self) -> str:
+        lack = "is cut short" if self.is_cut else "holds no pixels that can be read"
+        return f"{self.file.name} {lack}; copy or export it again"
+
+
+def _headers_in(folder: Path) -> tuple[list[_Header], list[str]]:
+    """The headers of a folder's files, and what is wrong with those that cannot be opened."""
+    headers: list[_Header | None] = []
+    locked = []
     try:
-        reader.ReadImageInformation()
-    except RuntimeError:  # no pixels in it: a report, a plan, a structure set
+        files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    except OSError as error:
+        raise InputError(
+            f"The folder {folder} cannot be read ({error.strerror}); ask its owner for permission."
+        ) from error
+    for file in files:
+        itk_name(file)
+        try:
+            headers.append(_header(file))
+        except OSError as error:
+            if not file.name.startswith("."):  # what a system hides there is none of the slices
+                why = error.strerror or type(error).__name__
+                locked.append(f"{file.name} cannot be opened ({why}); ask its owner for permission")
+    return [header for header in headers if header is not None], locked
+
+
+def _header(file: Path) -> _Header | None:
+    """The header of a file; None where it is not DICOM, and an empty one where that cannot be read.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    found = _tags(file, _LISTED)
+    if found is None:
         return None
-    frames = reader.GetSize()[2] if len(reader.GetSize()) > 2 else 1
-    return DicomSeries(
-        uid=uid,
-        description=_text(reader, _DESCRIPTION),
-        modality=_text(reader, _MODALITY),
-        slices=frames if len(files) == 1 else len(files),
-        files=tuple(files),
+    tags, (given, there) = found
+    frames = _text(tags, "NumberOfFrames")
+    meta = getattr(tags, "file_meta", {})
+    return _Header(
+        file=file,
+        uid=_text(tags, "SeriesInstanceUID"),
+        kind=_text(tags, "SOPClassUID") or str(meta.get("MediaStorageSOPClassUID", "")),
+        description=_text(tags, "SeriesDescription"),
+        modality=_text(tags, "Modality"),
+        number=next(iter(_floats(_text(tags, "InstanceNumber"))), 0.0),
+        frames=int(frames) if frames.isdecimal() else 1,
+        has_rows="Rows" in tags,
+        position=_floats(_text(tags, "ImagePositionPatient")),
+        orientation=_floats(_text(tags, "ImageOrientationPatient")),
+        has_pixels=given > 0,
+        is_cut=there < given - 1,  # some writers leave out the byte that makes the length even
     )
 
 
-def _text(reader: Any, tag: str) -> str:
-    if not reader.HasMetaDataKey(tag):
-        return ""
-    value: str = reader.GetMetaData(tag)
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
+def _tags(file: Path, keywords: Iterable[str]) -> tuple[Any, tuple[int, int]] | None:
+    """Some tags of a file, and how many bytes of pixels it announces and has; None where it is not DICOM."""
+    import pydicom
+    from pydicom.filereader import read_partial
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    pixel_bytes = (0, 0)
+    with file.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        start = opened.read(132)
+        is_bare = start[:2] == b"\x08\x00"  # as files were before there was a preamble
+        if start[128:] != b"DICM" and not is_bare:
+            return None if size or not is_dicom(file) else (pydicom.Dataset(), pixel_bytes)
+        opened.seek(0)
+
+        def is_at_pixels(tag: int, vr: str | None, length: int) -> bool:
+            nonlocal pixel_bytes
+            if int(tag) == _PIXEL_DATA:
+                there = size - opened.tell()
+                pixel_bytes = (max(there, 1), there) if length == _UNKNOWN_LENGTH else (length, there)
+            return int(tag) >= _PIXEL_DATA
+
+        tags = pydicom.Dataset()
+        with warnings.catch_warnings(), suppress(Exception):  # a damaged file can raise anything
+            warnings.simplefilter("ignore")
+            wanted: list[Any] = [pydicom.tag.Tag(keyword) for keyword in keywords]
+            tags = read_partial(opened, is_at_pixels, force=is_bare, specific_tags=wanted)
+            if tags.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+                pixel_bytes = (pixel_bytes[0], pixel_bytes[0])  # unpacked as a whole: nothing is missing
+    if is_bare and not tags:  # anything else that begins with these two bytes
+        return None
+    return tags, pixel_bytes
+
+
+def _series_of(uid: str, headers: Sequence[_Header], locked: Sequence[str]) -> DicomSeries:
+    images = _in_order([h for h in headers if h.uid == uid and h.is_image])
+    kinds = {"", *(h.kind for h in images)}
+    lost = [h for h in headers if h.uid in ("", uid) and not h.is_image and (h.has_rows or h.kind in kinds)]
+    broken = [*(h for h in images if h.is_cut), *lost]
+    return DicomSeries(
+        uid=uid,
+        description=images[0].description,
+        modality=images[0].modality,
+        slices=images[0].frames if len(images) == 1 else len(images),
+        files=tuple(str(h.file) for h in images),
+        unusable=(*(h.fault for h in broken), *locked),
+    )
+
+
+def _in_order(images: list[_Header]) -> list[_Header]:
+    """Along the slice normal; by number where they do not say where they lie."""
+    images = sorted(images, key=lambda h: h.number)
+    if all(len(h.position) == 3 for h in images) and len(images[0].orientation) == 6:
+        normal = np.cross(images[0].orientation[:3], images[0].orientation[3:])
+        images.sort(key=lambda h: float(normal @ h.position))
+    return images
+
+
+def _text(tags: Any, keyword: str) -> str:
+    """The text of a tag as its bytes are, "" where there is none."""
+    value = getattr(tags.get_item(keyword), "value", None) if keyword in tags else None
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
+    return text.split("\0")[0].strip()
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    with suppress(ValueError):
+        return tuple(float(part) for part in text.split("\\"))
+    return ()
 
 
 def _chosen(found: tuple[DicomSeries, ...], folder: Path, series: str | None) -> DicomSeries:
@@ -198,20 +354,29 @@ def _chosen(found: tuple[DicomSeries, ...], folder: Path, series: str | None) ->
 
 
 def _stack_grid(
-    positions: NDArray[np.float64], orientations: NDArray[np.float64], spacing: Sequence[float], what: str
+    positions: NDArray[np.float64],
+    orientations: NDArray[np.float64],
+    spacings: NDArray[np.float64],
+    what: str,
 ) -> NDArray[np.float64]:
     """The (4, 4) ijk_to_ras of a series.
 
     Args:
         positions: (N, 3) of the slices in LPS, in their order in space.
         orientations: (N, 6) direction cosines of rows and columns.
-        spacing: mm from column to column, and from row to row; more is not looked at.
+        spacings: (N, 2) mm from row to row, and from column to column.
         what: how to call the series in a message.
     """
     count = len(positions)
     if np.abs(orientations - orientations[0]).max() > 1e-3:
         raise InputError(
             f"{what} mixes slices of different orientations, such as a localizer; export the stack alone."
+        )
+    row_mm, column_mm = spacings[0]
+    if not (spacings > 0).all() or np.abs(spacings - spacings[0]).max() > _UNEVEN_PIXEL * spacings.min():
+        raise InputError(
+            f"{what} mixes slices whose pixels are {spacings.min():.4g} to {spacings.max():.4g} mm large, so they"
+            " are no one stack; export the slices of one size alone."
         )
     step = (positions[-1] - positions[0]) / (count - 1)
     off_mm = np.linalg.norm(positions - (positions[0] + step * np.arange(count)[:, None]), axis=1)
@@ -221,7 +386,6 @@ def _stack_grid(
             f"{what} is not evenly spaced: its {count} slices lie {gaps.min():.3g} to {gaps.max():.3g} mm"
             " apart, so slices are missing or doubled; export the whole series again."
         )
-    column_mm, row_mm = spacing[:2]
     affine = np.eye(4)
     affine[:3, :3] = np.stack([orientations[0, :3] * column_mm, orientations[0, 3:] * row_mm, step], axis=1)
     affine[:3, 3] = positions[0]
@@ -257,5 +421,5 @@ def _numbers(reader: Any, count: int, tag: str, width: int, what: str) -> NDArra
         return np.array([[float(part) for part in text.split("\\")] for text in texts]).reshape(count, width)
     except ValueError as error:
         raise InputError(
-            f"{what} has slices that do not say where they lie (tag {tag}); export it again."
+            f"{what} has slices that do not say where their pixels lie (tag {tag}); export it again."
         ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,20 @@ from .dicom import choose_series
 __all__ = ["read_dicom_seg", "write_dicom_seg"]
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_MAY_BE_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+)
+"""Tags that the SEG takes from the images, and that anonymisers delete."""
+_UTF_8 = "ISO_IR 192"
+_NAME_LENGTH = 64
+"""Characters that DICOM gives the name of a segment."""
 _OFF_GRID = 0.1
 """Part of a voxel by which a SEG's grid may miss the volume's; headers round to less."""
 
@@ -46,8 +60,8 @@ def read_dicom_seg(path: str | Path, like: Volume) -> Segmentation:
         stored = seg.get_volume(segment_numbers=numbers, combine_segments=True)
     labels = np.zeros(like.shape_kji, np.uint8 if max(numbers) < 256 else np.uint16)
     values = np.asarray(stored.array)
-    places = _places(np.asarray(stored.affine, float), values.shape, like, Path(path).name)
-    labels[places] = values
+    axes, places = _places(np.asarray(stored.affine, float), values.shape, like, Path(path).name)
+    labels.transpose(axes)[np.ix_(*places)] = values
     segments = tuple(
         Segment(str(seg.get_segment_description(n).segment_label), int(n), default_color(int(n)))
         for n in numbers
@@ -61,13 +75,14 @@ def write_dicom_seg(
     """Write a binary DICOM SEG that refers to the images it was drawn on.
 
     Args:
-        segmentation: on the grid of the series.
+        segmentation: on the grid of the series. Names are cut to 64 characters, and a backslash becomes a slash.
         series: DICOM folder of the images.
         path: the file to write, .dcm.
         uid: which series of the folder, where there are several; the beginning of its UID is enough.
 
     Raises:
-        InputError: nothing is segmented, or the series lies on another grid.
+        InputError: nothing is segmented, the series lies on another grid, or it does not say which study or frame
+            of reference it belongs to.
         StorageError: no space or no permission; nothing is left behind.
     """
     if not segmentation.labels_kji.any():
@@ -78,6 +93,7 @@ def write_dicom_seg(
     found = choose_series(Path(series), uid)
     segmentation.require_grid_of(read_volume(series, found.uid))
     images = [pydicom.dcmread(file, stop_before_pixels=True) for file in found.files]
+    _complete(images, segmentation.spacing_kji_mm[0], f"Series {found.uid} in {Path(series).name}")
     present = [s for s in segmentation.segments if (segmentation.labels_kji == s.label).any()]
     numbered = np.zeros(segmentation.shape_kji, np.uint16)
     for number, segment in enumerate(present, start=1):
@@ -95,7 +111,7 @@ def write_dicom_seg(
             source_images=images,
             pixel_array=grid,
             segmentation_type="BINARY",
-            segment_descriptions=[_description(n, s) for n, s in enumerate(present, start=1)],
+            segment_descriptions=[_description(n, name) for n, name in enumerate(_names(present), start=1)],
             series_instance_uid=highdicom.UID(),
             series_number=_next_series_number(images[0]),
             sop_instance_uid=highdicom.UID(),
@@ -105,17 +121,46 @@ def write_dicom_seg(
             software_versions=__version__,
             device_serial_number="0",
         )
+        seg.SpecificCharacterSet = _UTF_8  # that of the images need not have the letters of the names
         with atomic_path(path) as temporary:
             seg.save_as(temporary)
 
 
-def _description(number: int, segment: Segment) -> Any:
+def _complete(images: Sequence[Any], step_mm: float, what: str) -> None:
+    """Give the headers, as they are in memory, the tags that a SEG needs and anonymised images lack."""
+    for image in images:
+        for keyword in ("StudyInstanceUID", "FrameOfReferenceUID"):
+            if not image.get(keyword):
+                raise InputError(
+                    f"{what} has no {keyword}, which a DICOM SEG must refer to; keep it when anonymising, or save as"
+                    " .seg.nrrd."
+                )
+        for keyword in _MAY_BE_EMPTY:
+            if keyword not in image:
+                setattr(image, keyword, "")
+        if not image.get("SliceThickness"):
+            image.SliceThickness = step_mm
+
+
+def _names(segments: Sequence[Segment]) -> list[str]:
+    """The segments' names as DICOM can hold them, each only once."""
+    names: list[str] = []
+    for segment in segments:
+        whole = segment.name.replace("\\", "/")  # a backslash would part it into two values
+        whole = whole.strip() or f"segment {segment.label}"
+        endings = ("", *(f" ({n})" for n in range(2, len(segments) + 1)))
+        shortened = (whole[: _NAME_LENGTH - len(ending)] + ending for ending in endings)
+        names.append(next(name for name in shortened if name not in names))
+    return names
+
+
+def _description(number: int, name: str) -> Any:
     import highdicom
     from pydicom.sr.codedict import codes
 
     return highdicom.seg.SegmentDescription(
         segment_number=number,
-        segment_label=segment.name[:64],
+        segment_label=name,
         segmented_property_category=codes.SCT.AnatomicalStructure,
         segmented_property_type=codes.SCT.Organ,
         algorithm_type="SEMIAUTOMATIC",
@@ -132,22 +177,28 @@ def _next_series_number(image: Any) -> int:
 
 def _places(
     kji_to_lps: NDArray[np.float64], shape: tuple[int, ...], like: Volume, name: str
-) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """Index arrays into the volume, broadcast to the SEG's shape, for each of the SEG's voxels."""
+) -> tuple[list[int], list[NDArray[np.intp]]]:
+    """For each axis of the SEG the axis of the volume it runs along, and the volume's indices there."""
     ras_to_kji = np.linalg.inv(like.ijk_to_ras[:, [2, 1, 0, 3]])
     there = ras_to_kji @ _LPS_TO_RAS @ kji_to_lps
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], [1.0], indexing="ij")).reshape(4, -1)
     turn, shift = np.rint(there[:3, :3]), np.rint(there[:3, 3])
+    turn[:, np.equal(shape, 1)] = 0  # an axis of one voxel leads nowhere
     exact = turn @ corners[:3] + shift[:, None]
     off = np.abs((there @ corners)[:3] - exact).max()
     inside = (exact >= 0).all() and (exact < np.array(like.shape_kji)[:, None]).all()
-    if off > _OFF_GRID or not inside:
+    is_along_axes = ((turn != 0).sum(0) <= 1).all() and ((turn != 0).sum(1) <= 1).all()
+    if off > _OFF_GRID or not inside or not is_along_axes:
         raise InputError(
             f"{name} lies on another grid than {like.name or 'the volume'}; open the images it was made on."
         )
-    indices = np.indices(shape).reshape(3, -1)
-    k, j, i = (turn @ indices + shift[:, None]).astype(np.intp).reshape(3, *shape)
-    return k, j, i
+    spare = iter(np.flatnonzero(~turn.any(1)).tolist())
+    axes = [int(np.abs(column).argmax()) if column.any() else next(spare) for column in turn.T]
+    steps = [turn[axis, n] for n, axis in enumerate(axes)]
+    return axes, [
+        (shift[axis] + step * np.arange(count)).astype(np.intp)
+        for axis, step, count in zip(axes, steps, shape, strict=True)
+    ]
 
 
 @contextmanager
