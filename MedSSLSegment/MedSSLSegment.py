@@ -60,7 +60,9 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel = None
         self._parameterNode = None
         self._parameterNodeGuiTag = None
+        self._parameterNodeTag = None
         self._observedSegmentation = None
+        self._segmentationTags = []
         self._effects = None
 
     def setup(self) -> None:
@@ -100,6 +102,8 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.panel:
             self.panel.close()
             self.logic.close()
+            # A reload only hides this one: on its node it would hear strokes beside the new one.
+            self.ui.segmentEditor.setMRMLSegmentEditorNode(None)
 
     def onEffectRegistered(self) -> None:
         """Offer effects of other extensions too, which come later where 3D Slicer starts with this module."""
@@ -122,10 +126,8 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _stopFollowing(self) -> None:
         if self._parameterNode and self._parameterNodeGuiTag is not None:
             self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
+            self._parameterNode.RemoveObserver(self._parameterNodeTag)
             self._parameterNodeGuiTag = None
-            self.removeObserver(
-                self._parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameterNodeModified
-            )
 
     def onReload(self) -> None:
         """Load the module's Python packages anew, for developers."""
@@ -174,7 +176,9 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = parameterNode
         if parameterNode:
             self._parameterNodeGuiTag = parameterNode.connectGui(self.ui)
-            self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameterNodeModified)
+            self._parameterNodeTag = parameterNode.AddObserver(
+                vtk.vtkCommand.ModifiedEvent, self.onParameterNodeModified
+            )
         self.onParameterNodeModified()
 
     def onParameterNodeModified(self, caller=None, event=None) -> None:
@@ -188,21 +192,15 @@ class MedSSLSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         segmentation = node.GetSegmentation() if node else None
         if segmentation is self._observedSegmentation:
             return
-        for event in (
-            slicer.vtkSegmentation.SegmentAdded,
-            slicer.vtkSegmentation.SegmentRemoved,
-            slicer.vtkSegmentation.SegmentModified,
-            slicer.vtkSegmentation.SegmentsOrderModified,
-        ):
-            if self._observedSegmentation:
-                self.removeObserver(self._observedSegmentation, event, self.onSegmentsModified)
-            if segmentation:
-                self.addObserver(segmentation, event, self.onSegmentsModified)
-        painted = slicer.vtkSegmentation.SourceRepresentationModified
-        if self._observedSegmentation:
-            self.removeObserver(self._observedSegmentation, painted, self.onSegmentPainted)
-        if segmentation:
-            self.addObserver(segmentation, painted, self.onSegmentPainted)
+        for tag in self._segmentationTags:
+            self._observedSegmentation.RemoveObserver(tag)
+        kind = slicer.vtkSegmentation
+        listed = (kind.SegmentAdded, kind.SegmentRemoved, kind.SegmentModified, kind.SegmentsOrderModified)
+        observed = [(event, self.onSegmentsModified) for event in listed]
+        observed.append((kind.SourceRepresentationModified, self.onSegmentPainted))
+        # Not through the mixin, which keeps what it has ever observed in memory.
+        targets = [segmentation] if segmentation else []
+        self._segmentationTags = [each.AddObserver(*what) for each in targets for what in observed]
         self._observedSegmentation = segmentation
 
     def onSegmentPainted(self, caller, event) -> None:

@@ -37,11 +37,11 @@ class Known:
 
 
 QT_CLASSES = {
-    "QObject": Known("qobject.h", methods="blockSignals deleteLater property setProperty"),
+    "QObject": Known("qobject.h", methods="blockSignals deleteLater inherits property setProperty"),
     "QWidget": Known(
         "qwidget.h",
         properties="enabled minimumHeight toolTip visible width height",
-        methods="update",
+        methods="focusWidget update",
         virtuals="mousePressEvent paintEvent",
         bases=("QObject",),
     ),
@@ -196,6 +196,7 @@ CALLABLES = {
     "slicer.util.tryWithErrorDisplay": "(message=None, show=True, waitCursor=False)",
     "slicer.util.updateVolumeFromArray": "(volumeNode, narray)",
     "slicer.app.connect": "(signal, receiver)",
+    "slicer.app.disconnect": "(signal, receiver)",
     "slicer.app.processEvents": "(flags=None, maxtime=None)",
     "slicer.modules.segmentations.logic": "()",
     "slicer.qSlicerSegmentEditorEffectFactory.instance": "()",

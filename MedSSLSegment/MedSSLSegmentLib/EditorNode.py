@@ -44,9 +44,10 @@ def handOver(node: Any) -> None:
     wasModifying = other.StartModify()
     other.SetAndObserveSegmentationNode(node.GetSegmentationNode())
     other.SetAndObserveSourceVolumeNode(node.GetSourceVolumeNode())
-    other.SetSelectedSegmentID(node.GetSelectedSegmentID())
     _copyRules(node, other)
     other.EndModify(wasModifying)
+    # Only now: of another segmentation the module's widget has just chosen the first segment.
+    other.SetSelectedSegmentID(node.GetSelectedSegmentID())
 
 
 def _copyRules(source: Any, target: Any) -> None:

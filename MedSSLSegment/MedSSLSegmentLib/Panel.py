@@ -45,6 +45,8 @@ RUN_MS = 2000
 STRIP_S = 0.2
 """Between two times that the strip is drawn anew while slices arrive."""
 PROGRESS_STEPS = 1000
+TEXT_FIELDS = ("QLineEdit", "QAbstractSpinBox", "QComboBox")
+FOCUS_CHANGED = "focusChanged(QWidget*,QWidget*)"
 DECIDING_KEYS = ("Return", "Esc", "Backspace")
 """Keys that decide about prompts, and mean something else to fields of text and to effects."""
 ANOTHER_KEY = "A"
@@ -105,6 +107,8 @@ class Panel:
             self.showModels,
             self.shortcuts.text(),
         )
+        self._window: Any = None
+        """The application's, while the module is open."""
         self._sentences: tuple[str, ...] = ("", "", "")
         self._lastSentence = ""
         self.lookTimer = _timer(300, self.onLook, isSingle=True)
@@ -161,6 +165,9 @@ class Panel:
 
     def enter(self, window: Any) -> None:
         """The module was opened: listen to keys, let the Segment Editor work in the views."""
+        if self._window is None:
+            slicer.app.connect(FOCUS_CHANGED, self.onFocusChanged)
+        self._window = window
         self.pauseKeys()
         self.shortcuts.activate(window)
         self.showModels()
@@ -171,6 +178,9 @@ class Panel:
     def exit(self) -> None:
         """The module was left: give keys and mouse back; what runs goes on."""
         self.shortcuts.deactivate()
+        if self._window is not None:
+            slicer.app.disconnect(FOCUS_CHANGED, self.onFocusChanged)
+            self._window = None
         self.annotate.close()
         self.ui.segmentEditor.setActiveEffect(None)
         self.ui.segmentEditor.removeViewObservations()
@@ -220,7 +230,8 @@ class Panel:
         self.session.choose(volume, segmentation)
         self.session.editor_node = self.ui.segmentEditor.mrmlSegmentEditorNode()
         self.ui.segmentEditor.setSegmentationNode(segmentation)
-        self.ui.segmentEditor.setSourceVolumeNode(volume)
+        if segmentation is not None:  # else the editor reports an error
+            self.ui.segmentEditor.setSourceVolumeNode(volume)
         self.propagate.setParameterNode(self.parameterNode)
         self.annotate.setParameterNode(self.parameterNode)
         self.annotate.show()
@@ -328,9 +339,18 @@ class Panel:
         self.giveWay(PROMPT_GIVE_WAY_S)
         self._pace()
 
+    def onFocusChanged(self, old: Any = None, new: Any = None) -> None:
+        """Another widget has the keyboard now."""
+        self.pauseKeys()
+
+    def _isTyping(self) -> bool:
+        """Whether a field of text has the keyboard: there Return and Esc end what is typed."""
+        widget = self._window.focusWidget() if self._window is not None else None
+        return widget is not None and any(widget.inherits(kind) for kind in TEXT_FIELDS)
+
     def pauseKeys(self) -> None:
-        """The keys that decide about a preview are ours only while there are prompts and no effect is active."""
-        isEditing = self.ui.segmentEditor.activeEffect() is not None
+        """The keys that decide about a preview are ours while there are prompts, no effect and no field of text."""
+        isEditing = self.ui.segmentEditor.activeEffect() is not None or self._isTyping()
         areOurs = self.annotate.hasPrompts and not isEditing
         if not areOurs:
             self.shortcuts.pause((*DECIDING_KEYS, ANOTHER_KEY))

@@ -49,14 +49,24 @@ class SliceViews:
         self._restTimer.setSingleShot(True)
         self._restTimer.timeout.connect(self._onRested)
         self._markups: Any = None
+        self._before: tuple[str | None, str | None, int] | None = None
+        """What the person placed before: class and ID of the markups, and whether many in a row."""
         self._observations: list[tuple[Any, int]] = []
         self._normals: list[list[float]] = []
         """Of the views of points that are not handed on yet."""
 
     def startPlacing(self) -> None:
         """Let the next clicks in slice views place prompts."""
+        wasPlacing = self._isPlacing()
         self._stopObserving()
-        markups, selection, interaction = self._markupsNode(), self._selection(), self._interaction()
+        selection, interaction = self._selection(), self._interaction()
+        if self._before is None:  # asked first: markups that are made become those to place
+            className, nodeId = selection.GetActivePlaceNodeClassName(), selection.GetActivePlaceNodeID()
+            self._before = className, nodeId, interaction.GetPlaceModePersistence()
+        markups = self._markupsNode()
+        if not wasPlacing:
+            markups.RemoveAllControlPoints()
+            self._normals.clear()
         selection.SetReferenceActivePlaceNodeClassName(markups.GetClassName())
         selection.SetActivePlaceNodeID(markups.GetID())
         interaction.SetPlaceModePersistence(1)
@@ -77,6 +87,24 @@ class SliceViews:
         if wasPlacing:
             interaction = self._interaction()
             interaction.SetCurrentInteractionMode(interaction.ViewTransform)
+        self._giveBack()
+
+    def _giveBack(self) -> None:
+        """Let the person's own markups be the ones to place again, unless others are by now."""
+        before, self._before = self._before, None
+        selection, interaction = self._selection(), self._interaction()
+        if before is None or not self._isOurs(selection):
+            return
+        className, nodeId, persistence = before
+        selection.SetReferenceActivePlaceNodeClassName(className)
+        selection.SetActivePlaceNodeID(nodeId if nodeId and self.scene.GetNodeByID(nodeId) else None)
+        interaction.SetPlaceModePersistence(persistence)
+
+    def _isOurs(self, selection: Any) -> bool:
+        """Whether what is placed next are prompts."""
+        if selection is None or not self.scene.IsNodePresent(self._markups):
+            return False
+        return bool(selection.GetActivePlaceNodeID() == self._markups.GetID())
 
     def close(self) -> None:
         """Leave nothing in the scene."""
@@ -124,11 +152,10 @@ class SliceViews:
 
     def _isPlacing(self) -> bool:
         """Whether the next click is a prompt."""
-        interaction, selection = self._interaction(), self._selection()
-        if interaction is None or selection is None or not self.scene.IsNodePresent(self._markups):
+        interaction = self._interaction()
+        if interaction is None or not self._isOurs(self._selection()):
             return False
-        isOurs = selection.GetActivePlaceNodeID() == self._markups.GetID()
-        return isOurs and interaction.GetCurrentInteractionMode() == interaction.Place
+        return bool(interaction.GetCurrentInteractionMode() == interaction.Place)
 
     def _observe(self, node: Any, event: int, method: Callable[[Any, Any], None]) -> None:
         self._observations.append((node, node.AddObserver(event, method)))
@@ -146,6 +173,7 @@ class SliceViews:
     def _notice(self) -> None:
         if self._observations and not self._isPlacing():
             self._stopObserving()
+            self._giveBack()
             self.onStopped()
 
     def _onViewMoved(self, caller: Any, event: Any) -> None:

@@ -140,6 +140,9 @@ class qMRMLSegmentEditorWidget(QtWidgets.QFrame):
         return self.node
 
     def setSourceVolumeNode(self, node: Any) -> None:
+        assert self.node is not None, (
+            "vtkSlicerSegmentEditorLogic.cxx reports an error (583e9b3, SetSourceVolumeNode)"
+        )
         self.volume = node
 
     def currentSegmentID(self) -> str:
@@ -220,12 +223,14 @@ def stand_ins() -> tuple[type, ...]:
 
 
 class Observing:
-    """VTKObservationMixin."""
+    """VTKObservationMixin (583e9b3, util.py): what was observed once stays in memory."""
 
     def __init__(self) -> None:
         self._tags: dict[Any, Any] = {}
+        self._observed: set[Any] = set()
 
     def addObserver(self, thing: Any, event: Any, method: Any) -> None:
+        self._observed.add(thing)
         self._tags[thing, event, method] = thing.AddObserver(event, method)
 
     def removeObserver(self, thing: Any, event: Any, method: Any) -> None:
@@ -522,7 +527,9 @@ class Application:
             util=util,
             mrmlScene=self.scene,
             modules=types.SimpleNamespace(segmentations=types.SimpleNamespace(logic=self.logic)),
-            app=types.SimpleNamespace(connect=self.connect, processEvents=self.processEvents),
+            app=types.SimpleNamespace(
+                connect=self.connect, disconnect=self.disconnect, processEvents=self.processEvents
+            ),
             qSlicerSegmentEditorEffectFactory=types.SimpleNamespace(instance=self.instance),
         )
         identity = module("slicer.i18n", tr=lambda text: text, translate=lambda context, text: text)

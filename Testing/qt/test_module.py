@@ -410,6 +410,13 @@ def test_a_scene_that_is_opened_shows_what_was_chosen_in_it_though_its_parameter
     assert a_desk.panel.parameterNode.direction.value == "higher"
 
 
+def test_nothing_but_the_scene_is_observed_in_a_way_that_keeps_it_in_memory(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    a_desk.widget.exit()
+    a_desk.widget.enter()
+    assert a_desk.widget._observed == {a_desk.application.scene}
+
+
 def test_deleting_the_segmentation_while_running_cancels(a_desk: Any) -> None:
     a_desk.choose_nodes()
     a_desk.ui.propagateButton.click()

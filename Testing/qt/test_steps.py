@@ -605,6 +605,58 @@ def test_taking_another_tool_of_slicer_lays_the_prompt_down(a_desk: Any) -> None
     assert interaction.GetCurrentInteractionMode() == interaction.AdjustWindowLevel
 
 
+def test_a_tool_that_is_laid_down_gives_the_persons_own_landmarks_back(a_desk: Any) -> None:
+    scene = a_desk.application.scene
+    a_desk.choose_nodes()
+    selection = scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+    interaction = scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
+    landmarks = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "F")
+    interaction.SetPlaceModePersistence(0)
+    for lay_down in (a_desk.ui.positiveButton.click, lambda: interaction.SetCurrentInteractionMode(2)):
+        a_desk.ui.positiveButton.click()
+        assert selection.GetActivePlaceNodeID() != landmarks.GetID()
+        lay_down()
+        QtWidgets.QApplication.processEvents()
+        assert interaction.GetCurrentInteractionMode() == interaction.ViewTransform == 2
+        assert selection.GetActivePlaceNodeID() == landmarks.GetID()
+        assert selection.GetActivePlaceNodeClassName() == "vtkMRMLMarkupsFiducialNode"
+        assert interaction.GetPlaceModePersistence() == 0
+
+
+def test_a_tool_taken_after_another_list_was_chosen_leaves_that_one_alone(a_desk: Any) -> None:
+    scene = a_desk.application.scene
+    a_desk.choose_nodes()
+    a_desk.ui.positiveButton.click()
+    a_desk.ui.negativeButton.click()
+    added = scene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "mine")
+    QtWidgets.QApplication.processEvents()
+    selection = scene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+    assert selection.GetActivePlaceNodeID() == added.GetID()
+    assert not a_desk.ui.negativeButton.checked
+
+
+def test_return_and_escape_belong_to_a_field_of_text_that_has_the_keyboard(a_desk: Any) -> None:
+    a_desk.choose_nodes()
+    a_desk.widget.enter()
+    place(a_desk, "positive", (4.0, 3.0, 4.0))
+    a_desk.panel.onTimer()
+    window, changed = (
+        a_desk.application.window,
+        a_desk.application.connections["focusChanged(QWidget*,QWidget*)"],
+    )
+    fields = [kind(window) for kind in (QtWidgets.QLineEdit, QtWidgets.QSpinBox, QtWidgets.QComboBox)]
+    button = QtWidgets.QPushButton(window)
+    for field in fields:
+        assert "Return" in a_desk.panel.shortcuts.active
+        field.setFocus()
+        changed(button, field)
+        assert not {"Return", "Esc"} & a_desk.panel.shortcuts.active
+        button.setFocus()
+        changed(field, button)
+    a_desk.widget.exit()
+    assert "focusChanged(QWidget*,QWidget*)" not in a_desk.application.connections
+
+
 def test_keys_that_decide_are_left_to_others_while_there_is_nothing_to_decide(a_desk: Any) -> None:
     a_desk.choose_nodes()
     a_desk.widget.enter()

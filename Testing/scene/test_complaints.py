@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
 from collections.abc import Callable
@@ -18,9 +19,10 @@ from medssl.errors import InputError  # noqa: E402
 from medssl.results import SliceMask  # noqa: E402
 from medssl.scene import nodes, tags, writing  # noqa: E402
 from medssl.scene.marks import PromptMarks  # noqa: E402
-from medssl.scene.predicting import PredictDesk  # noqa: E402
+from medssl.scene.predicting import PredictDesk, is_stage  # noqa: E402
 from medssl.scene.prompting import Place, position_ras_mm  # noqa: E402
 from medssl.scene.session import PropagateRequest, Session, State  # noqa: E402
+from medssl.volume import Volume  # noqa: E402
 from vtk.util import numpy_support  # noqa: E402
 
 SHAPE_KJI = (7, 12, 15)
@@ -662,3 +664,35 @@ def test_undoing_an_answer_takes_its_clicks_back_and_redo_brings_them_back(a_des
     a_desk.session.undo()
     a_desk.click(5)
     assert len(a_desk.client.asked[-1]["prompt"].points_xy_px) == 1
+
+
+@pytest.mark.parametrize("what", ["a prompt", "a prediction", "a look at the stages"])
+def test_what_was_worked_on_leaves_the_memory_when_it_is_closed(
+    what: str, a_scene: Any, a_client: Any
+) -> None:
+    session = Session(a_scene.scene, a_scene.logic, a_client)
+    desk = PredictDesk(session)
+    voxels = np.arange(6 * 7 * 8, dtype=np.int16).reshape(6, 7, 8)
+    volume_node = nodes.add_volume_node(a_scene.scene, Volume(voxels, np.eye(4), "CT"))
+    node = nodes.create_segmentation_node(a_scene.scene, volume_node)
+    liver = node.GetSegmentation().AddEmptySegment("", "liver")
+    gone: list[str] = []
+    volume_node.GetImageData().AddObserver("DeleteEvent", lambda *_: gone.append("image"))
+    node.AddObserver("DeleteEvent", lambda *_: gone.append("segmentation"))
+    session.choose(volume_node, node)
+    session.volume()
+    if what == "a prompt":
+        session.prompts.add_point(liver, [4.0, 3.0, 2.0], 0, True)
+        session.prompts.drop()
+    elif what == "a prediction":
+        desk.predict("liver")
+        desk.poll()
+        desk.cancel()
+    else:
+        assert not is_stage(node)
+    session.choose(None, None)
+    del volume_node, node
+    a_scene.scene.Clear(0)
+    vars(a_client).clear()  # a real client's requests go to another process
+    gc.collect()
+    assert sorted(gone) == ["image", "segmentation"]

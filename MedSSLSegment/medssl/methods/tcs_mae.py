@@ -3,8 +3,8 @@
 Intervals of intensity are masked, so whole tissues vanish rather than squares. The same U-Net reconstructs the masked
 and the whole slice (SSIM), and the two are to agree at the deepest levels of the encoder. Encoder and decoder are kept.
 
-The presets' networks have no map finer than a quarter of the image, as the paper's; in a U-Net, which has one, it gained
-nothing (RESULTS_STUDY.md).
+The presets' networks have no map finer than a quarter of the image, as the paper's; in a U-Net, which has one, it
+gained nothing (RESULTS_STUDY.md).
 
 B batch, C channels, H rows, W columns, K intervals, E numbers in an embedding.
 """

@@ -31,6 +31,7 @@ __all__ = [
     "guess_axis",
     "image_stamp",
     "list_segments",
+    "nodes_of",
     "painted_across",
     "place_beside",
     "read_drawn",
@@ -59,6 +60,11 @@ class SegmentInfo:
     """What the user calls it; need not be unique."""
     color_rgb: tuple[float, float, float]
     """0 .. 1 each."""
+
+
+def nodes_of(scene: Any, kind: str) -> list[Any]:
+    """The nodes of a class in a scene; vtkMRMLScene::GetNodesByClass would keep them in memory for ever."""
+    return [scene.GetNthNodeByClass(n, kind) for n in range(scene.GetNumberOfNodesByClass(kind))]
 
 
 # Volumes

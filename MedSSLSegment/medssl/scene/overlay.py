@@ -106,9 +106,7 @@ class UncertaintyOverlay:
 
     def _views(self) -> Iterator[Any]:
         """The composite node of every slice view."""
-        scene = self._session.scene
-        for n in range(scene.GetNumberOfNodesByClass("vtkMRMLSliceCompositeNode")):
-            yield scene.GetNthNodeByClass(n, "vtkMRMLSliceCompositeNode")
+        yield from nodes.nodes_of(self._session.scene, "vtkMRMLSliceCompositeNode")
 
     @staticmethod
     def _shows(view: Any, node: Any) -> bool:

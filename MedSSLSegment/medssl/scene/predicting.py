@@ -294,6 +294,12 @@ class PredictDesk:
         writer, self._run, self._writer, self._looking = self._writer, None, None, None
         self.message, self.seconds_left = message, None
         node = self._nodes[1]
+        self._nodes, self._image, self._ids, self._written_to = (
+            (None, None),
+            (),
+            {},
+            set(),
+        )  # they keep memory
         if writer is None:
             return
         writer.end()
@@ -353,7 +359,7 @@ def is_stage(segmentation_node: Any) -> bool:
     scene = segmentation_node.GetScene()
     return any(
         owner.GetNodeReference(f"{_STAGE}.{stage}") is segmentation_node
-        for owner in scene.GetNodesByClass("vtkMRMLSegmentationNode")
+        for owner in nodes.nodes_of(scene, "vtkMRMLSegmentationNode")
         for stage in _STAGES
     )
 

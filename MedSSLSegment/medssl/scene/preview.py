@@ -470,6 +470,7 @@ class PromptDesk:
     def _forget_previews(self) -> None:
         self._stop()
         self._masks.clear()
+        self._image = ()  # it would keep the volume's memory
         if self._node is not None and self._session.scene.IsNodePresent(self._node):
             self._session.scene.RemoveNode(self._node)
         self._node = None

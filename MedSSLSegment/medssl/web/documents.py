@@ -216,7 +216,7 @@ class Documents:
 
     def volumes(self) -> list[Any]:
         """Volumes a person can choose: grey images, no label maps."""
-        found = self._scene.GetNodesByClass("vtkMRMLScalarVolumeNode")
+        found = nodes.nodes_of(self._scene, "vtkMRMLScalarVolumeNode")
         return [
             node
             for node in found
@@ -236,7 +236,7 @@ class Documents:
         """Segmentations a person can choose."""
         return [
             node
-            for node in self._scene.GetNodesByClass("vtkMRMLSegmentationNode")
+            for node in nodes.nodes_of(self._scene, "vtkMRMLSegmentationNode")
             if not node.GetHideFromEditors() and not is_stage(node)
         ]
 
@@ -357,7 +357,7 @@ def _packed_later(
 def _unpacked_voxels(scene: Any) -> Iterator[None]:
     """Nodes are written without being packed."""
     packed = []
-    for node in (n for kind in _WITH_VOXELS for n in scene.GetNodesByClass(kind)):
+    for node in (n for kind in _WITH_VOXELS for n in nodes.nodes_of(scene, kind)):
         if node.GetStorageNode() is None:
             node.AddDefaultStorageNode()  # as Slicer does when it writes
         if node.GetStorageNode() is not None and node.GetStorageNode().GetUseCompression():
