@@ -58,6 +58,8 @@ class Running:
     address: str
     """What it printed: the secret is in it."""
     process: subprocess.Popen[str]
+    home: Path
+    """Its folder for models, cases and runs."""
     lines: list[str] = field(default_factory=list)
     """What it has said so far."""
 
@@ -82,7 +84,7 @@ def running_workstation(*arguments: object, home: Path) -> Iterator[Running]:
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    running = Running("", process)
+    running = Running("", process, home)
     reader = threading.Thread(target=lambda: running.lines.extend(process.stdout or ()), daemon=True)
     reader.start()
     try:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from medssl.foundation.own import add_own
 from medssl.metrics import dice
+from medssl.model_files import remove_own
 from medssl.phantom import Phantom
+from medssl.registry import DEFAULT_MODEL, find_entry, model_path
 from medssl.segmentation import read_segmentation
 
 from .conftest import ORGAN, PATIENCE_S, SIZE_PX, Page, Running, centre, depth, wait_until
@@ -158,6 +161,28 @@ def test_reloading_in_the_middle_of_a_run_shows_the_same_work(page: Page, phanto
     box = page.page.locator("[data-test=suggestion]").bounding_box()
     assert box
     assert box["y"] + box["height"] < SIZE_PX[1]
+
+
+def test_a_model_that_was_imported_meanwhile_can_be_chosen_once_the_page_is_loaded_again(
+    page: Page, workstation: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offered() -> list[str]:
+        page.open_step(3)
+        page.page.locator("[data-test=step-3] .v-select", has_text="medssl-nano").click()
+        page.rest()
+        found = page.page.locator(".v-overlay--active .v-list-item").all_inner_texts()
+        page.page.keyboard.press("Escape")
+        page.page.wait_for_selector(".v-overlay--active .v-list-item", state="hidden")
+        return [text.split(":")[0] for text in found]
+
+    monkeypatch.setenv("MEDSSL_HOME", str(workstation.home))
+    assert "ours" not in offered()
+    entry = add_own(model_path(find_entry(DEFAULT_MODEL)), "ours")
+    try:
+        page.open()
+        assert "ours" in offered()
+    finally:
+        remove_own(entry)
 
 
 def test_a_worker_that_is_killed_is_said_to_be_gone_and_the_next_request_starts_it_again(

@@ -159,7 +159,14 @@ class Workstation(TrameApp):  # type: ignore[misc]
     def start(self, *, port: int, announce: Callable[[str], None], open_browser: bool = True) -> None:
         """Open what was named, and serve until it is interrupted."""
         self.server.controller.on_server_ready.add(self._on_ready)
+        self.server.controller.on_client_connected.add(self._on_page)
         serve(self.server, port=port, announce=announce, open_browser=open_browser)
+
+    def _on_page(self, **_: Any) -> None:
+        """A page was opened, or loaded again."""
+        with self.server.state:
+            self.annotate.list_models()
+            self.propagate.list_models()
 
     def _on_ready(self, **_: Any) -> None:
         create_task(self.files.open(self._options.paths))

@@ -55,7 +55,7 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
         self._effect.point_placed.connect(self._on_point)
         self._effect.box_placed.connect(self._on_box)
         self._effect.scribble_placed.connect(self._on_scribble)
-        self.data.models = promptable_models()
+        self.list_models()
         self.data.model = self._prompts.model
         self.bind_changes({self.name.model: self._on_model})
         work.editor.active_effect_name_changed.connect(self._show_tool)
@@ -92,6 +92,10 @@ class AnnotateStepLogic(SectionLogic[AnnotateStepState]):
     def drop(self) -> None:
         """Forget the prompts of the slice."""
         self._decide(self._prompts.drop)
+
+    def list_models(self) -> None:
+        """List the models there are now: one may have been imported since."""
+        self.data.models = promptable_models()
 
     def show(self) -> None:
         """Show what there is to accept."""

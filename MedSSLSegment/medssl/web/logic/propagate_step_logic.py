@@ -44,7 +44,8 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
         self._survey: Any = None
         self._marks: dict[tuple[int, int], int] = {}
         self.data.views, self.data.directions = list(_VIEWS), list(_DIRECTIONS)
-        self.data.models, self.data.model = trackers(), DEFAULT_MODEL
+        self.list_models()
+        self.data.model = DEFAULT_MODEL
         self.bind_changes({self.name.view: self._on_view, self.name.model: self._on_model})
         work.chosen.connect(self._on_nodes_chosen)
         for view in work.slicer_app.view_manager.get_slice_views():
@@ -92,6 +93,10 @@ class PropagateStepLogic(SectionLogic[PropagateStepState]):
     def go_to_next(self) -> None:
         """Go to the slice worth annotating next, and say why."""
         self.work.attempt(self._go_to_next)
+
+    def list_models(self) -> None:
+        """List the models there are now: one may have been imported since."""
+        self.data.models = trackers()
 
     def show(self) -> None:
         """Show what can be done, and what has arrived."""
