@@ -6,6 +6,7 @@ import os
 import signal
 
 import torch
+import torch._dynamo  # The first step of an optimiser imports it, which takes a second in every process.
 from medssl.datasets.data import UnlabelledVolumes
 from medssl.events import Progress
 from medssl.learning.pretrain_config import PretrainConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -43,25 +44,32 @@ def build_sam2_model(
     """
     if image_size <= 0 or image_size % 32:
         raise ModelError(f"SAM 2 needs an image size that is a multiple of 32, not {image_size}.")
-    model = _instantiate(config, [_VIDEO_PREDICTOR, f"++model.image_size={image_size}", *overrides])
+    model = _instantiate(config, (_VIDEO_PREDICTOR, f"++model.image_size={image_size}", *overrides))
     if weights is not None:
         load_into(model, weights)
     return model.to(device).eval()
 
 
-def _instantiate(config: str, overrides: Sequence[str]) -> nn.Module:
+def _instantiate(config: str, overrides: tuple[str, ...]) -> nn.Module:
     ensure_torchvision_operators()
     try:
         import sam2  # noqa: F401 - initialises hydra when first imported: not between our clear and restore
-        from hydra import compose, initialize_config_module
-        from hydra.core.global_hydra import GlobalHydra
-        from hydra.errors import MissingConfigException
         from hydra.utils import instantiate
-        from omegaconf import OmegaConf
     except ModuleNotFoundError as error:
         raise ModelError(
             f"SAM 2 needs the package {error.name}; install it with: pip install sam2."
         ) from error
+    model: nn.Module = instantiate(_composed(config, overrides), _recursive_=True)
+    return model
+
+
+@cache
+def _composed(config: str, overrides: tuple[str, ...]) -> Any:
+    """The model's part of a configuration, resolved. Composing it takes longer than building a small model from it."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import MissingConfigException
+    from omegaconf import OmegaConf
 
     with _hydra_lock:
         shared = GlobalHydra.instance()
@@ -75,5 +83,4 @@ def _instantiate(config: str, overrides: Sequence[str]) -> nn.Module:
         finally:
             GlobalHydra.instance().hydra = before
     OmegaConf.resolve(tree)
-    model: nn.Module = instantiate(tree.model, _recursive_=True)
-    return model
+    return tree.model
