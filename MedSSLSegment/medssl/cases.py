@@ -352,7 +352,8 @@ class CaseStore:
             vouched: as for `add`.
             what: for the history; empty = said from `vouched`.
             keep_others: segments of the case that `segmentation` does not name stay, with what is vouched for of them;
-                where one of them meets one that is named, the one that is named has the voxel.
+                where one of them meets one that is named, the one that is named has the voxel, unless only the other
+                one is vouched for there.
 
         Raises:
             InputError: as `add`; the case is gone.
@@ -368,8 +369,9 @@ class CaseStore:
             _check_vouched(segmentation, vouched)
             what = what or f"updated: {_what(vouched)}"
             if keep_others:
-                vouched = [*vouched, *(v for v in old.vouched if v.segment not in segmentation.names)]
-                segmentation = _over(segmentation, self.case(case_id).segmentation())
+                standing = [v for v in old.vouched if v.segment not in segmentation.names]
+                segmentation = _over(segmentation, vouched, self.case(case_id).segmentation(), standing)
+                vouched = [*vouched, *standing]
             revision = old.revision + 1
             _write_labels(folder, revision, segmentation)
             facts = replace(
@@ -479,14 +481,28 @@ def _check_vouched(segmentation: Segmentation, vouched: Sequence[Vouched]) -> No
             raise InputError(f"Slice {wrong} of {v.segment} does not exist; there are 0 to {count - 1}.")
 
 
-def _over(segmentation: Segmentation, older: Segmentation) -> Segmentation:
-    """A segmentation with the segments of another one that it does not name; they get the labels after its own."""
+def _over(
+    segmentation: Segmentation,
+    vouched: Sequence[Vouched],
+    older: Segmentation,
+    older_vouched: Sequence[Vouched],
+) -> Segmentation:
+    """A segmentation with the segments of another one that it does not name; they get the labels after its own.
+
+    Where two meet, what is vouched for stays as it is, and otherwise the one that is named has the voxel.
+    """
+    shape = segmentation.shape_kji
     others = [segment for segment in older.segments if segment.name not in segmentation.names]
     highest = max((segment.label for segment in segmentation.segments), default=0)
     labels = segmentation.labels_kji.astype(np.uint16)
+    free = labels == 0
+    open_to_others = ~free
+    for name in segmentation.names:
+        open_to_others &= ~(segmentation.mask(name) & vouched_voxels(shape, vouched, name))
     kept = []
     for label, segment in enumerate(others, start=highest + 1):
-        labels[older.mask(segment.name) & (labels == 0)] = label
+        known = vouched_voxels(shape, older_vouched, segment.name)
+        labels[older.mask(segment.name) & (free | (known & open_to_others))] = label
         kept.append(replace(segment, label=label))
     return replace(segmentation, labels_kji=labels, segments=(*segmentation.segments, *kept))
 

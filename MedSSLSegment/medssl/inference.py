@@ -22,6 +22,7 @@ from .errors import InputError
 from .events import Eta, Log, Progress, never
 from .few_labels.finetuning import predictor_of
 from .few_labels.segmenter import SegmentationModel
+from .few_labels.sides import mirrored
 from .few_labels.suitability import check_volume
 from .few_labels.tiling import ScanPredictor
 from .foundation.runtime import pick_device
@@ -34,7 +35,6 @@ Uncertainty = Literal["off", "flip-average", "dropout"]
 
 _DROPOUT_PASSES = 8
 _DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
-_SIDE = {"left": "right", "right": "left"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,19 +80,18 @@ def predict(
         volume: any orientation and spacing.
         start: axial slice of the volume to begin with; None for the middle.
         uncertainty: "off" gives the entropy of one answer; "flip-average" averages it with that on the mirrored
-            image, where the segments allow it (twice the time); "dropout" averages 8 answers of a network with
-            dropout (8 times).
+            image (twice the time), unless a left segment is without its right one or the other way round; "dropout"
+            averages 8 answers of a network with dropout (8 times).
         anyway: only warn where the volume is of another modality than the model has learnt from.
         device: auto, cpu, cuda, cuda:N or mps.
         cancelled: asked before every batch.
 
     Yields:
-        A warning where the volume is unlike those the model has learnt from, Progress, and every axial slice of the
-        volume once, nearest to `start` first.
+        A warning where the volume is unlike those the model has learnt from or a mirrored image is of no use, Progress,
+        and every axial slice of the volume once, nearest to `start` first.
 
     Raises:
-        InputError: `start` is not a slice, the volume is of another modality, or the model has no dropout or cannot
-            be mirrored.
+        InputError: `start` is not a slice, the volume is of another modality, or the model has no dropout.
         Cancelled: `cancelled` said so.
     """
     contract, info = model.info.contract, model.info
@@ -103,6 +102,13 @@ def predict(
     if not 0 <= start < count:
         raise InputError(f"Slice {start} does not exist; the axial slices run from 0 to {count - 1}.")
     yield from check_volume(info, volume, anyway=anyway)
+    alone = [name for name in info.names if mirrored(name, info.names) is None]
+    if uncertainty == "flip-average" and alone:
+        uncertainty = "off"
+        yield Log(
+            f"The model does not find the other side of {', '.join(alone)}, so a mirrored image is of no use: the"
+            " uncertainty is that of one answer."
+        )
     predictor = _predictor(model, uncertainty, where)
     image, grid = prepare_image(volume, contract, cancelled)
     prepared_start = grid.prepared_slice(axis, start)
@@ -189,7 +195,7 @@ def _predictor(model: SegmentationModel, uncertainty: Uncertainty, device: torch
             raise InputError(f"The backbone {model.info.backbone} has no dropout; use flip-average or off.")
         answer = _with_dropout(once.answer, layers)
     else:
-        answer = _with_mirror(once.answer, _mirrored_channels(model.info.names))
+        answer = _with_mirror(once.answer, model.info.names)
     return ScanPredictor(
         answer=answer,
         contract=contract,
@@ -220,29 +226,11 @@ def _with_dropout(
     return averaged
 
 
-def _with_mirror(answer: Callable[[Tensor], Tensor], channels: Sequence[int]) -> Callable[[Tensor], Tensor]:
+def _with_mirror(answer: Callable[[Tensor], Tensor], names: Sequence[str]) -> Callable[[Tensor], Tensor]:
     """Mean of the answers on the image and on its mirror image, left and right exchanged."""
+    channels = [0, *(names.index(mirrored(name, names) or name) + 1 for name in names)]
 
     def averaged(images: Tensor) -> Tensor:
-        mirrored = answer(images.flip(-1)).flip(-1)[:, list(channels)]
-        return (answer(images) + mirrored) / 2
+        return (answer(images) + answer(images.flip(-1)).flip(-1)[:, channels]) / 2
 
     return averaged
-
-
-def _mirrored_channels(names: Sequence[str]) -> list[int]:
-    """Channel that each channel becomes in a mirror.
-
-    Raises:
-        InputError: a segment's other side is not among them.
-    """
-    channels = [0]
-    for name in names:
-        words = name.split("_")
-        other = "_".join(_SIDE.get(word, word) for word in words)
-        if other not in names:
-            raise InputError(
-                f"The mirror image cannot be used: the model finds {name}, but not {other}; use dropout or off."
-            )
-        channels.append(names.index(other) + 1)
-    return channels

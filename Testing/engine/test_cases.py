@@ -332,6 +332,23 @@ def test_a_finished_segmentation_is_vouched_for_everywhere() -> None:
         assert vouched_voxels(volume.shape_kji, [v], v.segment).all()
 
 
+def test_what_nobody_vouches_for_does_not_eat_into_a_slice_that_was_drawn(tmp_path: Path) -> None:
+    """A kidney carried across a slice of the liver; on the slice that it was drawn on, it has what the two share."""
+    store = CaseStore(tmp_path)
+    case = add(store)
+    before = case.segmentation()
+    labels = np.zeros(before.shape_kji, np.uint8)
+    labels[1:4, 2:5, 3:8] = 1
+    kidney = Segmentation(labels, OBLIQUE, (Segment("kidney", 1, (0.2, 0.2, 0.9)),))
+
+    found = store.update(case.id, kidney, [Vouched("kidney", 0, (3,))], keep_others=True).segmentation()
+
+    np.testing.assert_array_equal(found.mask("liver")[2], before.mask("liver")[2])
+    np.testing.assert_array_equal(found.mask("kidney")[2], (labels[2] == 1) & ~before.mask("liver")[2])
+    np.testing.assert_array_equal(found.mask("kidney")[3], labels[3] == 1)
+    np.testing.assert_array_equal(found.mask("spleen")[3], before.mask("spleen")[3] & (labels[3] == 0))
+
+
 def test_another_segmentation_of_a_volume_leaves_what_the_case_knew_already(tmp_path: Path) -> None:
     store = CaseStore(tmp_path)
     case = add(store)

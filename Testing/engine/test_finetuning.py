@@ -22,7 +22,6 @@ from medssl.few_labels.annotated_samples import (
     AnnotatedSamples,
     by_scan,
     hold_out,
-    is_lateral,
 )
 from medssl.few_labels.augmentation import Augmentation
 from medssl.few_labels.finetune_run import FinetuneConfig, finetune
@@ -185,12 +184,6 @@ def test_augmentation_moves_labels_with_the_image() -> None:
     images, labels = turned(batch.images, batch.labels, (32, 32), torch.Generator().manual_seed(0))
     assert images[:, 0][labels == 1].mean() > 0.8
     assert images[:, 0][labels == 2].mean() < -0.8
-
-
-def test_left_and_right_are_not_mirrored() -> None:
-    assert is_lateral(["spleen", "kidney_left"])
-    assert is_lateral(["Right lung"])
-    assert not is_lateral(["liver", "bright", "aorta"])
 
 
 def test_few_cases_hold_out_slices_and_more_hold_out_a_patient() -> None:

@@ -11,6 +11,7 @@ import torch
 from medssl.datasets.grid import PreparedGrid, prepare_image
 from medssl.datasets.input_contract import InputContract
 from medssl.errors import Cancelled, InputError
+from medssl.events import Log
 from medssl.few_labels.finetuning import predictor_of
 from medssl.few_labels.segmenter import ModelInfo, SegmentationModel
 from medssl.few_labels.tiling import ScanPredictor
@@ -287,10 +288,13 @@ def test_dropout_repeats_and_leaves_the_network_as_it_was() -> None:
     assert not any(module.training for module in built.network.modules())
 
 
-def test_what_cannot_be_mirrored_is_refused() -> None:
-    built = model(names=("kidney_left",))
-    with pytest.raises(InputError, match="kidney_right"):
-        list(predict(built, volume(), uncertainty="flip-average", device="cpu"))
+def test_what_cannot_be_mirrored_is_answered_once_and_says_so() -> None:
+    built = model(names=("left kidney",))
+    said: list[Log] = []
+    found = predict_volume(built, volume(), uncertainty="flip-average", device="cpu", on_warning=said.append)
+    once = predict_volume(built, volume(), device="cpu")
+    np.testing.assert_array_equal(found.uncertainty, once.uncertainty)
+    assert "other side of left kidney" in said[-1].text
 
 
 def test_a_slice_that_does_not_exist_is_refused() -> None:

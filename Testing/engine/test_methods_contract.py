@@ -198,7 +198,7 @@ def test_small_inputs_are_pre_trained_without_dropout(name: str) -> None:
 def test_the_loss_of_a_method_falls_by_a_third_in_200_steps(
     name: str, volumes: UnlabelledVolumes, tmp_path: Path
 ) -> None:
-    """Methods 6: on the same batches after the first report, of step 2, and later; in 3D a quarter of them is enough."""
+    """Methods 6: on the same batches after the first report, of step 2, and later; in 3D a quarter of them will do."""
     out = tmp_path / name
     train(name, out, volumes, lambda metrics: bool(metrics))
     first = last = held_loss(name, out, volumes)
@@ -212,7 +212,10 @@ def test_the_loss_of_a_method_falls_by_a_third_in_200_steps(
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_goes_on_after_a_kill_as_if_nothing_had_been(
-    name: str, volumes: UnlabelledVolumes, tmp_path: Path, processes: multiprocessing.context.ForkServerContext
+    name: str,
+    volumes: UnlabelledVolumes,
+    tmp_path: Path,
+    processes: multiprocessing.context.ForkServerContext,
 ) -> None:
     """Methods 6: resume equals uninterrupted, bit for bit; and the encoder enters a fresh backbone whole."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"

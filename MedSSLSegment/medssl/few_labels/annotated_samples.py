@@ -9,7 +9,6 @@ Axis letters: B samples, C channels, N classes (0 is the background), S the spat
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,7 +33,6 @@ __all__ = [
     "Batch",
     "by_scan",
     "hold_out",
-    "is_lateral",
     "vouched_slices",
 ]
 
@@ -46,7 +44,6 @@ _FEW_CASES = 3
 _LEAST_SHARE_SEEN = 0.3
 """Of the samples of a scan, on slices that somebody has annotated, however many more labels were carried from them."""
 _T = TypeVar("_T", bound=np.generic)
-_SIDES = re.compile(r"(^|[^a-z])(left|right|l|r|lt|rt|sin|dex)([^a-z]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,11 +267,6 @@ def hold_out(
     held = [case for case in cases if case.scan.patient in chosen]
     learnt = [case for case in cases if case.scan.patient not in chosen]
     return learnt, held, f"measured on {_names(held)}"
-
-
-def is_lateral(names: Sequence[str]) -> bool:
-    """Whether any segment's name says left or right, so that a mirrored image would teach the wrong side."""
-    return any(_SIDES.search(name.replace("_", " ")) for name in names)
 
 
 def _hold_out_slices(

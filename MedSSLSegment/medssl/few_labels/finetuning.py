@@ -27,10 +27,11 @@ from ..datasets.input_contract import InputContract
 from ..errors import Cancelled, InputError, ModelError
 from ..events import Eta, Progress, never
 from ..learning.recipe import Recipe
-from .annotated_samples import AnnotatedCase, AnnotatedSamples, by_scan, is_lateral, vouched_slices
+from .annotated_samples import AnnotatedCase, AnnotatedSamples, by_scan, vouched_slices
 from .augmentation import Augmentation
 from .segmentation_loss import segmentation_loss
 from .segmenter import Segmenter
+from .sides import is_lateral
 from .tiling import ScanPredictor
 
 __all__ = [
