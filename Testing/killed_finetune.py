@@ -159,7 +159,6 @@ def digest(folder: Path, run: str) -> str:
 
 def load_what_is_loaded_late() -> None:
     """Once for all lives: a part of torch that its optimisers load takes seconds."""
-    import filelock  # noqa: F401
     import PIL.PngImagePlugin  # noqa: F401
 
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])

@@ -11,7 +11,6 @@ A volume whose result is there is not done again; one that failed is tried again
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import glob
 import itertools
@@ -29,7 +28,7 @@ from .datasets.volume_cache import left_out
 from .errors import Cancelled, InputError, MedSSLError, StorageError
 from .events import Eta, Log, Progress
 from .segmentation import Segmentation, write_segmentation
-from .storage import atomic_path, make_folder
+from .storage import atomic_path, make_folder, one_at_a_time
 from .volume import Volume
 
 __all__ = ["BatchItem", "run_batch"]
@@ -91,7 +90,8 @@ def run_batch(
             f"The folder {data} holds no image; give one with .nii.gz, .nrrd, .mha or DICOM files."
         )
     make_folder(out)
-    with _alone(out):
+    busy = InputError(f"Another batch is filling {out} now; wait for its end, or choose another folder.")
+    with one_at_a_time(out / ".lock", busy):  # each would write a summary of its own volumes only
         _require_same(out / "batch.json", settings)
         yield from left_out(found)
         yield from _results(sources, out, segment, cancelled)
@@ -113,28 +113,6 @@ def _results(
             _write_summary(out / "summary.csv", items)
             yield item
         yield eta.step(done, source.name)
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep a second program out of a folder of results; each would write a summary of its own volumes only."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(out / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"Another batch is filling {out} now; wait for its end, or choose another folder."
-        ) from None
-    except OSError as error:
-        raise StorageError(
-            f"The folder {out} cannot be written ({error.strerror}); choose another."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _items(

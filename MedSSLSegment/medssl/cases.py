@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from .errors import InputError, StorageError
 from .events import Log
 from .segmentation import Segment, Segmentation, read_segmentation, write_segmentation
-from .storage import atomic_path, is_leftover, make_folder, move
+from .storage import atomic_path, is_leftover, make_folder, move, one_at_a_time
 from .volume import Volume, looks_like_ct, read_volume, take_slice, write_volume
 
 __all__ = ["Case", "CaseStore", "HistoryEntry", "Origin", "Vouched", "vouch_for_all", "vouched_voxels"]
@@ -42,7 +42,7 @@ Origin = Literal["drawn", "propagated", "predicted", "imported"]
 
 _MARKER = "store.json"
 _FORMAT = 1
-_LOCK_SECONDS = 20.0
+_PATIENCE_S = 20.0
 _DRAFT_SECONDS = 24 * 3600.0
 """A case that has been half-written for so long is nobody's work any more."""
 _LABELS_FILE = re.compile(r"labels-\d+\.seg\.nrrd")
@@ -438,24 +438,10 @@ class CaseStore:
 
     @contextlib.contextmanager
     def _lock(self, case_id: str) -> Iterator[None]:
-        from filelock import FileLock, Timeout  # torch brings it; the panel's process never writes a store
-
         make_folder(self.folder / "locks")
-        lock = FileLock(self.folder / "locks" / f"{_slug(case_id)}.lock", timeout=_LOCK_SECONDS)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise StorageError(
-                f"Another program has been writing {case_id} for {_LOCK_SECONDS:.0f} s; try again."
-            ) from None
-        except OSError as error:
-            raise StorageError(
-                f"The case store {self.folder} cannot be written ({error.strerror}); choose another."
-            ) from error
-        try:
+        busy = StorageError(f"Another program has been writing {case_id} for {_PATIENCE_S:.0f} s; try again.")
+        with one_at_a_time(self.folder / "locks" / f"{_slug(case_id)}.lock", busy, _PATIENCE_S):
             yield
-        finally:
-            lock.release()
 
 
 def _folders_in(folder: Path) -> list[str]:

@@ -29,9 +29,10 @@ from .registry import (
     model_path,
     own_folder,
     sha256_of,
+    user_folder,
     verified_path,
 )
-from .storage import atomic_path, move
+from .storage import atomic_path, move, one_at_a_time
 
 __all__ = ["download", "import_from_folder", "keep_own", "remove_own"]
 
@@ -124,8 +125,8 @@ def download(
         Path of the file.
 
     Raises:
-        ModelError: no network, the server refuses, the connection broke, the file is not the registry's, or a
-            restricted licence was not acknowledged.
+        ModelError: no network, the server refuses, the connection broke, the file is not the registry's, another
+            download of it is under way, or a restricted licence was not acknowledged.
         StorageError: no space or no permission.
         Cancelled: the user asked to stop.
     """
@@ -139,15 +140,21 @@ def download(
     _check_acknowledged(entry, acknowledged)
     _make_folder(target.parent)
     part = target.with_name(target.name + ".part")
-    digest = _fetch(
-        entry, entry.source_url, part, progress or _ignore, cancelled or _never, allow_loopback_http
+    busy = ModelError(
+        f"The model {entry.id} is being downloaded already; wait for it, or stop that download."
     )
-    if digest != entry.sha256:
-        part.unlink()
-        raise ModelError(
-            f"What {entry.source_url} sent is not the model {entry.id} (wrong SHA-256); try again later."
+    locks = user_folder().parent / "locks"
+    _make_folder(locks)
+    with one_at_a_time(locks / f"{target.name}.lock", busy):
+        digest = _fetch(
+            entry, entry.source_url, part, progress or _ignore, cancelled or _never, allow_loopback_http
         )
-    os.replace(part, target)
+        if digest != entry.sha256:
+            part.unlink()
+            raise ModelError(
+                f"What {entry.source_url} sent is not the model {entry.id} (wrong SHA-256); try again later."
+            )
+        os.replace(part, target)
     return target
 
 

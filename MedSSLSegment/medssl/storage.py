@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import StorageError
 
-__all__ = ["atomic_path", "is_leftover", "make_folder", "move", "require_writable"]
+__all__ = ["atomic_path", "is_leftover", "make_folder", "move", "one_at_a_time", "require_writable"]
 
+_LOOK_S = 0.05
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")
 
 
@@ -108,6 +113,48 @@ def require_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise StorageError(_sentence(folder, error)) from error
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path, busy: Exception, patience_s: float = 0.0) -> Iterator[None]:
+    """Let one program, and of it one thread, through at a time; the system lets go for a program that dies.
+
+    Args:
+        path: a file for this alone; it is made and stays, empty.
+        busy: raised when somebody else has held it for `patience_s`.
+
+    Raises:
+        StorageError: the file cannot be made.
+    """
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise StorageError(_sentence(path, error)) from error
+    with file:
+        until_s = time.monotonic() + patience_s
+        while not _take(file):
+            if time.monotonic() >= until_s:
+                raise busy
+            time.sleep(_LOOK_S)
+        yield
+
+
+def _take(file: BinaryIO) -> bool:
+    """Whether it was free; closing the file lets go."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            return False
+        raise StorageError(_sentence(Path(file.name), error)) from error
+    return True
 
 
 def move(source: Path, target: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_store_whose_locks_cannot_be_taken_is_said_not_to_be_writable(tmp_path
     store = CaseStore(tmp_path)
     case = add(store)
     (tmp_path / "locks" / f"{case.id}.lock").mkdir()
-    with pytest.raises(StorageError, match=r"cannot be written .*; choose another"):
+    with pytest.raises(StorageError, match=r"could not be written .* choose another"):
         store.remove(case.id)
     assert store.case(case.id) == case
 

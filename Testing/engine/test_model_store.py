@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,14 @@ def test_a_version_after_a_roll_back_gets_a_new_number(store: ModelStore, tmp_pa
     store.use("liver:1")
     assert store.add(a_model(tmp_path, 4.0), "liver").id == "liver:4"
     assert value_of(store.resolve("liver")) == 4.0
+
+
+def test_models_that_are_kept_at_the_same_time_are_all_kept(store: ModelStore, tmp_path: Path) -> None:
+    files = [a_model(tmp_path, 10.0 + n) for n in range(6)]
+    with ThreadPoolExecutor(len(files)) as pool:
+        kept = list(pool.map(lambda file: ModelStore(store.folder).add(file, "liver"), files))
+    assert sorted(version.number for version in kept) == [4, 5, 6, 7, 8, 9]
+    assert [value_of(version.path) for version in kept] == [value_of(file) for file in files]
 
 
 def test_deleting_the_version_in_use_falls_back_to_the_newest_left(store: ModelStore) -> None:

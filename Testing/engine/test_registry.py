@@ -186,6 +186,22 @@ def test_a_model_that_is_here_is_not_downloaded_again(server: FakeServer, models
     assert len(server.asked) == 1
 
 
+def test_a_model_that_is_being_downloaded_is_not_downloaded_a_second_time(
+    server: FakeServer, models: Path
+) -> None:
+    refused: list[str] = []
+
+    def again(progress: Progress) -> None:
+        if not refused:
+            with pytest.raises(ModelError) as told:
+                download(server)
+            refused.append(str(told.value))
+
+    assert download(server, progress=again).read_bytes() == CONTENT
+    assert refused == ["The model example is being downloaded already; wait for it, or stop that download."]
+    assert server.asked == [None]
+
+
 def test_a_broken_download_goes_on_where_it_stopped(server: FakeServer, models: Path) -> None:
     server.break_after = 2_000_000
     with pytest.raises(ModelError, match=r"run .* to go on"):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 from medssl.errors import InputError, StorageError
-from medssl.storage import atomic_path, require_writable
+from medssl.storage import atomic_path, one_at_a_time, require_writable
 
 
 def _no_space(*_: object, **__: object) -> None:
@@ -80,3 +83,51 @@ def test_a_folder_is_tried_out_before_hours_are_spent_and_nothing_stays_in_it(
     monkeypatch.setattr("tempfile.TemporaryFile", _no_space)
     with pytest.raises(StorageError, match=r"No space left .*; make room or choose another folder"):
         require_writable(tmp_path)
+
+
+def test_a_second_one_is_kept_out_until_the_first_one_is_through(tmp_path: Path) -> None:
+    lock, busy = tmp_path / "lock", StorageError("Somebody is at it.")
+
+    def enter() -> str:
+        with one_at_a_time(lock, busy):
+            return "inside"
+
+    with one_at_a_time(lock, busy), pytest.raises(StorageError, match="Somebody is at it"):
+        enter()
+    assert enter() == "inside"
+
+
+def test_who_waits_goes_in_when_the_first_one_is_through(tmp_path: Path) -> None:
+    lock, order = tmp_path / "lock", list[str]()
+    inside, told = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with one_at_a_time(lock, StorageError("busy")):
+            inside.set()
+            told.wait(30)
+            order.append("first")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert inside.wait(30)
+    threading.Timer(0.1, told.set).start()
+    with one_at_a_time(lock, StorageError("busy"), patience_s=30):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_a_program_that_is_killed_inside_lets_go(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, pathlib; from medssl.storage import one_at_a_time\n"
+        "with one_at_a_time(pathlib.Path(sys.argv[1]), OSError()):\n    print('in', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"in\n"
+        with pytest.raises(StorageError), one_at_a_time(tmp_path / "lock", StorageError("busy")):
+            pass
+        process.kill()
+    with one_at_a_time(tmp_path / "lock", StorageError("busy")):
+        pass

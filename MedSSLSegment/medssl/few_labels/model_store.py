@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints import read_checkpoint, read_header
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, StorageError
 from ..events import Log
 from ..home import models_folder
 from ..runs.run_folder import RunFolder
-from ..storage import atomic_path, make_folder, move
+from ..storage import atomic_path, make_folder, move, one_at_a_time
 from .segmenter import ModelInfo
 
 __all__ = ["ModelStore", "ModelVersion", "StoredModel", "model_file", "require_model_name"]
@@ -32,6 +32,7 @@ __all__ = ["ModelStore", "ModelVersion", "StoredModel", "model_file", "require_m
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 _VERSION_FILE = re.compile(r"v(\d{3,})\.safetensors")
 _REMOVED = "removed"
+_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -113,20 +114,27 @@ class ModelStore:
         Raises:
             InputError: the name cannot be one.
             ModelError: the file holds no model, or is damaged.
-            StorageError: no space or no permission; the model stays as it was.
+            StorageError: no space or no permission, or another program keeps one; the model stays as it was.
         """
         require_model_name(name)
         ModelInfo.from_json(read_checkpoint(file)[1])
+        make_folder(self.folder)
+        busy = StorageError(
+            f"Another program has been writing the models of {self.folder} for a minute; try again."
+        )
+        with one_at_a_time(self.folder / ".lock", busy, _PATIENCE_S):
+            number = self._keep(file, name)
+        return self.find(f"{name}:{number}")
+
+    def _keep(self, file: str | Path, name: str) -> int:
         folder = self.folder / name
         make_folder(folder)
-        number = (
-            max((_number(path) for path in _version_files(folder, self.folder / _REMOVED / name)), default=0)
-            + 1
-        )
+        taken = (_number(path) for path in _version_files(folder, self.folder / _REMOVED / name))
+        number = max(taken, default=0) + 1
         with atomic_path(folder / f"v{number:03d}.safetensors") as temporary:
             shutil.copyfile(file, temporary)
         self._use(folder, number)
-        return self.find(f"{name}:{number}")
+        return number
 
     def twin(self, file: str | Path, name: str) -> ModelVersion | None:
         """The version of a model that is this very file, byte for byte; None where there is none."""
