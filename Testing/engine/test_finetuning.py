@@ -198,6 +198,14 @@ def test_few_cases_hold_out_slices_and_more_hold_out_a_patient() -> None:
         hold_out([case(0), case(1)], validation=["case1", "nobody"])
 
 
+def test_whoever_alone_shows_a_segment_is_not_held_out() -> None:
+    bright = [case(seed, (True, True, False)) for seed in (0, 1)]
+    for seed in range(6):
+        learnt, held, _ = hold_out([*bright, case(2)], seed=seed)
+        assert held[0].scan.name in ("case0", "case1")
+        assert {label for part in learnt for label in np.unique(part.labels)} == {0, 1, 2}
+
+
 def in_parts(seed: int) -> list[AnnotatedCase]:
     """One scan of which some slices teach both segments, others the bright one alone."""
     whole = case(seed)

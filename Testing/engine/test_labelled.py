@@ -140,6 +140,21 @@ def test_a_volume_that_comes_in_several_parts_is_prepared_once(
         np.testing.assert_array_equal(scan.labels[:], alone.labels[:])
 
 
+def test_a_scan_that_comes_twice_with_its_axes_turned_round_is_one_patients(phantoms: list[Phantom]) -> None:
+    first, other = phantoms[:2]
+    mirrored = np.diag([-1.0, -1.0, 1.0, 1.0])
+    mirrored[:2, 3] = first.volume.shape_kji[2] - 1, first.volume.shape_kji[1] - 1
+    affine = first.volume.ijk_to_ras @ mirrored
+    twin = LabelledCase(
+        "exported from DICOM",
+        "another name",
+        Volume(first.volume.voxels_kji[:, ::-1, ::-1], affine),
+        Segmentation(first.segmentation.labels_kji[:, ::-1, ::-1], affine, first.segmentation.segments),
+    )
+    scans = LabelledScans.from_cases([twin, case_of(other, "c"), case_of(first)], OWN_GRID, ["liver"]).scans
+    assert [scan.patient for scan in scans] == ["a", "c", "a"]
+
+
 def test_the_cache_gives_the_same_as_memory(phantoms: list[Phantom], tmp_path: Path) -> None:
     contract = InputContract(spacing_kji_mm=(None, 8.0, 8.0))
     cases = [case_of(phantom, str(n)) for n, phantom in enumerate(phantoms)]

@@ -33,7 +33,7 @@ from .data import IGNORE, Scan, SliceArray, intensity_stats
 from .grid import PreparedGrid, prepare_image, scan_id
 from .input_contract import InputContract, IntensityStats
 from .packed import PackedArray, pack
-from .sources import Found, Patients, dicom_patient, find_sources, image_stem, stated_modality
+from .sources import Found, Patients, SamePatients, dicom_patient, find_sources, image_stem, stated_modality
 from .volume_cache import VolumeCache, guessed_modality, require_modality, some
 
 __all__ = ["LabelledCase", "LabelledScan", "LabelledScans", "find_cases", "pair_up"]
@@ -230,7 +230,14 @@ class LabelledScans:
             raise InputError(_nothing(wanted, known, problems))
         if unlabelled:
             on_event(Log(f"Left out, not labelled with {wanted}: {some(unlabelled)}."))
-        return cls(segments, scans)
+        return cls(segments, _of_one_patient_where_alike(scans))
+
+
+def _of_one_patient_where_alike(labelled: Sequence[LabelledScan]) -> list[LabelledScan]:
+    same = SamePatients()
+    for each in labelled:
+        same.join(each.scan.id, each.scan.patient)
+    return [replace(each, scan=replace(each.scan, patient=same.of(each.scan.id))) for each in labelled]
 
 
 def find_cases(data: Path, exclude: Sequence[str] = ()) -> tuple[LabelledCase, ...]:

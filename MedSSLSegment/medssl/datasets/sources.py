@@ -37,6 +37,7 @@ __all__ = [
     "Found",
     "Patients",
     "ReadScan",
+    "SamePatients",
     "Source",
     "exclusions",
     "find_sources",
@@ -244,6 +245,24 @@ class Patients:
             or self._scans_in[str(folder)] > _LARGEST_CASE
         )
         return str(folder / _CHANNEL.sub("", image_stem(path.name))) if pooled else str(folder)
+
+
+class SamePatients:
+    """Patients who share a scan, under whatever names, are one."""
+
+    def __init__(self) -> None:
+        self._set_of: dict[tuple[str, str], set[tuple[str, str]]] = {}
+
+    def join(self, scan: str, patient: str) -> None:
+        """A scan is this patient's, and so are the other scans of both."""
+        one, other = ("scan", scan), ("patient", patient)
+        merged = self._set_of.get(one, {one}) | self._set_of.get(other, {other})
+        for member in merged:
+            self._set_of[member] = merged
+
+    def of(self, scan: str) -> str:
+        """One name for all that were joined."""
+        return min(name for kind, name in self._set_of["scan", scan] if kind == "patient")
 
 
 def _read_patients(data: Path) -> Mapping[str, str]:

@@ -24,7 +24,7 @@ from .data import Scan, UnlabelledVolumes, intensity_stats
 from .grid import PreparedGrid, prepare_image, scan_id
 from .input_contract import InputContract, IntensityStats
 from .packed import PackedArray, pack
-from .sources import Found, Patients, ReadScan, Source, find_sources
+from .sources import Found, Patients, ReadScan, SamePatients, Source, find_sources
 
 __all__ = ["PreparedScan", "VolumeCache", "left_out", "prepare_volumes"]
 
@@ -218,15 +218,15 @@ class _Builder:
                 f"None of the images in {self._data} can be read; the first problem: {self._problems[0]}"
             )
         first: dict[str, str] = {}
-        same = _Groups()
+        same = SamePatients()
         for name, dicom_patient, is_folder, prepared in self._taken:
             patient = patients.of(name, dicom_patient, is_folder)
             if prepared.id in first:
                 self._on_event(Log(f"{name} holds the same voxels as {first[prepared.id]}; it is kept once."))
             first.setdefault(prepared.id, name)
-            same.join(f"scan {prepared.id}", f"patient {patient}")
+            same.join(prepared.id, patient)
         kept = [entry for entry in self._taken if first[entry[3].id] == entry[0]]
-        owners = [same.patient_of(f"scan {prepared.id}") for *_, prepared in kept]
+        owners = [same.of(prepared.id) for *_, prepared in kept]
         self._on_event(Log(f"Scans: {len(kept)}, patients: {len(set(owners))}."))
         return UnlabelledVolumes(
             [prepared.facts(name, owner) for (name, _, _, prepared), owner in zip(kept, owners, strict=True)],
@@ -262,22 +262,6 @@ class _Builder:
     def _check_modality(self, name: str, modality: str, stated: bool, shift: str) -> None:
         if not self._mixed:
             require_modality(name, modality, stated, self._contract, shift)
-
-
-class _Groups:
-    """Sets that grow together: joining two members joins their sets."""
-
-    def __init__(self) -> None:
-        self._set_of: dict[str, set[str]] = {}
-
-    def join(self, one: str, other: str) -> None:
-        merged = self._set_of.get(one, {one}) | self._set_of.get(other, {other})
-        for member in merged:
-            self._set_of[member] = merged
-
-    def patient_of(self, member: str) -> str:
-        patients = (m.removeprefix("patient ") for m in self._set_of[member] if m.startswith("patient "))
-        return min(patients)
 
 
 def _note(read: ReadScan, prepared: PreparedScan) -> dict[str, Any]:

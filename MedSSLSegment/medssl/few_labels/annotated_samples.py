@@ -239,8 +239,9 @@ def hold_out(
     Args:
         cases: all of them; scans of one patient are never parted.
         seed: of the choice.
-        validation: names or patients to measure on; empty to choose: one patient in five, of fewer than three
-            patients a run of neighbouring slices, and nothing where there are fewer than three slices.
+        validation: names or patients to measure on; empty to choose: one patient in five, but nobody who alone shows a
+            segment; of fewer than three patients, or where nobody can be spared, a run of neighbouring slices, and
+            nothing where there are fewer than three slices.
 
     Returns:
         To learn from, to measure on (may be empty), and a line that says what is measured on.
@@ -261,12 +262,27 @@ def hold_out(
     elif len(patients) >= _FEW_CASES:
         count = max(1, round(_HELD_OUT * len(patients)))
         order = np.random.default_rng([seed, len(patients)]).permutation(len(patients))
-        chosen = {patients[n] for n in order[:count]}
+        chosen = _dispensable(cases, [patients[n] for n in order], count)
     else:
+        chosen = set()
+    if not chosen:
         return _hold_out_slices(cases)
     held = [case for case in cases if case.scan.patient in chosen]
     learnt = [case for case in cases if case.scan.patient not in chosen]
     return learnt, held, f"measured on {_names(held)}"
+
+
+def _dispensable(cases: Sequence[AnnotatedCase], patients: Sequence[str], count: int) -> set[str]:
+    """The first `count` of the patients without whom the others still show every segment."""
+    shown: dict[str, set[int]] = {patient: set() for patient in patients}
+    for case in cases:
+        shown[case.scan.patient].update(np.unique(case.labels).tolist())
+    chosen: set[str] = set()
+    for patient in patients:
+        others = [shown[other] for other in patients if other != patient and other not in chosen]
+        if len(chosen) < count and shown[patient] <= set[int]().union({0, IGNORE}, *others):
+            chosen.add(patient)
+    return chosen
 
 
 def _hold_out_slices(
