@@ -145,17 +145,19 @@ class Worker:
         try:
             while (frame := read_frame(self._incoming)) is not None:
                 self._receive(frame)
-        except MedSSLError as error:  # out of step with the other end: nothing after this can be trusted
+        except OSError as error:  # the line is gone, and with it the client
+            _log.info("%s", error)
+        except Exception as error:  # out of step with the other end: nothing after this can be trusted
             _log.error("%s", error)
-            self._send(_NO_REQUEST, Failed.from_error(error))
+            self._send(_NO_REQUEST, _as_failed(error))
             self._end(1)
         self._end(0)
 
     def _receive(self, frame: Frame) -> None:
         try:
             self._accept(frame.request_id, from_frame(frame))
-        except MedSSLError as error:
-            self._send(frame.request_id, Failed.from_error(error))
+        except Exception as error:
+            self._send(frame.request_id, _as_failed(error))
 
     def _accept(self, request_id: int, message: Message) -> None:
         """Act on what must not wait for the main thread; queue the rest."""

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from medssl.cases import Vouched
 from medssl.client import LocalCommand, Ticket, WorkerClient
 from medssl.errors import Cancelled, InputError, MedSSLError, NotEnoughMemory, WorkerDied, WorkerError
 from medssl.events import Progress
 from medssl.messages import Failed, Finished
 from medssl.prompts import Reference, SlicePrompt
 from medssl.results import SliceMask
+from medssl.segmentation import Segment
 from medssl.volume import Volume, Window
 
 MakeVolume = Callable[..., Volume]
@@ -428,6 +430,25 @@ def test_a_worker_that_only_takes_long_is_left_alone_after_a_cancel(
         time.sleep(1.0)
         assert client.status.pid == pid
         assert not ticket.done
+
+
+def test_a_worker_that_is_still_being_sent_something_is_left_alone_after_a_cancel(
+    slow_line_command: LocalCommand, volume: Volume, click: SlicePrompt, tmp_path: Path
+) -> None:
+    """What asks it to stop waits behind the labels of a case, which take longer over the line than it may be silent."""
+    with WorkerClient(slow_line_command, silence_seconds=0.5) as client:
+        client.predict(volume, click).result(PATIENCE_S)
+        pid = client.status.pid
+        labels = np.ones((40, 1024, 1024), np.uint8)
+        liver, vouched = [Segment("liver", 1, (1.0, 0.0, 0.0))], [Vouched("liver", 0, (1,))]
+        case = client.update_case("gone", labels, liver, vouched, store=str(tmp_path))
+        time.sleep(0.1)  # the labels are on their way
+        first = client.predict(volume, click)
+        first.cancel()
+        assert len(masks(client.predict(volume, click))) == 1
+        with pytest.raises(InputError, match="no case 'gone'"):
+            case.result(PATIENCE_S)
+        assert client.status.pid == pid
 
 
 def test_a_client_that_is_killed_leaves_no_worker_behind(tmp_path: Path) -> None:

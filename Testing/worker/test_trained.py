@@ -92,8 +92,11 @@ def test_a_volume_is_predicted_from_the_slice_looked_at_outwards(
     assert any(isinstance(event, Progress) and event.seconds_left is not None for event in events)
     for event in events:
         if isinstance(event, UncertaintyMap):
-            np.testing.assert_array_equal(
-                event.whole(), np.rint(255 * np.take(expected.uncertainty, event.index, event.axis))
+            np.testing.assert_allclose(
+                event.whole(),
+                255 * np.take(expected.uncertainty, event.index, event.axis),
+                rtol=0,
+                atol=0.501,
             )
     assert [segment["name"] for segment in ticket.result().summary["segments"]] == ["liver", "bone"]
     assert str(model_path) in client.info().result(PATIENCE_S).models

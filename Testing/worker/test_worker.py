@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import os
+import select
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,6 +107,33 @@ def test_a_worker_whose_client_no_longer_listens_ends(
     talk.hear(SliceMask, 2)
     talk.stdout.close()
     assert talk.process.wait(PATIENCE_S) == 0
+
+
+def test_a_worker_whose_line_is_reset_with_a_reply_unread_ends() -> None:
+    """As with ssh, which gives a program one socket for its input and its output."""
+    ours, its = socket.socketpair()
+    command = [sys.executable, str(FAKE_WORKER)]
+    with its, subprocess.Popen(command, stdin=its, stdout=its, stderr=subprocess.DEVNULL) as process:
+        with ours:
+            select.select([ours], [], [], PATIENCE_S)  # its greeting has come, and nobody reads it
+        assert process.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="limits the memory of another process, which only Linux can"
+)
+def test_a_volume_that_memory_is_refused_for_fails_alone(talk: Talk) -> None:
+    """Memory may be limited (ulimit -v, Windows' commit limit) though the machine has plenty."""
+    import resource
+
+    talk.hear(Welcome, 0)
+    used = int(Path(f"/proc/{talk.process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(talk.process.pid, resource.RLIMIT_AS, (used + (200 << 20),) * 2)
+    talk.say(1, PutVolume("abc", (300, 1024, 1024), "int16", np.eye(4)))
+    failed = talk.hear(Failed, 1)
+    assert failed.kind == "NotEnoughMemory"
+    talk.say(2, Hello())
+    talk.hear(Welcome, 2)
 
 
 def test_damage_on_the_way_in_is_reported_and_ends_the_worker(talk: Talk) -> None:

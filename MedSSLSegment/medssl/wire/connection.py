@@ -48,6 +48,7 @@ _PART_BYTES = 1 << 20
 """Voxels per frame: small enough that a click or a cancel soon finds a gap, on a slow line too."""
 SILENCE_SECONDS = 60.0
 """How long a worker may say nothing after it was asked to stop something; even while it computes it answers that."""
+_PIECE_BYTES = 1 << 16
 _GRACE_SECONDS = 2.0
 _STDERR_LINES = 30
 _NO_REQUEST = 0
@@ -96,6 +97,7 @@ class Connection:
         self._complaint = ""
         self._log_tail: deque[str] = deque(maxlen=_STDERR_LINES)
         self._process = _start(command)
+        self._stdin = _Metered(cast(IO[bytes], self._process.stdin))
         self._threads = {
             name: threading.Thread(target=target, name=f"worker {name}", daemon=True)
             for name, target in (("log", self._keep_log), ("reader", self._read), ("writer", self._write))
@@ -165,14 +167,18 @@ class Connection:
     # The writer thread.
 
     def _write(self) -> None:
-        stdin = cast(IO[bytes], self._process.stdin)
-        with suppress(OSError):  # the worker is gone; the reader finds out why
+        try:
             while self._wait_for_work():
                 self._send_notes()
                 if (ticket := self._take_waiting()) is not None:
                     self._send_request(ticket)
+        except OSError:  # the worker is gone; the reader finds out why
+            pass
+        except Exception as error:  # perhaps in the middle of a message: the worker would wait for its rest
+            _log.error("a request cannot be sent", exc_info=error)
+            self._end_by_force()
         with suppress(OSError):
-            stdin.close()
+            self._stdin.close()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -205,11 +211,8 @@ class Connection:
                 if ticket.done or self._closing:
                     return
                 self._sent.add(ticket.request_id)
-            write_frame(cast(IO[bytes], self._process.stdin), frame)
-        except (
-            MedSSLError,
-            TypeError,
-        ) as error:  # the request itself cannot be sent; the connection is unharmed
+            write_frame(self._stdin, frame)
+        except (MedSSLError, TypeError) as error:  # it cannot be sent itself; the connection is unharmed
             _log.error("request %d cannot be sent", ticket.request_id, exc_info=error)
             self._finish(ticket, Failed(type(error).__name__, str(error)))
 
@@ -250,7 +253,7 @@ class Connection:
                 self._send_request(ticket)
 
     def _send(self, request_id: int, message: Message) -> None:
-        write_frame(cast(IO[bytes], self._process.stdin), to_frame(request_id, message))
+        write_frame(self._stdin, to_frame(request_id, message))
 
     # The reader thread.
 
@@ -262,6 +265,9 @@ class Connection:
                 self._receive(frame.request_id, from_frame(frame))
         except (MedSSLError, OSError) as error:
             problem = str(error)
+        except Exception as error:
+            _log.error("a reply cannot be read", exc_info=error)
+            problem = f"{type(error).__name__}: {error}"
         with suppress(OSError):
             stdout.close()
         self._end(problem)
@@ -290,19 +296,24 @@ class Connection:
     def _watch(self) -> None:
         """See after a while whether the worker has said anything since now; with `_changed` held."""
         self._is_watched = True
-        timer = threading.Timer(self._silence_seconds, self._end_if_silent, [self._heard])
+        timer = threading.Timer(self._silence_seconds, self._end_if_silent, [self._signs_of_life])
         timer.daemon = True
         timer.start()
 
-    def _end_if_silent(self, heard: int) -> None:
-        """End a worker that owes an answer and has said nothing since it had sent so many frames.
+    @property
+    def _signs_of_life(self) -> tuple[int, int]:
+        """Frames that have come, and bytes that have gone: over a slow line what was asked may still be on its way."""
+        return self._heard, self._stdin.taken_bytes
+
+    def _end_if_silent(self, before: tuple[int, int]) -> None:
+        """End a worker that owes an answer and has given no sign of life since these.
 
         The next request gets a new one. What it had said before it fell silent may come in after it was asked to stop,
         so as long as it owes an answer it is watched on.
         """
         if not self.alive:
             return
-        if self._unanswered and self._heard == heard:
+        if self._unanswered and self._signs_of_life == before:
             self._is_silent = True
             self._end_by_force()
             return
@@ -378,6 +389,29 @@ class Connection:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE_SECONDS / 4)
                 return
+
+
+class _Metered:
+    """A stream to write to that says how much it has taken, piece by piece."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.taken_bytes = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write all of it."""
+        view = memoryview(data)
+        for first in range(0, len(view), _PIECE_BYTES):
+            self.taken_bytes += self._stream.write(view[first : first + _PIECE_BYTES])
+        return len(view)
+
+    def flush(self) -> None:
+        """Pass on what is held back."""
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._stream.close()
 
 
 def _no_worker(problem: str) -> str:

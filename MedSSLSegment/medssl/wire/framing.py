@@ -12,14 +12,22 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NotEnoughMemory, ProtocolError
 
-__all__ = ["MAX_HEADER_BYTES", "MAX_PAYLOAD_BYTES", "PROTOCOL_VERSION", "Frame", "read_frame", "write_frame"]
+__all__ = [
+    "MAX_HEADER_BYTES",
+    "MAX_PAYLOAD_BYTES",
+    "PROTOCOL_VERSION",
+    "Frame",
+    "Sink",
+    "read_frame",
+    "write_frame",
+]
 
 PROTOCOL_VERSION = 1
 MAX_HEADER_BYTES = 16 << 20
@@ -46,7 +54,17 @@ class Frame:
     """Arrays by name, of a dtype in `DTYPES`."""
 
 
-def write_frame(stream: IO[bytes], frame: Frame) -> None:
+class Sink(Protocol):
+    """What a frame can be written to."""
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        """Write all of it."""
+
+    def flush(self) -> None:
+        """Pass on what is held back."""
+
+
+def write_frame(stream: Sink, frame: Frame) -> None:
     """Write one frame and flush.
 
     Raises:
@@ -107,7 +125,7 @@ def _describe(name: str, array: NDArray[Any]) -> dict[str, Any]:
     return {"name": name, "shape": list(array.shape), "dtype": _wire_dtype(array).str, "nbytes": array.nbytes}
 
 
-def _write_array(stream: IO[bytes], array: NDArray[Any]) -> None:
+def _write_array(stream: Sink, array: NDArray[Any]) -> None:
     dtype = _wire_dtype(array)
     ready = array.flags.c_contiguous and array.dtype == dtype
     if ready or array.nbytes <= _COPY_BYTES:
