@@ -262,6 +262,8 @@ def test_what_nnunet_is_told_to_ignore_is_unknown_voxel_by_voxel(tmp_path: Path)
     known = scans[0].native.labels_to_native(all_of(scans))
     np.testing.assert_array_equal(known == IGNORE, labels == 3)
     np.testing.assert_array_equal(known == 1, labels == 1)
+    in_memory = LabelledScans.from_cases([scans[0].case.in_memory()], OWN_GRID, ["liver"])
+    np.testing.assert_array_equal(all_of(in_memory), all_of(scans))
 
 
 def test_a_dicom_series_may_be_a_case(tmp_path: Path) -> None:

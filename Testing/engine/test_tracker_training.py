@@ -21,6 +21,7 @@ from medssl.checkpoints import read_checkpoint, read_weights, write_checkpoint
 from medssl.datasets.sources import exclusions
 from medssl.errors import Cancelled, InputError, ModelError
 from medssl.events import Log, Progress
+from medssl.formats.imagefile import write_image
 from medssl.foundation.nano_boxes import box_guesses
 from medssl.foundation.nano_fusion import Fusion
 from medssl.foundation.nano_model import (
@@ -48,6 +49,7 @@ from medssl.tracker.training import (
     train_prompts,
     train_tracker,
 )
+from medssl.volume import write_volume
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -330,6 +332,27 @@ def test_of_a_case_store_only_what_is_vouched_for_is_learnt(tmp_path: Path) -> N
     assert "two" in described
     with pytest.raises(InputError, match=r"holds no CT.*Left out, damaged: .*two"):
         read_data(store.folder, ("one",), phantoms=0, seed=0)
+
+
+def test_slices_with_something_to_ignore_are_not_learnt(tmp_path: Path) -> None:
+    phantom = phantom_ct(3, (48, 48, 56), (6.0, 8.0, 8.0))
+    liver = phantom.segmentation.mask("liver")
+    shown = np.flatnonzero(liver.any(axis=(1, 2)))
+    labels = liver.astype(np.uint8)
+    labels[: shown[3]] = 2
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    write_volume(phantom.volume, tmp_path / "imagesTr" / "a_0000.nii.gz")
+    write_image(tmp_path / "labelsTr" / "a.nii.gz", labels, phantom.volume.ijk_to_ras)
+    names = {"labels": {"background": 0, "liver": 1, "ignore": 2}}
+    (tmp_path / "dataset.json").write_text(json.dumps(names))
+
+    (volume,) = read_data(tmp_path, (), phantoms=0, seed=0).coarse
+
+    assert set(volume.objects) == {(1, 0)}, "across the other axes every slice has something to ignore"
+    areas = volume.objects[1, 0]
+    assert (areas[: shown[3]] < 0).all()
+    np.testing.assert_array_equal(areas[shown[3] :], liver[shown[3] :].sum(axis=(1, 2)))
 
 
 def test_images_without_labels_and_labels_without_images_are_used_too(data: Path, tmp_path: Path) -> None:

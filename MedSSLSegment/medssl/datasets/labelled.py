@@ -61,6 +61,8 @@ class LabelledCase:
     """Slices somebody vouches for, by axis of the source (0 = K, 1 = J, 2 = I); None for the whole volume."""
     ignored: int | None = None
     """Label of the voxels that nobody vouches for, as nnU-Net's "ignore"; it is no segment."""
+    unknown: NDArray[np.bool_] | None = None
+    """(K, J, I) those voxels, where the labels are in memory."""
 
     def read(self) -> tuple[Volume, Segmentation]:
         """The image and its labels on the source's own grid.
@@ -72,11 +74,11 @@ class LabelledCase:
         return volume, segmentation
 
     def read_with_unknown(self) -> tuple[Volume, Segmentation, NDArray[np.bool_] | None]:
-        """As `read`, and the (K, J, I) voxels that are `ignored`, if there are any."""
+        """As `read`, and the (K, J, I) voxels that nobody vouches for, if there are any."""
         volume = self.image if isinstance(self.image, Volume) else read_volume(self.image)
         if isinstance(self.labels, Segmentation):
             self.labels.require_grid_of(volume)
-            return volume, self.labels, None
+            return volume, self.labels, self.unknown
         segmentation = read_segmentation(self.labels, volume)
         unknown = segmentation.labels_kji == (-1 if self.ignored is None else self.ignored)
         if unknown.any():
@@ -86,6 +88,11 @@ class LabelledCase:
         if self.names is not None:
             segmentation = _renamed(segmentation, self.names)
         return volume, segmentation, unknown if unknown.any() else None
+
+    def in_memory(self) -> LabelledCase:
+        """The same case without its files."""
+        volume, segmentation, unknown = self.read_with_unknown()
+        return replace(self, image=volume, labels=segmentation, unknown=unknown)
 
 
 @dataclass(frozen=True, eq=False)

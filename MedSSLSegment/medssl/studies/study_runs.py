@@ -266,8 +266,7 @@ class StudyBench:
     def _scans_of(self, contract: InputContract, patients: Sequence[str]) -> list[LabelledScan]:
         """Scans of these patients on a contract's grid."""
         if self._cases is None:
-            read = ((case, *case.read()) for case in self.data.cases)
-            self._cases = tuple(replace(case, image=image, labels=labels) for case, image, labels in read)
+            self._cases = tuple(case.in_memory() for case in self.data.cases)
         if contract not in self._prepared:
             self._prepared[contract] = LabelledScans.from_cases(self._cases, contract, self.data.segments)
         return [scan for scan in self._prepared[contract] if scan.scan.patient in patients]
@@ -350,8 +349,8 @@ def _mean_scores(several: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[s
 def _score(
     network: Segmenter, scan: LabelledScan, contract: InputContract, segments: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Scores by segment on the scan's own grid, of the segments that the case knows."""
-    _, truth = scan.case.read()
+    """Scores by segment on the scan's own grid, of the segments and voxels that the case knows."""
+    _, truth, unknown = scan.case.read_with_unknown()
     found = np.zeros((network.head.out_channels, *scan.scan.shape_kji), np.float32)
     found[0] = 1.0
     image = np.asarray(scan.image[:])
@@ -360,6 +359,8 @@ def _score(
     native = scan.native.to_native(found[1:])
     background = 1.0 - native.sum(0)
     labels = np.concatenate([background[None], native]).argmax(0).astype(np.uint8)
+    if unknown is not None:
+        labels[unknown] = 0  # as in the truth
     named = tuple(Segment(name, n, default_color(n)) for n, name in enumerate(segments, start=1))
     predicted = Segmentation(labels, truth.ijk_to_ras, named, scan.scan.name)
     known = [name for name, knows in zip(segments, scan.known, strict=True) if knows]

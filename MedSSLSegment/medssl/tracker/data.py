@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..cases import CaseStore
 from ..datasets.labelled import LabelledCase, pair_up
@@ -143,12 +144,25 @@ def _take(volume: LabelledVolume, data: TrackerData) -> None:
 
 def _take_labelled(case: LabelledCase, data: TrackerData) -> None:
     try:
-        volume, truth = case.read()
+        volume, truth, unknown = case.read_with_unknown()
     except InputError as error:
         raise InputError(f"The case {case.name} cannot be used: {error}") from error
     stated = stated_modality(case.image) if isinstance(case.image, Path) else ""
-    if _is_ct(volume, stated, case.name, data):
+    if not _is_ct(volume, stated, case.name, data):
+        return
+    if unknown is None:
         _take(_labelled(volume, truth), data)
+    elif known := {axis: slices for axis in range(3) if (slices := _without(unknown, axis))}:
+        _take(LabelledVolume(volume.voxels_kji, truth.labels_kji, volume.spacing_kji_mm, known), data)
+    else:
+        data.unlabelled.append(LabelledVolume(volume.voxels_kji, None, volume.spacing_kji_mm))
+
+
+def _without(unknown: NDArray[np.bool_], axis: int) -> list[int]:
+    """Slices across an axis with nothing unknown on them."""
+    others = tuple(other for other in range(3) if other != axis)
+    slices: list[int] = np.flatnonzero(~unknown.any(axis=others)).tolist()
+    return slices
 
 
 def _take_unlabelled(found: Found, labelled: set[Path | Volume], data: TrackerData) -> None:
