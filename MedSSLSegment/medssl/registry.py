@@ -104,9 +104,9 @@ def bundled_folder() -> Path:
 
 
 def user_folder() -> Path:
-    """Folder of downloaded and imported weights: ``$MEDSSL_HOME/models``, else ``~/.medssl/models``."""
+    """Folder of downloaded and imported weights: ``$MEDSSL_HOME/models``, else ``~/.medssl/models``; absolute."""
     home = os.environ.get("MEDSSL_HOME")
-    return (Path(home) if home else Path.home() / ".medssl") / "models"
+    return (Path(home).expanduser().absolute() if home else Path.home() / ".medssl") / "models"
 
 
 def load_registry(path: str | Path | None = None) -> tuple[ModelEntry, ...]:

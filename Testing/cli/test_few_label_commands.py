@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from medssl import memory
+from medssl.cases import CaseStore
 from medssl.checkpoints import read_checkpoint, write_checkpoint
 from medssl.cli import main
 from medssl.few_labels.segmenter import read_model
@@ -241,6 +243,17 @@ def test_suggest_ranks_slices_and_volumes_and_says_why(medssl, small_case, train
     shutil.copy(small_case.ct, scans / "a.nii.gz")
     ranked = json.loads(medssl("suggest", scans, *model, "--json").out)
     assert [volume["name"] for volume in ranked] == ["a.nii.gz"]
+
+    shutil.copytree(trained / "cases", tmp_path / "cases")
+    (case,) = CaseStore(tmp_path / "cases").cases()
+    other = replace(small_case.volume, voxels_kji=small_case.volume.voxels_kji[::-1].copy())
+    write_volume(other, tmp_path / "other.nii.gz")
+    annotation = replace(case.segmentation(), labels_kji=case.segmentation().labels_kji[::-1])
+    CaseStore(tmp_path / "cases").add(other, annotation, case.vouched, reference=tmp_path / "other.nii.gz")
+    (tmp_path / "other.nii.gz").unlink()
+    ranked_all_the_same = medssl("suggest", scans, *model, "--store", tmp_path / "cases", "--json")
+    assert "other.nii.gz; put it back or remove the case" in ranked_all_the_same.err
+    assert ranked_all_the_same.code == 0
 
 
 def test_batch_goes_past_a_bad_file_and_on_where_it_stopped(

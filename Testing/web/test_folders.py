@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,18 @@ def test_scans_to_pretrain_on_lie_in_a_folder_that_was_named(given: Folders, tmp
         given.resolve_folder(str(root / "ct.nii.gz"))
     with pytest.raises(InputError, match="Type the path of a folder"):
         given.resolve_folder("  ")
+
+
+def test_what_cannot_be_listed_hides_itself_only(given: Folders) -> None:
+    root = given.roots[0]
+    before = given.entries(str(root))
+    (root / "loop.nii").symlink_to("loop.nii")
+    Path(os.fsdecode(os.fsencode(root) + b"/M\xfcller.nii.gz")).touch()
+    assert given.entries(str(root)) == before
+
+
+@pytest.mark.parametrize("name", ["a\0b.nii", "x" * 5000, "loop.nii"])
+def test_what_can_be_no_path_is_one_sentence(given: Folders, name: str) -> None:
+    (given.roots[0] / "loop.nii").symlink_to("loop.nii")
+    with pytest.raises(InputError, match="cannot be reached"):
+        given.resolve(str(given.roots[0] / name))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from medssl.client import LocalCommand, SshCommand, WorkerClient
 from medssl.errors import InputError, WorkerDied
+from medssl.home import runs_folder
 from medssl.prompts import Reference, SlicePrompt
 from medssl.results import SliceMask
 from medssl.volume import Volume
@@ -156,3 +157,18 @@ def test_a_local_worker_imports_this_copy_of_the_package() -> None:
     assert (Path(first) / "medssl" / "worker.py").is_file()
     assert second == "/elsewhere"
     assert environment["HOME"] == "/home/me"
+
+
+def test_a_users_folder_named_from_here_is_the_same_one_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run in the background works in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    assert (
+        LocalCommand(base_environment={"MEDSSL_HOME": "data"}).environment()["MEDSSL_HOME"]
+        == f"{tmp_path}/data"
+    )
+    monkeypatch.setenv("MEDSSL_HOME", "data")
+    assert runs_folder() == tmp_path / "data" / "runs"
+    monkeypatch.setenv("MEDSSL_HOME", "~/data")
+    assert runs_folder() == Path.home() / "data" / "runs"

@@ -166,7 +166,14 @@ def _ranked(options: argparse.Namespace) -> list[VolumeSuggestion]:
                     evidence[name] = of_prediction(read.volume, found, axis, {})
                     embeddings[name] = embed_slices(read.volume, axis).mean(axis=0)
             bar(eta.step(done, source.name))
-    known = [embed_slices(v, v.axis_of("axial")).mean(axis=0) for v in (case.volume() for case in cases)]
+    known = []
+    for case in cases:
+        try:
+            volume = case.volume()
+        except InputError as error:  # it is known all the same; only what it looks like is not
+            note(str(error))
+            continue
+        known.append(embed_slices(volume, volume.axis_of("axial")).mean(axis=0))
     return suggest_volumes(evidence, embeddings, known)
 
 

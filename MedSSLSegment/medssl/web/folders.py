@@ -13,6 +13,9 @@ __all__ = ["Entry", "Folders"]
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mrb", ".mrml")
 """Files that can be opened; .seg.nrrd is an .nrrd."""
 
+_NO_PATH = (OSError, RuntimeError, ValueError)
+"""For a link that leads to itself, a name that is too long, or one with a zero in it."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -40,12 +43,15 @@ class Folders:
         """A path that a page names.
 
         Raises:
-            InputError: it leads out of the folders, also through a link, or is not there.
+            InputError: it leads out of the folders, also through a link, is not there, or cannot be a path.
         """
-        found = Path(path).resolve()
+        try:
+            found, exists = Path(path).resolve(), Path(path).exists()
+        except _NO_PATH as error:
+            raise InputError(f"{_printable(path)} cannot be reached ({_printable(str(error))}).") from error
         if not self.holds(found):
             raise InputError(f"{path} is not in a folder that was named when the workstation was started.")
-        if not found.exists():
+        if not exists:
             raise InputError(f"{path} is not there any more; open the folder again.")
         return found
 
@@ -70,15 +76,20 @@ class Folders:
     def entries(self, path: str = "") -> list[Entry]:
         """What can be opened in a folder: folders first, then files; the roots for an empty path.
 
+        A name that is no text (an old one in Latin-1) is not among them: no page could ask for it.
+
         Raises:
-            InputError: as `resolve`, or it is not a folder.
+            InputError: as `resolve`, or it is not a folder, or may not be read.
         """
         if not path:
             return [Entry(str(root), str(root), True) for root in self.roots]
         folder = self.resolve(path)
         if not folder.is_dir():
             raise InputError(f"{path} is a file; open it, or choose a folder.")
-        shown = [child for child in folder.iterdir() if self._is_shown(child)]
+        try:
+            shown = [child for child in folder.iterdir() if self._is_shown(child)]
+        except OSError as error:
+            raise InputError(f"The folder {path} cannot be read ({error.strerror}).") from error
         shown.sort(key=lambda child: (not child.is_dir(), child.name.lower()))
         return [Entry(child.name, str(child), child.is_dir()) for child in shown]
 
@@ -88,6 +99,13 @@ class Folders:
         return "" if folder in self.roots else str(folder.parent)
 
     def _is_shown(self, child: Path) -> bool:
-        if child.name.startswith(".") or not self.holds(child):
+        if child.name.startswith(".") or _printable(child.name) != child.name:
             return False
-        return child.is_dir() or child.name.lower().endswith(SUFFIXES)
+        try:
+            return self.holds(child) and (child.is_dir() or child.name.lower().endswith(SUFFIXES))
+        except _NO_PATH:  # a link that leads to itself
+            return False
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")

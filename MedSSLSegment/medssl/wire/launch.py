@@ -56,10 +56,16 @@ class LocalCommand:
         return [self.python, "-m", "medssl.worker", *threads]
 
     def environment(self) -> Mapping[str, str]:
-        """The base environment, made to import this copy of medssl and nothing from the current folder."""
+        """The base environment, made to import this copy of medssl and nothing from the current folder.
+
+        A folder of the user's that is named from the current folder is so for a process in another one too.
+        """
         base = os.environ if self.base_environment is None else self.base_environment
         folders = [str(Path(__file__).resolve().parents[2]), base.get("PYTHONPATH", "")]
-        return {**base, "PYTHONPATH": os.pathsep.join(filter(None, folders)), "PYTHONSAFEPATH": "1"}
+        own = {"PYTHONPATH": os.pathsep.join(filter(None, folders)), "PYTHONSAFEPATH": "1"}
+        if home := base.get("MEDSSL_HOME"):
+            own["MEDSSL_HOME"] = str(Path(home).expanduser().absolute())
+        return {**base, **own}
 
     def explain(self, status: int, last_words: str) -> str:
         """Say in one sentence why the process ended."""
