@@ -229,6 +229,31 @@ def test_case_folders_and_pairs_are_found_in_any_mix(tmp_path: Path) -> None:
     assert all((np.asarray(scan.labels[:]) == 1).sum() == 12 for scan in scans)
 
 
+@pytest.mark.parametrize(
+    ("labels", "names", "known"),
+    [("labels", "labels", True), ("labels", "", True), ("images", "images", False)],
+)
+def test_names_of_a_data_set_say_that_each_of_its_cases_knows_all(
+    tmp_path: Path, labels: str, names: str, known: bool
+) -> None:
+    """Of a patient without a tumour it is known that there is none; in a case folder perhaps nobody looked for one."""
+    put(1, tmp_path / "images" / "x.nii.gz", tmp_path / labels / "x_label.nii.gz", named=False)
+    if labels != "images":
+        (tmp_path / labels / "x_label.nii.gz").rename(tmp_path / labels / "x.nii.gz")
+    listed = {"1": "liver", "2": "spleen", "3": "tumour"}
+    (tmp_path / names / "labels.json").write_text(json.dumps(listed))
+    scans = LabelledScans.from_folder(tmp_path, OWN_GRID, ["liver", "tumour"])
+    assert scans[0].known == (True, known)
+
+
+def test_empty_label_maps_are_said_to_be_empty(tmp_path: Path) -> None:
+    put(1, tmp_path / "case" / "ct.nii.gz")
+    volume, _ = small(1)
+    write_image(tmp_path / "case" / "label.nii.gz", np.zeros(volume.shape_kji, np.uint8), volume.ijk_to_ras)
+    with pytest.raises(InputError, match="The label maps are empty; draw liver in at least one"):
+        LabelledScans.from_folder(tmp_path, OWN_GRID, ["liver"])
+
+
 def test_a_label_map_goes_to_the_image_of_its_name_and_to_no_other(tmp_path: Path) -> None:
     put(1, tmp_path / "ct.nii.gz")
     put(2, tmp_path / "pet.nii.gz", tmp_path / "pet_seg.nii.gz")

@@ -322,15 +322,22 @@ def _is_pair(image: str, label: str) -> bool:
 
 
 def _names_for(label: Path, data: Path) -> tuple[dict[int, str] | None, int | None]:
-    """What nnU-Net's ``dataset.json`` or a ``labels.json`` above the folder of labels says: names, label to ignore."""
-    own = label.with_name(f"{image_stem(label.name)}.labels.json")
-    if own.is_file() or label.with_name("labels.json").is_file() or label.name.lower().endswith(".seg.nrrd"):
+    """What is said of all label maps of a data set: names, and the label to ignore.
+
+    By a ``labels.json`` in a folder of labels or above it, or nnU-Net's ``dataset.json``. In a case folder it speaks of
+    one case, which may not know what it does not show.
+    """
+    own, beside = label.with_name(f"{image_stem(label.name)}.labels.json"), label.with_name("labels.json")
+    is_pool = label.parent.name.lower().startswith("label")
+    if own.is_file() or label.name.lower().endswith(".seg.nrrd") or (beside.is_file() and not is_pool):
         return None, None  # read_segmentation finds them
-    for name in ("dataset.json", "labels.json"):
-        listed = label.parent.parent / name
+    above = label.parent.parent
+    for listed in (beside, above / "dataset.json", above / "labels.json"):
         if listed.is_file() and listed.is_relative_to(data):
             names = _read_names(listed)
-            ignored = [n for n, called in names.items() if called == _IGNORED and name == "dataset.json"]
+            ignored = [
+                n for n, called in names.items() if called == _IGNORED and listed.name == "dataset.json"
+            ]
             return {n: called for n, called in names.items() if n not in ignored}, next(iter(ignored), None)
     return None, None
 
@@ -473,4 +480,6 @@ def _classes(
 def _nothing(wanted: str, known: Iterable[str], problems: Sequence[str]) -> str:
     if known:
         return f"No case is labelled with {wanted}; the labels there are: {', '.join(sorted(known))}."
-    return f"No case can be used; the first problem: {problems[0] if problems else 'there are no cases.'}"
+    if not problems:
+        return f"The label maps are empty; draw {wanted} in at least one."
+    return f"No case can be used; the first problem: {problems[0]}"
