@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -504,6 +505,14 @@ def test_another_setting_is_refused_when_going_on(tmp_path: Path) -> None:
     list(finetune(config, cases=[labelled(0)]))
     with pytest.raises(InputError, match="batch"):
         list(finetune(replace(config, batch=3), cases=[labelled(0)]))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seed": -1}, {"seed": 1 << 31}, {"weight_decay": math.nan}, {"augmentation": math.nan}]
+)
+def test_numbers_that_cannot_be_are_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(InputError):
+        FinetuneSettings(**changes)  # type: ignore[arg-type]
 
 
 # ---- earlier models

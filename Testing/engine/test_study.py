@@ -135,7 +135,7 @@ def test_hidden_patients_who_are_not_there_are_named(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("changes", "word"),
     [({"methods": ("magic",)}, "magic"), ({"fractions": (0.0,)}, "Fractions"), ({"tune_at": 0.3}, "0.3"),
-     ({"test_share": 0.9, "validation_share": 0.2}, "shares")],
+     ({"test_share": 0.9, "validation_share": 0.2}, "shares"), ({"seed": -1}, "seed")],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(changes: dict[str, object], word: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=word):

@@ -26,7 +26,7 @@ from ..datasets.data import IGNORE
 from ..datasets.input_contract import InputContract
 from ..errors import Cancelled, InputError, ModelError
 from ..events import Eta, Progress, never
-from ..learning.recipe import Recipe
+from ..learning.recipe import Recipe, require_seed
 from .annotated_samples import AnnotatedCase, AnnotatedSamples, by_scan, vouched_slices
 from .augmentation import Augmentation
 from .segmentation_loss import segmentation_loss
@@ -111,11 +111,12 @@ class FinetuneSettings:
                 raise InputError(
                     f"The {name.replace('_', ' ')} of fine-tuning must be above 0, not {value:g}."
                 )
-        if self.validations < 1 or min(self.patience, self.weight_decay, self.closing) < 0:
+        require_seed(self.seed)
+        if self.validations < 1 or not all(n >= 0 for n in (self.patience, self.weight_decay, self.closing)):
             raise InputError(
                 "Fine-tuning needs one validation or more, a patience, weight decay and closing of 0 or more."
             )
-        if not 0.0 <= self.organ_share <= 1.0 or (self.augmentation is not None and self.augmentation < 0):
+        if not 0.0 <= self.organ_share <= 1.0 or not (self.augmentation or 0.0) >= 0.0:
             raise InputError("The share of organ samples lies in 0 .. 1 and the augmentation is 0 or more.")
 
     @property

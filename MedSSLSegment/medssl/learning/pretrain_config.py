@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError
-from .recipe import Recipe
+from .recipe import Recipe, require_seed
 
 if TYPE_CHECKING:
     from ..datasets.input_contract import InputContract
@@ -93,8 +93,9 @@ class PretrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"Pre-training needs {name} above 0, not {value:g}.")
-        if self.workers < 0 or self.seed < 0 or not self.save_every_minutes > 0:
-            raise InputError("The workers and the seed must be 0 or more, the minutes between saves above 0.")
+        require_seed(self.seed)
+        if self.workers < 0 or not self.save_every_minutes > 0:
+            raise InputError("The workers must be 0 or more, the minutes between saves above 0.")
         if self.spacing and len(self.spacing) != 3:
             raise InputError(f"The spacing needs three numbers, K J I in mm, not {len(self.spacing)}.")
 

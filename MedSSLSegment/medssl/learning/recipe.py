@@ -8,7 +8,19 @@ from typing import Literal
 
 from ..errors import InputError
 
-__all__ = ["Recipe"]
+__all__ = ["Recipe", "require_seed"]
+
+_SEEDS = 1 << 31
+
+
+def require_seed(seed: int) -> None:
+    """Refuse a seed that not every generator of random numbers takes.
+
+    Raises:
+        InputError: it does not lie in 0 .. 2^31 - 1.
+    """
+    if not 0 <= seed < _SEEDS:
+        raise InputError(f"The seed lies in 0 .. {_SEEDS - 1}, not {seed}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from ..errors import Cancelled, InputError, StorageError, WorkerError
 from ..events import Eta, Log, Progress, duration, never
 from ..few_labels.finetuning import FinetuneSettings
 from ..learning.pretrain_config import PretrainConfig, choose_preset
+from ..learning.recipe import require_seed
 from ..learning.transfer import read_encoder
 from ..methods import METHODS, Preset, find_method
 from ..registry import sha256_of
@@ -101,6 +102,7 @@ class StudyConfig:
     """Of the division of the patients."""
 
     def __post_init__(self) -> None:
+        require_seed(self.seed)
         for method in self.methods:
             find_method(method)
         if not self.segment or not self.methods or not self.fractions or not self.learning_rates:

@@ -26,6 +26,7 @@ from ..errors import Cancelled, InputError, ModelError
 from ..events import Eta, Log, Progress
 from ..foundation.nano_model import PROMPTS, NanoConfig, NanoModel, prompt_tensors, prompted_model
 from ..foundation.runtime import pick_device
+from ..learning.recipe import require_seed
 from ..registry import DEFAULT_MODEL, find_entry, verified_path
 from ..runs.run_folder import RunFolder, TrainingMetric
 from .clips import ClipSampler
@@ -90,6 +91,7 @@ class TrainConfig:
     """Steps between two saves."""
 
     def __post_init__(self) -> None:
+        require_seed(self.seed)
         for name, least in _LEAST.items():
             if getattr(self, name, least) < least:
                 raise InputError(f"Training needs {name} of at least {least}, not {getattr(self, name)}.")
