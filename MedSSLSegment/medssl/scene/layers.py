@@ -7,8 +7,8 @@ part of looking at a segment can be done in another thread. The memory is the no
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,13 +61,32 @@ class Layer:
         Raises:
             InputError: no such segment, it is stored as a surface, or it lies on another grid.
         """
-        image, label = _labelmap(segmentation_node, segment_id)
+        return cls.of_all(segmentation_node, [segment_id], volume)[0]
+
+    @classmethod
+    def of_all(cls, segmentation_node: Any, segment_ids: Iterable[str], volume: Volume) -> list[Layer]:
+        """Look at the labelmaps of several segments; at one that they share, once.
+
+        Raises:
+            InputError: as `of`.
+        """
+        looked_at: dict[Any, Layer] = {}
+        layers = []
+        for segment_id in segment_ids:
+            image, label = _labelmap(segmentation_node, segment_id)
+            if image not in looked_at:
+                looked_at[image] = cls._on(segmentation_node, image, volume)
+            layers.append(replace(looked_at[image], label=label))
+        return layers
+
+    @classmethod
+    def _on(cls, segmentation_node: Any, image: Any, volume: Volume) -> Layer:
         if image.IsEmpty():
-            return cls(image, label, (0, 0, 0), (0, 0, 0), None)
+            return cls(image, 0, (0, 0, 0), (0, 0, 0), None)
         offset = _grid_offset(segmentation_node, image, volume)
         extent = image.GetExtent()
         k, j, i = (extent[2 * a] + offset[a] for a in (2, 1, 0))
-        return cls(image, label, offset, (k, j, i), array_kji(image))
+        return cls(image, 0, offset, (k, j, i), array_kji(image))
 
     @property
     def shape_kji(self) -> tuple[int, int, int]:
@@ -93,8 +112,16 @@ class Layer:
             return None
         return self.voxels_kji[_slices(low, high, self.first_kji)]
 
-    def mask_in(self, start_kji: Sequence[int], shape_kji: Sequence[int]) -> NDArray[np.bool_]:
-        """The segment in a box of the volume, (K, J, I) bool; False where the labelmap does not reach."""
+    def mask_in(
+        self, start_kji: Sequence[int], shape_kji: Sequence[int], labels: Sequence[int] = ()
+    ) -> NDArray[np.bool_]:
+        """The segment in a box of the volume, (K, J, I) bool; False where the labelmap does not reach.
+
+        Args:
+            start_kji: the box's first voxel.
+            shape_kji: of the box.
+            labels: of all segments of the labelmap that are meant; empty for this one.
+        """
         mask = np.zeros(tuple(shape_kji), bool)
         if self.voxels_kji is None:
             return mask
@@ -102,14 +129,19 @@ class Layer:
         if all(lo < h for lo, h in zip(low, high, strict=True)):
             into = _slices(low, high, start_kji)
             part = _slices(low, high, self.first_kji)
-            np.equal(self.voxels_kji[part], self.label, out=mask[into])
+            if len(labels) > 1:
+                mask[into] = np.isin(self.voxels_kji[part], labels)
+            else:
+                np.equal(self.voxels_kji[part], labels[0] if labels else self.label, out=mask[into])
         return mask
 
-    def slice_mask(self, shape_kji: Sequence[int], axis: int, index: int) -> NDArray[np.bool_]:
-        """The segment on one slice of a volume of that shape, (H, W) bool."""
+    def slice_mask(
+        self, shape_kji: Sequence[int], axis: int, index: int, labels: Sequence[int] = ()
+    ) -> NDArray[np.bool_]:
+        """The segment, or those of `labels`, on one slice of a volume of that shape, (H, W) bool."""
         start, shape = [0, 0, 0], list(shape_kji)
         start[axis], shape[axis] = index, 1
-        return take_slice(self.mask_in(start, shape), axis, 0)
+        return take_slice(self.mask_in(start, shape, labels), axis, 0)
 
     def drawn(self, shape_kji: Sequence[int], marks: Marks) -> tuple[tuple[int, int, int], NDArray[np.bool_]]:
         """What the user drew: slices that were predicted and not changed since are left out.

@@ -96,6 +96,8 @@ class EditingRules:
 
     def segments_of_area(self, segmentation_node: Any, segment_id: str) -> tuple[str, ...]:
         """The segments that `area` speaks of when `segment_id` is changed; it is not outside of itself."""
+        if self.area == "everywhere":
+            return ()
         if self.area_of == "one":
             return (self.area_segment,) if self.area_segment else ()
         ids = _ids(segmentation_node, self.area_of == "visible")

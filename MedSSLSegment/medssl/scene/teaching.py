@@ -199,7 +199,7 @@ class TeachDesk:
         """
         session = self._session
         volume, node = session.volume(), session.segmentation_node
-        layers = [Layer.of(node, i, volume) for i in proposal.ids]
+        layers = Layer.of_all(node, proposal.ids, volume)
 
         def pack() -> Callable[[], None]:
             stack = LabelStack(volume.shape_kji, layers)

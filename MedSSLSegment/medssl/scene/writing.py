@@ -8,6 +8,7 @@ layer of its own.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -86,9 +87,7 @@ def write_slices(
     Raises:
         InputError: no such segment or slice, a mask of another shape, or the segment lies on another grid.
     """
-    area = [
-        Layer.of(segmentation_node, i, volume) for i in rules.segments_of_area(segmentation_node, segment_id)
-    ]
+    area = Layer.of_all(segmentation_node, rules.segments_of_area(segmentation_node, segment_id), volume)
     losers = rules.segments_to_overwrite(segmentation_node, segment_id)
     layer = Layer.of(segmentation_node, segment_id, volume)
     added, erased, written = _Changes(axis), _Changes(axis), {}
@@ -142,8 +141,11 @@ def _editable(
     editable = None
     if rules.area != "everywhere":
         inside = np.zeros(take_slice(volume.voxels_kji, axis, index).shape, bool)
+        labels = defaultdict(list)
         for layer in area:
-            inside |= layer.slice_mask(volume.shape_kji, axis, index)
+            labels[layer.image].append(layer.label)
+        for layer in {layer.image: layer for layer in area}.values():
+            inside |= layer.slice_mask(volume.shape_kji, axis, index, labels[layer.image])
         editable = inside if rules.area == "inside" else ~inside
     if rules.intensities is not None:
         low, high = rules.intensities

@@ -392,7 +392,7 @@ def as_segmentation(segmentation_node: Any, volume: Volume) -> Segmentation:
         InputError: two segments have the same name, nothing would be left of one, or it lies on another grid.
     """
     known = nodes.list_segments(segmentation_node)
-    stack = LabelStack(volume.shape_kji, [Layer.of(segmentation_node, each.id, volume) for each in known])
+    stack = LabelStack(volume.shape_kji, Layer.of_all(segmentation_node, [each.id for each in known], volume))
     segments = tuple(Segment(each.name, label, each.color_rgb) for label, each in enumerate(known, start=1))
     if lost := [segments[label - 1].name for label in stack.covered()]:
         raise InputError(
