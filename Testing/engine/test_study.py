@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +16,18 @@ from medssl.datasets.labelled import LabelledCase
 from medssl.errors import InputError
 from medssl.few_labels.finetuning import FinetuneSettings
 from medssl.runs.run_folder import RunFolder
-from medssl.segmentation import Segment, Segmentation
-from medssl.studies.study import StudyConfig, _given_encoder, _is_to_be_made, _require_same_encoders, study
+from medssl.segmentation import Segment, Segmentation, write_segmentation
+from medssl.studies.study import (
+    StudyConfig,
+    _division,
+    _given_encoder,
+    _is_to_be_made,
+    _require_same_encoders,
+    study,
+)
 from medssl.studies.study_report import findings, paired_difference, write_report
 from medssl.studies.study_runs import Arm, RunResult, StudyBench, StudyData, _mean_scores, runs_of
-from medssl.volume import Volume
+from medssl.volume import Volume, write_volume
 
 CONTRACT = InputContract(
     size=(32, 32), spacing_kji_mm=(None, 1.0, 1.0), window_hu=(-200.0, 400.0), mean_hu=0.0
@@ -140,6 +149,42 @@ def test_hidden_patients_who_are_not_there_are_named(tmp_path: Path, monkeypatch
 def test_settings_that_cannot_be_are_refused(changes: dict[str, object], word: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=word):
         StudyConfig(data=tmp_path, out=tmp_path, segment=("organ",), **changes)  # type: ignore[arg-type]
+
+
+def on_disk(folder: Path, cases: Mapping[str, int]) -> Path:
+    """Cases in folders of their own; a number stands for what one shows."""
+    for name, n in cases.items():
+        (folder / name).mkdir(parents=True)
+        volume, truth = case(n).read()
+        write_volume(volume, folder / name / "ct.nii.gz")
+        write_segmentation(truth, folder / name / "label.nii.gz")
+    return folder
+
+
+def test_one_person_under_two_names_is_on_one_side(tmp_path: Path) -> None:
+    """Scan a is there as patient 1's and as patient 2's: so b and c are of the same person."""
+    folder = on_disk(tmp_path / "data", {"a": 0, "again": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5})
+    (folder / "patients.csv").write_text("scan,patient\na,1\nb,1\nagain,2\nc,2\n")
+    for seed in range(4):
+        (tmp_path / f"{seed}").mkdir()
+        divided = _division(StudyConfig(data=folder, out=tmp_path / f"{seed}", segment=("organ",), seed=seed))
+        owner = {each.name[0]: each.patient for each in divided.cases}
+        assert owner["a"] == owner["b"] == owner["c"] == "1"
+        assert sum("1" in part for part in (divided.train, divided.validation, divided.test)) == 1
+        assert "2" not in (*divided.train, *divided.validation, *divided.test)
+
+
+@pytest.mark.parametrize("part", ["ct.nii.gz", "label.nii.gz"])
+def test_a_case_that_has_changed_since_the_study_was_begun_is_named(tmp_path: Path, part: str) -> None:
+    folder = on_disk(tmp_path / "data", {"a": 0, "b": 1, "c": 2, "d": 3})
+    config = StudyConfig(data=folder, out=tmp_path, segment=("organ",))
+    first = _division(config)
+    again = _division(config)
+    assert (again.train, again.test, again.ids) == (first.train, first.test, first.ids)
+    other = on_disk(tmp_path / "other", {"b": 7})
+    shutil.copy(other / "b" / part, folder / "b" / part)
+    with pytest.raises(InputError, match=r"b/ct\.nii\.gz has changed since the study .* was begun"):
+        _division(config)
 
 
 def test_a_folder_without_cases_is_refused(tmp_path: Path) -> None:

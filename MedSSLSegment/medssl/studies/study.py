@@ -9,12 +9,13 @@ is the difference on each test patient, measured on the scan's own grid. Read `s
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from ..datasets.grid import scan_id
 from ..datasets.input_contract import InputContract
 from ..datasets.labelled import LabelledCase, find_cases
-from ..datasets.sources import is_excluded
+from ..datasets.sources import SamePatients, is_excluded
 from ..errors import Cancelled, InputError, StorageError, WorkerError
 from ..events import Eta, Log, Progress, duration, never
 from ..few_labels.finetuning import FinetuneSettings
@@ -33,6 +34,7 @@ from ..learning.transfer import read_encoder
 from ..methods import METHODS, Preset, find_method
 from ..registry import sha256_of
 from ..runs.run_folder import RunFolder
+from ..segmentation import Segmentation
 from ..storage import atomic_path
 from .study_report import write_report
 from .study_runs import Arm, Cost, StudyBench, StudyData, in_worker, runs_of, start_worker
@@ -417,7 +419,8 @@ def _division(config: StudyConfig) -> StudyData:
     """Divide the patients, or read how they were divided.
 
     Raises:
-        InputError: the folder holds a study with other settings, or there are too few patients.
+        InputError: the folder holds a study with other settings, a case of it has changed or is gone, or there are too
+            few patients.
     """
     path = config.out / "study.json"
     fixed = {name: _plain(getattr(config, name)) for name in _FIXED}
@@ -430,19 +433,51 @@ def _division(config: StudyConfig) -> StudyData:
                     f"The study in {config.out} was begun with {name} = {before}, not {value};"
                     " give the same, or another folder."
                 )
-        parts = {part: tuple(stored[part]) for part in ("train", "validation", "test")}
-        missing = set(stored["ids"]) - set(cases)
-        if missing:
-            raise InputError(f"{min(missing)} belongs to the study in {config.out} but is no longer there.")
-        kept = tuple(cases[name] for name in stored["ids"])
-        return StudyData(kept, config.segment, stored["ids"], **parts)
+        return _as_divided(stored, cases, config)
     data = _divide(list(cases.values()), config)
     with atomic_path(path) as temporary:
         parts = {part: getattr(data, part) for part in ("train", "validation", "test")}
         temporary.write_text(
-            json.dumps({"settings": fixed, "ids": data.ids, **parts}, indent=1), encoding="utf-8"
+            json.dumps({"settings": fixed, **_facts(data), **parts}, indent=1), encoding="utf-8"
         )
     return data
+
+
+def _facts(data: StudyData) -> dict[str, dict[str, str]]:
+    """By the case's name: what it shows, what is drawn on it, and whose it is."""
+    return {
+        "ids": dict(data.ids),
+        "labels": {case.name: _labels_hash(case.read()[1], data.segments) for case in data.cases},
+        "patients": {case.name: case.patient for case in data.cases},
+    }
+
+
+def _as_divided(
+    stored: Mapping[str, Any], cases: Mapping[str, LabelledCase], config: StudyConfig
+) -> StudyData:
+    """The cases of a study that was begun; none of them may have changed since."""
+    patients, labels = stored.get("patients", {}), stored.get("labels", {})
+    kept = []
+    for name, identity in stored["ids"].items():
+        if name not in cases:
+            raise InputError(f"{name} belongs to the study in {config.out} but is no longer there.")
+        volume, truth = cases[name].read()
+        drawn = _labels_hash(truth, config.segment)
+        if scan_id(volume) != identity or labels.get(name, drawn) != drawn:
+            raise InputError(
+                f"{name} has changed since the study in {config.out} was begun; give another folder with --out."
+            )
+        kept.append(replace(cases[name], patient=patients.get(name, cases[name].patient)))
+    parts = {part: tuple(stored[part]) for part in ("train", "validation", "test")}
+    return StudyData(tuple(kept), config.segment, stored["ids"], **parts)
+
+
+def _labels_hash(truth: Segmentation, segments: Sequence[str]) -> str:
+    """SHA-256 (hex) of the wanted segments' voxels."""
+    digest = hashlib.sha256()
+    for name in segments:
+        digest.update(np.packbits(truth.mask(name)).tobytes())
+    return digest.hexdigest()
 
 
 def _chosen_cases(config: StudyConfig) -> list[LabelledCase]:
@@ -457,12 +492,15 @@ def _divide(cases: Sequence[LabelledCase], config: StudyConfig) -> StudyData:
     """Patients in a random order: test first, then validation, the rest trains. The same voxels are taken once."""
     ids: dict[str, str] = {}
     kept = []
+    same = SamePatients()
     for case in cases:
         volume, truth = case.read()
         identity = scan_id(volume)
+        same.join(identity, case.patient)
         if set(config.segment) <= set(truth.names) and identity not in ids.values():
             ids[case.name] = identity
             kept.append(case)
+    kept = [replace(case, patient=same.of(ids[case.name])) for case in kept]
     patients = sorted({case.patient for case in kept})
     if len(patients) < _FEWEST_PATIENTS:
         raise InputError(
