@@ -130,7 +130,7 @@ def export_nnunet(
         segments: which segments, in this order; None takes all.
 
     Raises:
-        InputError: no case or segment, or the folder exists.
+        InputError: no case or segment, no slice that is vouched for of all of them, or the folder exists.
         StorageError: no space or no permission.
     """
     cases, names = yield from _chosen(store, folder, segments)
@@ -174,7 +174,7 @@ def export_monai(
     Every entry has "image", "label" and "vouched": 1 where the labels count. Patients are spread over five folds.
 
     Raises:
-        InputError: no case or segment, or the folder exists.
+        InputError: no case or segment, no slice that is vouched for of all of them, or the folder exists.
         StorageError: no space or no permission.
     """
     cases, names = yield from _chosen(store, folder, segments)
@@ -230,7 +230,15 @@ def _chosen(
     cases = [case for case in cases if any(v.segment in names for v in case.vouched)]
     if not cases:
         raise InputError(f"The case store {store.folder} holds nothing to export.")
-    return cases, names
+    useful = [case for case in cases if _known(case, names).any()]
+    if not useful:
+        raise InputError(
+            f"No case has a slice that is vouched for of all of {', '.join(names)}; name fewer with --segments."
+        )
+    for case in cases:
+        if case not in useful:
+            yield Log(f"Left out: {case.name} has no slice that is vouched for of all of {', '.join(names)}.")
+    return useful, names
 
 
 def _label_map(
@@ -238,12 +246,18 @@ def _label_map(
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """(K, J, I) labels 1 .. n in the order of `names`, and where somebody vouches for all of them."""
     labels = np.zeros(case.shape_kji, np.uint8)
-    known = np.ones(case.shape_kji, bool)
     for n, name in enumerate(names, start=1):
-        known &= vouched_voxels(case.shape_kji, case.vouched, name)
         if name in segmentation.names:
             labels[segmentation.mask(name)] = n
-    return labels, known
+    return labels, _known(case, names)
+
+
+def _known(case: Case, names: Sequence[str]) -> NDArray[np.bool_]:
+    """(K, J, I) where somebody vouches for all of these segments."""
+    known = np.ones(case.shape_kji, bool)
+    for name in names:
+        known &= vouched_voxels(case.shape_kji, case.vouched, name)
+    return known
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

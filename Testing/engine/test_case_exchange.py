@@ -170,6 +170,24 @@ def test_what_cannot_be_exported_is_said_before_anything_is_written(tmp_path: Pa
 
 
 @pytest.mark.parametrize("export", [export_nnunet, export_monai])
+def test_a_case_without_a_slice_vouched_for_of_all_segments_is_left_out_and_named(
+    tmp_path: Path, export: Callable[..., Iterator[Progress | Log]]
+) -> None:
+    apart = [Vouched("liver", 0, (1,)), Vouched("spleen", 0, (3,))]
+    store = store_of(tmp_path / "store", ALL, apart)
+    said = [event.text for event in export(store, tmp_path / "both") if isinstance(event, Log)]
+    assert said == ["Left out: case 1 has no slice that is vouched for of all of liver, spleen."]
+    images = {path.name for path in (tmp_path / "both").rglob("*.nii.gz")}
+    whole, part = store.cases()
+    assert any(whole.id in name for name in images)
+    assert not any(part.id in name for name in images)
+    assert not [e for e in export(store, tmp_path / "liver", ["liver"]) if isinstance(e, Log)]
+    with pytest.raises(InputError, match="vouched for of all of liver, spleen; name fewer with --segments"):
+        list(export(store_of(tmp_path / "only", apart), tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("export", [export_nnunet, export_monai])
 def test_an_export_that_breaks_off_leaves_nothing_and_may_be_asked_for_again(
     tmp_path: Path, export: Callable[[CaseStore, Path], Iterator[Progress]]
 ) -> None:

@@ -58,10 +58,10 @@ def note(log: Log | str) -> None:
     print(f"medssl: note: {log if isinstance(log, str) else log.text}", file=sys.stderr)
 
 
-def note_model(model: str) -> None:
-    """Say that the default model is small and where stronger ones are."""
+def note_model(model: str, option: str = "--model") -> None:
+    """Say that the default model is small, and where stronger ones are and how this command takes them."""
     if model == DEFAULT_MODEL:
         note(
             f"{model} is a small model trained by this project; stronger ones are one download away:"
-            " medssl models download sam2.1-hiera-tiny, then --model sam2.1-hiera-tiny"
+            f" medssl models download sam2.1-hiera-tiny, then {option} sam2.1-hiera-tiny"
         )

@@ -188,7 +188,7 @@ def _run(options: argparse.Namespace) -> None:
     write_segmentation(result.segmentation, options.output)
     if options.stages:
         result.write(Path(options.stages))
-    note_model(options.tracker)
+    note_model(options.tracker, "--tracker")
     facts = _facts(volume, result, truth)
     if options.json:
         print_json({"output": options.output, **facts})
