@@ -31,6 +31,7 @@ __all__ = [
     "Window",
     "as_stack",
     "check_affine",
+    "darkest_of",
     "from_stack",
     "list_dicom_series",
     "looks_like_ct",
@@ -50,7 +51,9 @@ VIEWS: tuple[View, View, View] = ("axial", "coronal", "sagittal")
 _MAX_COSINE = 1e-3
 """Cosine between two voxel axes above which a grid is sheared (0.06 degrees); headers round to less."""
 _AIR_HU = -300.0
-"""An image whose darkest voxels lie below this holds air in Hounsfield units: it is a CT."""
+"""Below this lies air in Hounsfield units."""
+_DARKEST_OF_NO_CT = -20.0
+"""An image whose darkest voxels lie below this holds air or fat in Hounsfield units: it is a CT."""
 _INTERCEPT, _SOFT_HU = 1024.0, 200.0
 _LEAST_DENSE, _MOSTLY_SOFT = 0.05, 0.6
 """A shifted CT has at least this part denser than lung, and of that more than this within _SOFT_HU of water."""
@@ -175,20 +178,24 @@ class Window:
     def auto(cls, volume: Volume) -> Window:
         """Soft tissue for a CT; for anything else the 0.5th to 99.5th percentile of the whole volume.
 
-        A volume counts as CT when its darkest voxels are air in Hounsfield units. Looks at a regular sample
-        of a few million voxels at most, so it costs no copy of a large volume.
+        Looks at a regular sample of a few million voxels at most, so it costs no copy of a large volume.
         """
-        low, high = _extremes(volume)
-        if low < _AIR_HU:
+        if looks_like_ct(volume):
             return WINDOWS["soft-tissue"]
+        low, high = _extremes(volume)
         if low == high:
             low, high = float(volume.voxels_kji.min()), float(volume.voxels_kji.max())
         return cls(level=(low + high) / 2, width=high - low)
 
 
 def looks_like_ct(volume: Volume) -> bool:
-    """Whether the darkest voxels are air in Hounsfield units."""
-    return _extremes(volume)[0] < _AIR_HU
+    """Whether the darkest voxels are air or fat in Hounsfield units: without air, a part of a body has some fat."""
+    return darkest_of(volume) < _DARKEST_OF_NO_CT
+
+
+def darkest_of(volume: Volume) -> float:
+    """Intensity that one voxel in 200 does not reach."""
+    return _extremes(volume)[0]
 
 
 def _looks_like_shifted_ct(volume: Volume) -> bool:

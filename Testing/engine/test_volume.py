@@ -20,6 +20,7 @@ from medssl.volume import (
     Window,
     as_stack,
     from_stack,
+    looks_like_ct,
     put_slice,
     read_volume,
     shift_problem,
@@ -426,3 +427,16 @@ def test_a_disk_that_fills_up_leaves_the_old_file(
     assert (tmp_path / name).read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("darkest", "is_ct"),
+    [(-1000, True), (-105, True), (-10, False), (0, False)],
+    ids=["air", "fat", "", "MR"],
+)
+def test_a_part_of_a_body_without_air_is_a_ct_by_its_fat(darkest: int, is_ct: bool) -> None:
+    voxels = np.random.default_rng(0).normal(60, 15, (12, 20, 20)).clip(-9, 200)
+    voxels[:, :3] = darkest
+    volume = Volume(voxels.astype(np.int16), np.eye(4), "cropped")
+    assert looks_like_ct(volume) is is_ct
+    assert (Window.auto(volume) == WINDOWS["soft-tissue"]) is is_ct

@@ -303,7 +303,7 @@ def require_modality(
 
 
 def guessed_modality(volume: Volume) -> str:
-    """CT where there is air in Hounsfield units, else MR."""
+    """CT where there is air or fat in Hounsfield units, else MR."""
     return "CT" if looks_like_ct(volume) else "MR"
 
 

@@ -9,16 +9,13 @@ import numpy as np
 from ..datasets.grid import PreparedGrid
 from ..errors import InputError
 from ..events import Log
-from ..volume import VIEWS, Volume, looks_like_ct, spacing_of
+from ..volume import VIEWS, Volume, darkest_of, looks_like_ct, spacing_of
 from .segmenter import ModelInfo
 
 __all__ = ["check_volume", "spacing_range"]
 
-_DARKEST_OF_NO_CT = -20.0
-"""Nothing in a volume is darker than this: neither air nor fat in Hounsfield units, so it is hardly a CT."""
 _FAR = 2.0
 """A voxel size is far off when it is this many times larger than any, or smaller than any, of the training scans'."""
-_SAMPLES_PER_AXIS = 128
 _ALONG = ("between slices", "from front to back", "from left to right")
 
 
@@ -63,13 +60,9 @@ def _modality(info: ModelInfo, volume: Volume) -> str:
         return f"{what} looks like CT, but the model has learnt from {made_for}" if is_ct else ""
     if is_ct:
         return ""
-    k, j, i = (max(1, n // _SAMPLES_PER_AXIS) for n in volume.shape_kji)
-    darkest = float(np.percentile(volume.voxels_kji[::k, ::j, ::i], 0.5))
-    if darkest < _DARKEST_OF_NO_CT:  # a part of a body may show no air, but hardly no fat
-        return ""
     return (
-        f"{what} does not look like CT (its darkest voxels have {darkest:.0f}, where air has -1000 and fat -100),"
-        " but the model has learnt from CT"
+        f"{what} does not look like CT (its darkest voxels have {darkest_of(volume):.0f}, where air has -1000 and fat"
+        " -100), but the model has learnt from CT"
     )
 
 
