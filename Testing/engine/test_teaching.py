@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from medssl.cases import CaseStore, Vouched
+from medssl.cases import Case, CaseStore, Vouched
 from medssl.datasets.data import IGNORE
 from medssl.datasets.input_contract import InputContract
 from medssl.datasets.labelled import LabelledScans
 from medssl.errors import InputError
 from medssl.events import Log
 from medssl.few_labels.finetune_run import FinetuneConfig, finetune
+from medssl.few_labels.segmenter import read_model
 from medssl.few_labels.teaching import labelled_cases
 from medssl.segmentation import Segment, Segmentation
 from medssl.volume import Volume
 
 GRID = np.diag([1.0, 1.0, 2.0, 1.0])
 SEGMENTS = tuple(
-    Segment(name, n, (1.0, 0.0, 0.0)) for n, name in enumerate(("liver", "spleen", "kidney"), start=1)
+    Segment(name, n, (0.1, 0.2, 0.3)) for n, name in enumerate(("liver", "spleen", "kidney"), start=1)
 )
 
 
@@ -65,12 +69,35 @@ def test_a_segment_that_is_not_vouched_for_is_unknown_and_the_rest_is_ignored(st
     assert set(np.unique(by_known[True, False])) == {0, 1, IGNORE}
 
 
+def test_cases_are_not_kept_in_memory_all_at_once(store: CaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[weakref.ref[Volume]] = []
+
+    def reading(case: Case, of: Callable[[Case], Volume] = Case.volume) -> Volume:
+        volume = of(case)
+        read.append(weakref.ref(volume))
+        return volume
+
+    monkeypatch.setattr(Case, "volume", reading)
+    parts = labelled_cases(store.cases(), ["liver", "spleen"])
+    assert not read, "nothing is read before a part is"
+    first = parts[0].read()[0]
+    assert parts[1].read()[0] is first, "the parts of one case share its volume"
+    assert len(read) == 1
+    del first
+    gc.collect()
+    assert read[0]() is None
+    parts[2].read()
+    assert len(read) == 2
+
+
 def test_slices_across_another_axis_teach_too(store: CaseStore) -> None:
     (part,) = labelled_cases(store.cases(), ["kidney"])
     assert part.vouched == {2: [6]}
 
 
-def test_fine_tuning_says_which_cases_of_the_store_are_damaged(store: CaseStore, tmp_path: Path) -> None:
+def test_fine_tuning_keeps_the_colours_and_says_which_cases_are_damaged(
+    store: CaseStore, tmp_path: Path
+) -> None:
     lost = store.add(Volume(np.arange(432).reshape(6, 8, 9), GRID), store.cases()[0].segmentation(),
                      [Vouched("liver", 0, (1,))], name="lost")  # fmt: skip
     (lost.folder / "case.json").write_text("{")
@@ -79,6 +106,11 @@ def test_fine_tuning_says_which_cases_of_the_store_are_damaged(store: CaseStore,
     said = [event.text for event in finetune(config) if isinstance(event, Log)]
     assert any(lost.id in text for text in said)
     assert any("1 case to learn from" in text for text in said)
+    assert read_model(tmp_path / "run" / "checkpoint.safetensors").info.segments[0].color_rgb == (
+        0.1,
+        0.2,
+        0.3,
+    )
     (store.cases()[0].folder / "case.json").write_text("{")
     events = finetune(replace(config, out=tmp_path / "other"))
     told = [next(events), next(events)]

@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -53,8 +53,9 @@ class LabelledCase:
     """Of the image, below the data folder."""
     patient: str
     """Cases of one patient share it."""
-    image: Path | Volume
-    labels: Path | Segmentation
+    image: Path | Volume | Callable[[], Volume]
+    """A file, in memory, or read when it is asked for."""
+    labels: Path | Segmentation | Callable[[], Segmentation]
     names: Mapping[int, str] | None = None
     """All labels of the data set, where the file does not name its own; a case knows every one of them."""
     vouched: Mapping[int, Sequence[int]] | None = None
@@ -63,6 +64,8 @@ class LabelledCase:
     """Label of the voxels that nobody vouches for, as nnU-Net's "ignore"; it is no segment."""
     unknown: NDArray[np.bool_] | None = None
     """(K, J, I) those voxels, where the labels are in memory."""
+    colors: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    """RGB, 0 .. 1, that somebody chose for segments, by name."""
 
     def read(self) -> tuple[Volume, Segmentation]:
         """The image and its labels on the source's own grid.
@@ -75,10 +78,11 @@ class LabelledCase:
 
     def read_with_unknown(self) -> tuple[Volume, Segmentation, NDArray[np.bool_] | None]:
         """As `read`, and the (K, J, I) voxels that nobody vouches for, if there are any."""
-        volume = self.image if isinstance(self.image, Volume) else read_volume(self.image)
-        if isinstance(self.labels, Segmentation):
-            self.labels.require_grid_of(volume)
-            return volume, self.labels, self.unknown
+        volume = self._volume()
+        if not isinstance(self.labels, Path):
+            segmentation = self.labels if isinstance(self.labels, Segmentation) else self.labels()
+            segmentation.require_grid_of(volume)
+            return volume, segmentation, self.unknown
         segmentation = read_segmentation(self.labels, volume)
         unknown = segmentation.labels_kji == (-1 if self.ignored is None else self.ignored)
         if unknown.any():
@@ -88,6 +92,11 @@ class LabelledCase:
         if self.names is not None:
             segmentation = _renamed(segmentation, self.names)
         return volume, segmentation, unknown if unknown.any() else None
+
+    def _volume(self) -> Volume:
+        if isinstance(self.image, Path):
+            return read_volume(self.image)
+        return self.image if isinstance(self.image, Volume) else self.image()
 
     def in_memory(self) -> LabelledCase:
         """The same case without its files."""
@@ -368,7 +377,7 @@ def _check_segments(segments: Sequence[str]) -> None:
 
 
 def _require_modality(case: LabelledCase, volume: Volume, contract: InputContract) -> None:
-    stated = "" if isinstance(case.image, Volume) else stated_modality(case.image)
+    stated = stated_modality(case.image) if isinstance(case.image, Path) else ""
     modality, shift = stated or guessed_modality(volume), shift_problem(volume)
     require_modality(case.name, modality, bool(stated), contract, shift)
 

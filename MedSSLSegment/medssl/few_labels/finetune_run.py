@@ -27,7 +27,7 @@ from ..foundation.runtime import pick_device
 from ..home import models_folder
 from ..registry import DEFAULT_MODEL
 from ..runs.run_folder import RunFolder, TrainingMetric, plain
-from ..segmentation import Segment, Segmentation, default_color
+from ..segmentation import Segment, default_color
 from ..storage import require_writable
 from ..volume import looks_like_ct
 from .annotated_samples import AnnotatedCase, by_scan, hold_out
@@ -415,9 +415,7 @@ def _model_info(config: FinetuneConfig, start: Start, cases: Sequence[LabelledCa
         changes["spacing_kji_mm"] = tuple(step or None for step in config.spacing)
     if config.neighbours is not None:
         changes["neighbours"] = config.neighbours
-    colors = {
-        s.name: s.color_rgb for c in cases if isinstance(c.labels, Segmentation) for s in c.labels.segments
-    }
+    colors = {name: color for case in cases for name, color in case.colors.items()}
     segments = [
         Segment(name, n, colors.get(name, default_color(n)))
         for n, name in enumerate(config.segments, start=1)

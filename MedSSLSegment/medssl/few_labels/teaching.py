@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+
+import numpy as np
 
 from ..cases import Case
 from ..datasets.labelled import LabelledCase
 from ..errors import InputError
+from ..segmentation import Segmentation
+from ..volume import Volume
 
 __all__ = ["labelled_cases", "taught_segments", "teaching_cases", "unchanged_cases"]
 
@@ -18,7 +24,7 @@ def labelled_cases(cases: Sequence[Case], segments: Sequence[str]) -> list[Label
 
     A slice teaches exactly the segments that are vouched for on it. A case whose slices differ in this becomes several
     labelled cases of one volume and one patient, each with its own segments and slices; the others are unknown there,
-    not background.
+    not background. Volumes and labels are read when a part is: all cases at once would fill the memory.
 
     Args:
         cases: of a store.
@@ -90,14 +96,39 @@ def _parts(case: Case, segments: Sequence[str]) -> list[LabelledCase]:
         slices_of[frozenset(names)][axis].append(index)
     if not slices_of:
         return []
-    volume, segmentation = case.volume(), case.segmentation()
-    parts = []
-    for taught, vouched in slices_of.items():
-        kept = tuple(segment for segment in segmentation.segments if segment.name in taught)
-        labels = segmentation.labels_kji.copy()
-        for segment in segmentation.segments:
-            if segment not in kept:
-                labels[labels == segment.label] = 0
-        part = replace(segmentation, labels_kji=labels, segments=kept)
-        parts.append(LabelledCase(case.name, case.patient, volume, part, vouched=dict(vouched)))
-    return parts
+    volume = _Shared(case.volume)
+    colors = {segment.name: segment.color_rgb for segment in case.segments}
+    return [
+        LabelledCase(
+            case.name,
+            case.patient,
+            volume,
+            partial(_only, case, taught),
+            vouched=dict(vouched),
+            colors=colors,
+        )
+        for taught, vouched in slices_of.items()
+    ]
+
+
+def _only(case: Case, names: Collection[str]) -> Segmentation:
+    """A case's segments of these names."""
+    whole = case.segmentation()
+    kept = tuple(segment for segment in whole.segments if segment.name in names)
+    others = [segment.label for segment in whole.segments if segment not in kept]
+    return replace(
+        whole, labels_kji=np.where(np.isin(whole.labels_kji, others), 0, whole.labels_kji), segments=kept
+    )
+
+
+class _Shared:
+    """Reads a volume when it is asked for, and no second time as long as somebody has it."""
+
+    def __init__(self, read: Callable[[], Volume]) -> None:
+        self._read = read
+        self._last: Callable[[], Volume | None] = lambda: None
+
+    def __call__(self) -> Volume:
+        volume = self._last() or self._read()
+        self._last = weakref.ref(volume)
+        return volume

@@ -130,7 +130,7 @@ def _take_folder(folder: Path, exclude: Sequence[str], seed: int, data: TrackerD
     cases = pair_up(found, folder)
     for case in cases:
         _take_labelled(case, data)
-    _take_unlabelled(found, {case.image for case in cases}, data)
+    _take_unlabelled(found, {case.image for case in cases if isinstance(case.image, Path)}, data)
     taken = {case.labels for case in cases}
     rng = np.random.default_rng(seed)
     for name in found.labels:
@@ -165,7 +165,7 @@ def _without(unknown: NDArray[np.bool_], axis: int) -> list[int]:
     return slices
 
 
-def _take_unlabelled(found: Found, labelled: set[Path | Volume], data: TrackerData) -> None:
+def _take_unlabelled(found: Found, labelled: set[Path], data: TrackerData) -> None:
     for source in found.sources:
         for scan in source.read() if source.path not in labelled else ():
             if not isinstance(scan, ReadScan):
