@@ -285,5 +285,5 @@ def test_only_the_encoder_is_kept() -> None:  # 4.6 (g)
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(InputError, match="multiple of the patch"):
         _method(replace(OPTIONS, patch=12))
-    with pytest.raises(InputError, match="at least one"):
+    with pytest.raises(InputError, match="less than one"):
         _method(replace(OPTIONS, patch=32))

@@ -473,7 +473,7 @@ except StorageError as error:
         ({"size": (15, 16)}, r"multiples of 2; use --size \d+ 16"),
         ({"size": (16,)}, "2D input needs 2 sizes"),
         ({"options": ("loudness=3",)}, "option 'loudness=3' cannot be used.*noise"),
-        ({"options": ("noise=high",)}, "noise=high should be like noise=0.3"),
+        ({"options": ("noise=high",)}, "noise=high cannot be used: it should be a number, e.g. noise=0.3"),
         ({"preset": "paper", "batch": 7, "accumulate": 2}, "batch of 7 cannot be computed in 2 equal parts"),
         ({"epochs": 3}, "only one of epochs and steps"),
         ({"steps": 0}, "steps above 0"),
@@ -508,6 +508,41 @@ def test_a_preset_takes_what_the_configuration_changes(tmp_path: Path) -> None:
     assert preset.contract.spacing_kji_mm == (None, 2, 2)
     assert (preset.recipe.epochs, preset.recipe.batch, preset.recipe.warmup_epochs) == (8, 4, 2)
     assert preset.options.noise == 1.0
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "complaint"),
+    [
+        ("polycl-m", "negatives=eq-3", "one of code, eq3"),
+        ("anatomask", "rank_space=Official", "one of intensity, normalised, official"),
+        ("anatomask", "decoder_width=wide", "a whole number or None"),
+        ("medssl-vit", "grid=4.5", "a whole number"),
+        ("medssl-vit", "temperature=1e999", "a number"),
+        ("medssl-vit", "jitter=2", "jitter in 0"),
+        ("mae", "normalise=1", "True or False"),
+        ("mae", "decoder_heads=5", "multiple of 4 and of its heads"),
+        ("amlp", "last_ratio=1.5", "not go from 0.25 to 1.5"),
+        ("tcs-mae", "ratio=2", "masked share"),
+        ("tcs-mae", "intervals=0", "intervals"),
+        ("tcs-mae", "mask_range_hu=(500,-1000)", "must rise"),
+        ("tcs-mae", "mask_range_hu=500", "2 numbers"),
+        ("simclr", "temperatur=1", "one of the names"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused_before_anything_is_read(
+    method: str, option: str, complaint: str, tmp_path: Path
+) -> None:
+    config = PretrainConfig(method=method, data=tmp_path, out=tmp_path, options=(option,))
+    with pytest.raises(InputError, match=complaint):
+        choose_preset(config, "cpu")
+
+
+def test_an_option_is_read_as_what_it_stands_for(tmp_path: Path) -> None:
+    words = ("mask_range_hu=(-200,300)", "consistency=cosine", "ratio=0.5", "dropout=False")
+    config = PretrainConfig(method="tcs-mae", data=tmp_path, out=tmp_path, options=words)
+    options = choose_preset(config, "cpu").options
+    assert (options.mask_range_hu, options.consistency) == ((-200, 300), "cosine")
+    assert (options.ratio, options.dropout) == (0.5, False)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import InputError
 from .recipe import Recipe, require_seed
@@ -159,26 +161,52 @@ def _changed_recipe(recipe: Recipe, config: PretrainConfig) -> Recipe:
 
 
 def _changed_options(options: Any, words: Sequence[str]) -> Any:
-    known = [field.name for field in dataclasses.fields(options)] if dataclasses.is_dataclass(options) else []
+    kinds = get_type_hints(type(options)) if dataclasses.is_dataclass(options) else {}
     changes = {}
     for word in words:
-        name, _, value = word.partition("=")
-        if name not in known or not value:
+        name, _, text = word.partition("=")
+        if name not in kinds or not text:
             raise InputError(
-                f"The option '{word}' cannot be used; give NAME=VALUE with one of the names {', '.join(known)}."
+                f"The option '{word}' cannot be used; give NAME=VALUE with one of the names {', '.join(kinds)}."
             )
-        changes[name] = _fitting(getattr(options, name), name, value)
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        if not _is_of(value, kinds[name]):
+            raise InputError(
+                f"The option {name}={text} cannot be used: it should be {_described(kinds[name])},"
+                f" e.g. {name}={getattr(options, name)}."
+            )
+        changes[name] = float(value) if kinds[name] is float else value
     return replace(options, **changes) if changes else options
 
 
-def _fitting(default: Any, name: str, text: str) -> Any:
-    """Read a value of the kind the option has."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    if isinstance(default, float) and type(value) is int:
-        value = float(value)
-    if default is not None and value is not None and type(value) is not type(default):
-        raise InputError(f"The option {name}={text} should be like {name}={default}.")
-    return value
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of the kind an option is declared with; whole numbers are numbers, endless ones are not."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is UnionType:
+        return any(_is_of(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(kinds)
+            and all(_is_of(one, of) for one, of in zip(value, kinds, strict=True))
+        )
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
+
+
+def _described(kind: Any) -> str:
+    """A kind in a sentence: "a number", "one of code, eq3"."""
+    words = {bool: "True or False", int: "a whole number", float: "a number", NoneType: "None"}
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is UnionType:
+        return " or ".join(_described(one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"{len(get_args(kind))} numbers"
+    return words[kind]

@@ -45,7 +45,11 @@ _MASK_SALT, _LABEL_SALT = 1, 2
 
 @dataclass(frozen=True, kw_only=True)
 class AMLPOptions:
-    """What can be set of AMLP."""
+    """What can be set of AMLP.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
 
     patch: int = 16
     """Side of a patch in pixels."""
@@ -71,6 +75,15 @@ class AMLPOptions:
     """Of the soft category."""
     dropout: bool = True
     """Keep the backbone's dropout while pre-training; AMLP's own U-Net has none."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.first_ratio <= self.last_ratio <= 1.0:
+            raise InputError(
+                "The share of masked patches must lie between 0 and 1 and rise,"
+                f" not go from {self.first_ratio:g} to {self.last_ratio:g}."
+            )
+        if self.patch < 1 or not self.temperature > 0 or min(self.rrl_weight, self.ccl_weight) < 0:
+            raise InputError("patch and temperature must be above 0, rrl_weight and ccl_weight 0 or more.")
 
 
 def mask_ratio(epoch: int, epochs: int, first: float = 0.25, last: float = 0.80) -> float:
@@ -113,10 +126,8 @@ class AMLP(Method):
         if any(side % options.patch for side in contract.size):
             raise InputError(f"The size {contract.size} is not a multiple of the patch of {options.patch}.")
         patches = math.prod(side // options.patch for side in contract.size)
-        if int(patches * options.first_ratio + 1e-9) < 1 or options.last_ratio < options.first_ratio:
-            raise InputError(
-                f"Of {patches} patches {options.first_ratio:.0%} must be at least one, and rise to the last."
-            )
+        if int(patches * options.first_ratio + 1e-9) < 1:
+            raise InputError(f"{options.first_ratio:.0%} of {patches} patches is less than one.")
         self.options: AMLPOptions = options
         if not options.dropout:
             without_dropout(backbone)

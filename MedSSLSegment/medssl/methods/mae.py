@@ -50,7 +50,11 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class MAEOptions:
-    """What can be set of MAE."""
+    """What can be set of MAE.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
 
     ratio: float = 0.75
     """Share of patches masked."""
@@ -68,6 +72,12 @@ class MAEOptions:
     def __post_init__(self) -> None:
         if not 0.0 < self.ratio < 1.0 or not 0.0 < self.smallest_area <= 1.0:
             raise InputError("The masked share and the smallest area must lie between 0 and 1.")
+        if min(self.decoder_width, self.decoder_depth, self.decoder_heads) < 1 or (
+            self.decoder_width % 4 or self.decoder_width % self.decoder_heads
+        ):
+            raise InputError(
+                "The decoder's width must be a multiple of 4 and of its heads, its depth 1 or more."
+            )
 
 
 class MaskedAutoencoder(nn.Module):

@@ -60,6 +60,10 @@ class MedSSLViTOptions(MAEOptions):
         super().__post_init__()
         if self.grid < 1 or self.temperature <= 0.0 or not 0.0 < self.least_inside <= 1.0:
             raise InputError("The grid must have a cell, the temperature and least part inside be above 0.")
+        if not 0.0 <= self.flip <= 1.0 or not 0.0 <= self.jitter < 1.0:
+            raise InputError("flip must lie in 0 .. 1, jitter in 0 .. 1, below 1.")
+        if self.embedding < 1 or self.contrast_weight < 0:
+            raise InputError("embedding must be 1 or more, contrast_weight 0 or more.")
 
 
 class MedSSLViT(Method):

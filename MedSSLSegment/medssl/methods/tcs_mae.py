@@ -45,7 +45,11 @@ _COSINE_WEIGHT = 1000.0  # of the authors' code
 
 @dataclass(frozen=True, kw_only=True)
 class TCSMAEOptions:
-    """What can be set of TCS-MAE."""
+    """What can be set of TCS-MAE.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
 
     intervals: int = 8
     """K: equal intervals the intensities are cut into."""
@@ -73,6 +77,22 @@ class TCSMAEOptions:
     """Mirror the images at their border instead of surrounding them with zeros."""
     dropout: bool = True
     """Keep the backbone's dropout while pre-training, where it has any; see `ViewOptions.dropout`."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.ratio < 1.0:
+            raise InputError(f"The masked share must lie between 0 and 1, not {self.ratio:g}.")
+        if self.mask_range_hu[0] >= self.mask_range_hu[1]:
+            low, high = self.mask_range_hu
+            raise InputError(f"The masked range must rise, not go from {low:g} to {high:g}.")
+        if min(self.intervals, self.embedding, self.ssim_window) < 1 or self.contrast_weight < 0:
+            raise InputError(
+                "intervals, embedding and ssim_window must be 1 or more, contrast_weight 0 or more."
+            )
+
+    @property
+    def masked_intervals(self) -> int:
+        """How many intervals are masked in a slice."""
+        return int(self.intervals * self.ratio + 1e-9)
 
 
 class TCSMAE(Method):
@@ -192,11 +212,10 @@ class TCSMAE(Method):
         return np.asarray(self.contract.apply(slab[:, None], scan.stats)[0, 0])
 
     def _hidden(self, tissue: Tensor, moment: Moment) -> Tensor:
-        count = int(self.options.intervals * self.options.ratio + 1e-9)
         return interval_mask(
             tissue,
             self.options.intervals,
-            count,
+            self.options.masked_intervals,
             moment.generator(tissue.device),
             self.options.with_replacement,
         )
@@ -264,7 +283,7 @@ def _check(backbone: Backbone, contract: InputContract, options: TCSMAEOptions) 
         raise InputError(f"A level without channels cannot be compared; choose fewer than {options.levels}.")
     if not options.ssim_window % 2 or options.ssim_window > min(contract.size):
         raise InputError(f"The SSIM window must be odd and fit the image, not {options.ssim_window}.")
-    if int(options.intervals * options.ratio + 1e-9) < 1:
+    if options.masked_intervals < 1:
         warnings.warn(
             f"{options.ratio:.0%} of {options.intervals} intervals is less than one: nothing is masked.",
             stacklevel=3,
