@@ -19,6 +19,7 @@ from .datasets.labelled import LabelledCase
 from .datasets.sources import image_stem
 from .errors import InputError, MedSSLError
 from .events import Eta, Log, Progress
+from .formats.dicom import choose_series, patient_of
 from .formats.imagefile import write_image
 from .segmentation import Segmentation
 from .storage import atomic_path, make_folder, move
@@ -114,7 +115,10 @@ def import_dicom_seg(
 
     volume = read_volume(series, uid)
     segmentation = read_dicom_seg(seg, volume)
-    return store.add(volume, segmentation, vouch_for_all(segmentation), name=name or seg.stem)
+    patient = patient_of(choose_series(series, uid)) if series.is_dir() else ""
+    return store.add(
+        volume, segmentation, vouch_for_all(segmentation), name=name or seg.stem, patient=patient
+    )
 
 
 def export_nnunet(

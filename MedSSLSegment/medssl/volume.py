@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .formats.dicom import DicomSeries, list_dicom_series, read_dicom
+from .formats.dicom import DicomSeries, list_dicom_series, patient_key, read_dicom
 from .formats.imagefile import read_image, write_image
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "from_stack",
     "list_dicom_series",
     "looks_like_ct",
+    "patient_key",
     "put_slice",
     "read_volume",
     "rows_of_neighbours",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine.test_dicom_seg import two_organs, write_series
+from engine.test_dicom_seg import change_tags, two_organs, write_series
 from medssl.case_exchange import Pair, export_monai, export_nnunet, import_dicom_seg, import_pairs
 from medssl.cases import Case, CaseStore, Vouched
 from medssl.datasets.labelled import find_cases
@@ -153,6 +153,27 @@ def test_a_dicom_seg_becomes_a_case(tmp_path: Path) -> None:
     write_dicom_seg(two_organs(volume), tmp_path / "series", tmp_path / "seg.dcm")
     case = import_dicom_seg(CaseStore(tmp_path / "store"), tmp_path / "seg.dcm", tmp_path / "series")
     assert np.array_equal(case.segmentation().mask("liver"), two_organs(volume).mask("liver"))
+
+
+def a_case_of_the_series(store: CaseStore, folder: Path, patient: str) -> Case:
+    """One of a DICOM folder and a SEG on it, which name a patient."""
+    volume = write_series(folder / "series")
+    change_tags(folder / "series", PatientID=patient)
+    write_dicom_seg(two_organs(volume), folder / "series", folder / "liver.dcm")
+    return import_dicom_seg(store, folder / "liver.dcm", folder / "series")
+
+
+def test_cases_of_one_dicom_patient_are_kept_together_without_telling_who_it_is(tmp_path: Path) -> None:
+    keys = []
+    for n, patient in enumerate(("MRN-4711", "MRN-4711", "MRN-4712", None)):
+        (tmp_path / f"{n}").mkdir()
+        case = a_case_of_the_series(CaseStore(tmp_path / f"store{n}"), tmp_path / f"{n}", patient)
+        keys.append(case.patient)
+        kept = [p.read_bytes() for p in (tmp_path / f"store{n}").rglob("*.json")]
+        assert kept
+        assert not any(b"MRN" in text for text in kept)
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
 
 
 @pytest.mark.parametrize("export", [export_nnunet, export_monai])

@@ -207,6 +207,43 @@ def test_whoever_alone_shows_a_segment_is_not_held_out() -> None:
         assert {label for part in learnt for label in np.unique(part.labels)} == {0, 1, 2}
 
 
+def without_segments(seed: int) -> AnnotatedCase:
+    """A person on whose vouched slices there is nothing but background."""
+    return replace(case(seed), labels=np.zeros_like(case(seed).labels))
+
+
+def test_whoever_shows_no_segment_is_not_measured_on() -> None:
+    healthy, ill = [without_segments(n) for n in range(4)], [case(4), case(5)]
+    for seed in range(6):
+        _, held, _ = hold_out([*healthy, *ill], seed=seed)
+        assert held[0].scan.name in ("case4", "case5")
+    learnt, held, words = hold_out([*healthy, case(4)])
+    assert "slice" in words
+    assert "case4" in words
+    assert set(held[0].shown) == {1, 2}
+    assert len(learnt) == 5
+    with pytest.raises(InputError, match="no segment is on the slices vouched for"):
+        hold_out([*healthy, *ill], validation=["case0"])
+
+
+def test_a_segment_that_nothing_held_out_shows_has_no_dice() -> None:
+    segments = ["bright", "dark"]
+    only_bright = replace(case(0), labels=np.where(case(0).labels == 2, 0, case(0).labels).astype(np.uint8))
+    dice, _ = measure(network(), [only_bright], CONTRACT, segments)
+    assert set(dice) == {"bright"}
+    with_healthy, _ = measure(network(), [only_bright, without_segments(1)], CONTRACT, segments)
+    assert with_healthy == dice
+
+
+def test_of_networks_that_are_equally_good_the_last_one_is_kept() -> None:
+    net, state = network(), Fitted()
+    frozen = replace(QUICK, steps=8, validations=4, learning_rate=1e-12, patience=3)
+    metrics = [e for e in run_fit(net, frozen, state=state) if isinstance(e, FinetuneMetric)]
+    assert len({metric.mean_dice for metric in metrics}) == 1
+    assert [metric.best for metric in metrics] == [True] * 4
+    assert (state.best_step, state.since_best) == (8, 3)
+
+
 def in_parts(seed: int) -> list[AnnotatedCase]:
     """One scan of which some slices teach both segments, others the bright one alone."""
     whole = case(seed)

@@ -14,6 +14,7 @@ import pytest
 from medssl.datasets.input_contract import InputContract
 from medssl.datasets.labelled import LabelledCase
 from medssl.errors import InputError
+from medssl.events import Log
 from medssl.few_labels.finetuning import FinetuneSettings
 from medssl.runs.run_folder import RunFolder
 from medssl.segmentation import Segment, Segmentation, write_segmentation
@@ -185,6 +186,26 @@ def test_a_case_that_has_changed_since_the_study_was_begun_is_named(tmp_path: Pa
     shutil.copy(other / "b" / part, folder / "b" / part)
     with pytest.raises(InputError, match=r"b/ct\.nii\.gz has changed since the study .* was begun"):
         _division(config)
+
+
+def test_scans_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    folder = on_disk(tmp_path / "data", {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "again": 0, "other": 6})
+    liver = replace(case(6).read()[1], segments=(Segment("liver", 1, (1.0, 0.0, 0.0)),))
+    write_segmentation(liver, folder / "other" / "label.nii.gz")
+    events = study(StudyConfig(data=folder, out=tmp_path / "study", segment=("organ",)))
+    told = [event.text for event in itertools.islice(events, 2) if isinstance(event, Log)]
+    assert told[1] == (
+        "2 of the labelled scans are left out: they have no label of organ, or the voxels of another one."
+    )
+
+
+def test_a_study_whose_validation_patients_show_nothing_is_refused_before_it_trains(tmp_path: Path) -> None:
+    blank = replace(
+        case(2), labels=replace(case(2).read()[1], labels_kji=np.zeros_like(case(2).read()[1].labels_kji))
+    )
+    some = replace(data(), cases=tuple(blank if c.patient in data().validation else c for c in data().cases))
+    with pytest.raises(InputError, match="No validation patient shows organ"):
+        StudyBench(some).cost_of(SCRATCH, FinetuneSettings(steps=2, batch=2))
 
 
 def test_a_folder_without_cases_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from medssl.scene.layers import array_kji  # noqa: E402
 from medssl.scene.predicting import PredictDesk  # noqa: E402
 from medssl.scene.session import Session  # noqa: E402
 from medssl.scene.teaching import TeachDesk  # noqa: E402
+from medssl.volume import patient_key  # noqa: E402
 
 
 class Desk:
@@ -55,6 +56,19 @@ class Desk:
 @pytest.fixture
 def a_desk(a_scene: Any) -> Desk:
     return Desk(a_scene)
+
+
+def test_a_case_says_which_dicom_patient_it_is_of_but_not_who(a_desk: Desk) -> None:
+    assert a_desk.teach_all()["patient"] == ""
+    scene = a_desk.volume_node.GetScene()
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    patient = hierarchy.CreateSubjectItem(hierarchy.GetSceneItemID(), "Doe")
+    hierarchy.SetItemAttribute(patient, "DICOM.PatientID", "MRN-4711 ")
+    hierarchy.CreateItem(hierarchy.CreateStudyItem(patient, "CT"), a_desk.volume_node)
+    a_desk.teach.add_case(a_desk.teach.propose())
+    a_desk.settle()
+    assert a_desk.client.asked_for("add_case")[-1]["patient"] == patient_key("MRN-4711")
+    assert "MRN" not in patient_key("MRN-4711")
 
 
 def test_the_slices_a_person_drew_are_proposed_and_sent_as_a_case(a_desk: Desk) -> None:

@@ -42,7 +42,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--name", default="", help="what to call the case [the volume's name without its suffix]"
     )
-    add.add_argument("--patient", default="", help="key that keeps a patient's cases together")
+    add.add_argument(
+        "--patient",
+        default="",
+        help="key that keeps a patient's cases together [DICOM: from the PatientID, which is not kept]",
+    )
     add.add_argument(
         "--reference", action="store_true", help="do not copy the volume, which then must stay where it is"
     )
@@ -99,7 +103,8 @@ def _add(store: CaseStore, options: argparse.Namespace) -> None:
             " is there."
         )
     case = store.add(
-        volume, labels, vouched, name=options.name or image_stem(volume.name), patient=options.patient,
+        volume, labels, vouched, name=options.name or image_stem(volume.name),
+        patient=options.patient or _patient_in(Path(options.volume), options.series),
         reference=options.volume if options.reference else None,
     )  # fmt: skip
     print(f"Added {case.id}. {case.summary()}.")
@@ -113,6 +118,13 @@ def _add(store: CaseStore, options: argparse.Namespace) -> None:
             "slices where a segment is not drawn teach nothing about it; if all of it is drawn, remove the case and add"
             " it again with --slices all"
         )
+
+
+def _patient_in(path: Path, series: str | None) -> str:
+    """Key of the patient in a DICOM folder; "" for an image file."""
+    from ..formats.dicom import choose_series, patient_of
+
+    return patient_of(choose_series(path, series)) if path.is_dir() else ""
 
 
 def _vouched(volume: Volume, labels: Segmentation, slices: str, axis: int | None) -> list[Vouched]:

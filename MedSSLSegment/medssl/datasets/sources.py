@@ -28,7 +28,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import InputError, MedSSLError
-from ..formats.dicom import list_dicom_series, patient_id, read_series
+from ..formats.dicom import list_dicom_series, patient_of, read_series
 from ..formats.imagefile import is_dicom
 from ..volume import Volume, read_volume
 
@@ -138,7 +138,7 @@ class Source:
                 raw = read_series(series, self.path.name)
                 name = self.path.resolve().name if self.name == "." else self.name
                 volume = Volume(raw.voxels, raw.ijk_to_ras, name + suffix)
-                yield ReadScan(suffix, volume, series.modality, _hashed(patient_id(series)), str(series))
+                yield ReadScan(suffix, volume, series.modality, patient_of(series), str(series))
             except MedSSLError as error:
                 yield error
 
@@ -309,10 +309,6 @@ def stated_modality(path: Path) -> str:
 
 
 def dicom_patient(source: Source) -> str:
-    """Hash of the PatientID in a DICOM folder; "" where there is none, and for an image file."""
+    """Key of the patient in a DICOM folder; "" where there is none, and for an image file."""
     found = list_dicom_series(source.path) if source.path.is_dir() else ()
-    return _hashed(patient_id(found[0])) if found else ""
-
-
-def _hashed(patient: str) -> str:
-    return f"dicom-{hashlib.sha256(patient.encode()).hexdigest()[:16]}" if patient else ""
+    return patient_of(found[0]) if found else ""

@@ -77,6 +77,16 @@ class AnnotatedCase:
         """Slices with at least one voxel that somebody vouched for."""
         return np.flatnonzero((self.labels != IGNORE).any(axis=(1, 2)))
 
+    @cached_property
+    def shown(self) -> frozenset[int]:
+        """Class indices of the segments that are on a vouched slice."""
+        return frozenset(np.unique(self.labels).tolist()) - {0, IGNORE}
+
+    @cached_property
+    def shown_slices(self) -> NDArray[np.intp]:
+        """Slices with a segment on them."""
+        return np.flatnonzero(((self.labels > 0) & (self.labels != IGNORE)).any(axis=(1, 2)))
+
     def slices_of(self, label: int) -> NDArray[np.intp]:
         """Slices that show a segment."""
         return np.flatnonzero((self.labels == label).any(axis=(1, 2)))
@@ -239,15 +249,15 @@ def hold_out(
     Args:
         cases: all of them; scans of one patient are never parted.
         seed: of the choice.
-        validation: names or patients to measure on; empty to choose: one patient in five, but nobody who alone shows a
-            segment; of fewer than three patients, or where nobody can be spared, a run of neighbouring slices, and
-            nothing where there are fewer than three slices.
+        validation: names or patients to measure on; empty to choose: one patient in five, of those who show most
+            segments, but nobody who alone shows one; of fewer than three patients, or where nobody can be spared, a
+            run of neighbouring slices, and nothing where there are fewer than three slices.
 
     Returns:
         To learn from, to measure on (may be empty), and a line that says what is measured on.
 
     Raises:
-        InputError: a name is unknown, or nothing would be left to learn from.
+        InputError: a name is unknown, shows no segment, or nothing would be left to learn from.
     """
     patients = sorted({case.scan.patient for case in cases})
     if validation:
@@ -268,19 +278,26 @@ def hold_out(
     if not chosen:
         return _hold_out_slices(cases)
     held = [case for case in cases if case.scan.patient in chosen]
+    if not any(case.shown for case in held):
+        raise InputError(
+            f"Validation on {_names(held)} is not possible: no segment is on the slices vouched for; name others."
+        )
     learnt = [case for case in cases if case.scan.patient not in chosen]
     return learnt, held, f"measured on {_names(held)}"
 
 
 def _dispensable(cases: Sequence[AnnotatedCase], patients: Sequence[str], count: int) -> set[str]:
-    """The first `count` of the patients without whom the others still show every segment."""
+    """`count` of the patients without whom the others still show every segment; first those who show most segments.
+
+    Someone who shows none says nothing about a network's Dice, and is never among them.
+    """
     shown: dict[str, set[int]] = {patient: set() for patient in patients}
     for case in cases:
-        shown[case.scan.patient].update(np.unique(case.labels).tolist())
+        shown[case.scan.patient] |= case.shown
     chosen: set[str] = set()
-    for patient in patients:
+    for patient in sorted(patients, key=lambda patient: -len(shown[patient])):
         others = [shown[other] for other in patients if other != patient and other not in chosen]
-        if len(chosen) < count and shown[patient] <= set[int]().union({0, IGNORE}, *others):
+        if len(chosen) < count and shown[patient] and shown[patient] <= set[int]().union(*others):
             chosen.add(patient)
     return chosen
 
@@ -288,9 +305,9 @@ def _dispensable(cases: Sequence[AnnotatedCase], patients: Sequence[str], count:
 def _hold_out_slices(
     cases: Sequence[AnnotatedCase],
 ) -> tuple[list[AnnotatedCase], list[AnnotatedCase], str]:
-    """Keep a run of neighbouring slices, from the middle of the organ, of each part of the scan with most slices."""
+    """Keep neighbouring slices, from the middle of the organ, of each part of the scan that shows it most often."""
     scans = by_scan(cases).values()
-    chosen = max(scans, key=lambda parts: sum(part.vouched_slices.size for part in parts))
+    chosen = max(scans, key=lambda parts: sum(part.shown_slices.size for part in parts))
     kept = {n: run for n, case in enumerate(cases) if case in chosen and (run := _middle(case)).size}
     if not kept:
         return list(cases), [], "nothing is held out: there are too few annotated slices"
@@ -309,7 +326,7 @@ def _hold_out_slices(
 
 def _middle(case: AnnotatedCase) -> NDArray[np.intp]:
     """Slices to hold out of a case: a fifth of those that show a segment; none of fewer than three."""
-    shown = np.flatnonzero(((case.labels > 0) & (case.labels != IGNORE)).any(axis=(1, 2)))
+    shown = case.shown_slices
     if shown.size < _FEW_CASES:
         return shown[:0]
     length = max(1, round(_HELD_OUT * shown.size))

@@ -133,9 +133,9 @@ class FinetuneMetric:
     loss: float
     """Mean since the last report."""
     dice: Mapping[str, float]
-    """Per segment on what is held out, 0 .. 1; empty when nothing is."""
+    """Per segment that what is held out shows, 0 .. 1; empty when nothing is."""
     best: bool
-    """Whether it is the best network so far."""
+    """Whether no network so far was better."""
 
     @property
     def mean_dice(self) -> float:
@@ -460,10 +460,10 @@ def measure(
     device: torch.device | str = "cpu",
     cancelled: Callable[[], bool] = never,
 ) -> tuple[dict[str, float], Preview | None]:
-    """Dice per segment, each scan counting once, over the voxels that somebody vouched for.
+    """Dice per segment, each scan that shows it counting once, over the voxels that somebody vouched for.
 
     Returns:
-        Dice by segment, of those that any case knows, and the slice of the first scan that shows most of them.
+        Dice by segment, of those that any case shows, and the slice of the first scan that shows most of them.
     """
     network.eval()
     predictor = predictor_of(network, contract, device)
@@ -475,7 +475,7 @@ def measure(
         for slab in predictor.slabs(parts[0].image, parts[0].scan.stats, wanted=wanted, cancelled=cancelled):
             found[slab.first : slab.stop] = slab.probabilities.argmax(0)
         for label, name in enumerate(segments, start=1):
-            if any(part.known[label] for part in parts):
+            if any(part.known[label] and label in part.shown for part in parts):
                 scores.setdefault(name, []).append(_dice(parts, found, label))
         if preview is None:
             shown = sum(((part.labels > 0) & (part.labels != IGNORE)).sum(axis=(1, 2)) for part in parts)
@@ -485,14 +485,14 @@ def measure(
 
 
 def _dice(parts: Sequence[AnnotatedCase], found: NDArray[np.uint8], label: int) -> float:
-    """Of one segment on a scan, over the parts that know it; 1 where it is neither found nor there."""
+    """Of one segment on a scan that shows it, over the parts that know it."""
     overlap = size = 0
     for part in parts:
         if part.known[label]:
             a, b = (found == label) & (part.labels != IGNORE), part.labels == label
             overlap += int(np.count_nonzero(a & b))
             size += int(np.count_nonzero(a)) + int(np.count_nonzero(b))
-    return 2 * overlap / size if size else 1.0
+    return 2 * overlap / size
 
 
 def step_seconds(
@@ -527,17 +527,16 @@ def _validate(
     device: torch.device | str,
     cancelled: Callable[[], bool],
 ) -> Iterator[FinetuneMetric | Preview]:
-    """Measure, and keep the network if it is the best so far, or if what was measured does not decide."""
+    """Measure, and keep the network if none was better so far, or if what was measured does not decide."""
     dice, preview = measure(network, measure_on, contract, segments, device, cancelled)
     state.unmeasured = False
     mean = float(np.mean(list(dice.values()))) if dice else 0.0
-    best = mean > state.best_mean or not decides
+    state.since_best = 0 if mean > state.best_mean or not decides else state.since_best + 1
+    state.stopped = 0 < settings.patience <= state.since_best
+    best = mean >= state.best_mean or not decides
     if best:
-        state.best_step, state.best_dice, state.since_best = step, dice, 0
+        state.best_step, state.best_dice = step, dice
         state.best_network = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    else:
-        state.since_best += 1
-        state.stopped = settings.patience > 0 and state.since_best >= settings.patience
     yield FinetuneMetric(step, float(np.mean(state.losses)), dice, best)
     state.losses = ()
     if preview is not None:

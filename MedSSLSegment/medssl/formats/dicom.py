@@ -7,6 +7,7 @@ incomplete series off as an even, upright one.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,15 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .imagefile import RawImage, grid_of, is_dicom, itk_name, simpleitk
 
-__all__ = ["DicomSeries", "choose_series", "list_dicom_series", "patient_id", "read_dicom", "read_series"]
+__all__ = [
+    "DicomSeries",
+    "choose_series",
+    "list_dicom_series",
+    "patient_key",
+    "patient_of",
+    "read_dicom",
+    "read_series",
+]
 
 _POSITION, _ORIENTATION, _SPACING = "0020|0032", "0020|0037", "0028|0030"
 _SLOPE, _INTERCEPT = "0028|1053", "0028|1052"
@@ -180,10 +189,15 @@ def _read_frames(file: Path, what: str) -> RawImage:
     return RawImage(voxels[order], grid)
 
 
-def patient_id(series: DicomSeries) -> str:
-    """The PatientID in a series' first file, "" where there is none. Personal: never log or store it as it is."""
+def patient_of(series: DicomSeries) -> str:
+    """Key of the patient whom a series' first file names; see `patient_key`."""
     found = _tags(Path(series.files[0]), ("PatientID",))
-    return _text(found[0], "PatientID") if found else ""
+    return patient_key(_text(found[0], "PatientID")) if found else ""
+
+
+def patient_key(patient_id: str) -> str:
+    """The same word for the same PatientID, which is never stored or logged itself; "" for none."""
+    return f"dicom-{hashlib.sha256(patient_id.encode()).hexdigest()[:16]}" if patient_id else ""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vtk.util import numpy_support
 
 from ..errors import InputError
-from ..volume import Volume
+from ..volume import Volume, patient_key
 from .layers import Layer, array_kji, node_to_world, to_array, to_matrix
 from .tags import predicted_slices
 
@@ -30,9 +30,11 @@ __all__ = [
     "create_segmentation_node",
     "guess_axis",
     "image_stamp",
+    "keep_patient",
     "list_segments",
     "nodes_of",
     "painted_across",
+    "patient_of",
     "place_beside",
     "read_drawn",
     "read_segment",
@@ -44,6 +46,8 @@ __all__ = [
 ]
 
 
+_PATIENT = "MedSSLSegment.Patient"
+"""Attribute of a volume node: key of the patient, which does not tell who it is."""
 _THIN = 3
 """So many times fewer slices than across another axis, and it was painted across this one."""
 _FEW = 5
@@ -202,6 +206,20 @@ def place_beside(scene: Any, node: Any, volume_node: Any) -> None:
     invalid = hierarchy.GetInvalidItemID()
     if item != invalid and beside != invalid:
         hierarchy.SetItemParent(item, hierarchy.GetItemParent(beside))
+
+
+def keep_patient(volume_node: Any, key: str) -> None:
+    """Remember whose volume it is, by a `patient_key`; 3D Slicer knows by itself."""
+    volume_node.SetAttribute(_PATIENT, key)
+
+
+def patient_of(volume_node: Any) -> str:
+    """`patient_key` of the patient of a DICOM volume; "" for another one."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(volume_node.GetScene())
+    item = hierarchy.GetItemByDataNode(volume_node) if hierarchy else 0
+    stated = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMPatientIDAttributeName()
+    patient_id = hierarchy.GetAttributeFromItemAncestor(item, stated) if item else ""
+    return volume_node.GetAttribute(_PATIENT) or patient_key(patient_id.strip())
 
 
 def set_reference_geometry(segmentation_node: Any, volume_node: Any) -> None:

@@ -20,6 +20,7 @@ from ..errors import InputError, MedSSLError, WorkerDied
 from ..segmentation import Segment
 from .background import Task
 from .layers import LabelStack, Layer
+from .nodes import patient_of
 
 if TYPE_CHECKING:
     from .session import Session
@@ -199,20 +200,22 @@ class TeachDesk:
         """
         session = self._session
         volume, node = session.volume(), session.segmentation_node
-        layers = Layer.of_all(node, proposal.ids, volume)
+        layers, patient = Layer.of_all(node, proposal.ids, volume), patient_of(session.volume_node)
 
         def pack() -> Callable[[], None]:
             stack = LabelStack(volume.shape_kji, layers)
             known = next((c for c in self.cases if c["volume_hash"] == volume.content_hash), None)
-            return lambda: self._send_case(volume, stack, proposal, known)
+            return lambda: self._send_case(volume, patient, stack, proposal, known)
 
         self.message = "Putting the case together."
         self._packing = Task(pack)
 
-    def _send_case(self, volume: Any, stack: LabelStack, proposal: Proposal, known: _Facts | None) -> None:
+    def _send_case(
+        self, volume: Any, patient: str, stack: LabelStack, proposal: Proposal, known: _Facts | None
+    ) -> None:
         annotation = stack.labels_kji, proposal.segments, proposal.vouched
         if known is None:
-            ticket = self._client.add_case(volume, *annotation, store=self._store)
+            ticket = self._client.add_case(volume, *annotation, patient=patient, store=self._store)
         else:
             ticket = self._client.update_case(known["id"], *annotation, store=self._store)
         smaller = [proposal.segments[label - 1].name for label in stack.gave_way()]

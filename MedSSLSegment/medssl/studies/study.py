@@ -147,6 +147,11 @@ def study(config: StudyConfig, cancelled: Callable[[], bool] = never) -> Iterato
         f" {len(data.test)} to test; labels of"
         f" {', '.join(str(len(data.labelled(0, f))) for f in config.fractions)} of them are used."
     )
+    if left_out := len(_chosen_cases(config)) - len(data.cases):
+        yield Log(
+            f"{left_out} of the labelled scans are left out: they have no label of {' or of '.join(config.segment)},"
+            " or the voxels of another one."
+        )
     arms = _arms(config, data)
     _require_same_encoders(config, arms)
     settings = FinetuneSettings(steps=config.steps, batch=config.batch, validations=_VALIDATIONS, patience=0)

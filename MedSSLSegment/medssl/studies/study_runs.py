@@ -25,7 +25,7 @@ from ..backbones import build_backbone
 from ..datasets.data import IGNORE, UnlabelledVolumes
 from ..datasets.input_contract import InputContract
 from ..datasets.labelled import LabelledCase, LabelledScan, LabelledScans
-from ..errors import ModelError
+from ..errors import InputError, ModelError
 from ..events import never
 from ..few_labels.annotated_samples import AnnotatedCase
 from ..few_labels.finetuning import FinetuneSettings, Fitted, automatic, fit, predictor_of, step_seconds
@@ -200,7 +200,16 @@ class StudyBench:
             self.run_cell(folder, arm, fraction, seeds, settings, (best,))
 
     def cost_of(self, arm: Arm, settings: FinetuneSettings) -> Cost:
-        """Measure a few training steps and the prediction of one scan."""
+        """Measure a few training steps and the prediction of one scan.
+
+        Raises:
+            InputError: no validation patient shows a segment: nothing could choose a learning rate.
+        """
+        if not any(_sparse(scan).shown for scan in self._scans_of(arm.contract, self.data.validation)):
+            raise InputError(
+                f"No validation patient shows {' or '.join(self.data.segments)}, so that nothing can choose a learning"
+                " rate; name others, or give more with --validation-share."
+            )
         torch.manual_seed(0)
         network = Segmenter(build_backbone(arm.backbone, arm.contract.in_channels), len(self.data.segments))
         scans = self._scans_of(arm.contract, self.data.train[:_PATIENTS_TO_MEASURE])

@@ -15,7 +15,7 @@ import slicer
 from trame_slicer.core import SlicerApp
 
 from ..errors import InputError, StorageError
-from ..formats.dicom import DicomSeries, list_dicom_series, read_series
+from ..formats.dicom import DicomSeries, list_dicom_series, patient_of, read_series
 from ..formats.dicom_seg import write_dicom_seg
 from ..scene import nodes
 from ..scene.layers import LabelStack, Layer
@@ -106,10 +106,13 @@ class Documents:
     def _series_put(self, folder: Path, series: DicomSeries) -> Callable[[], Opened]:
         raw = read_series(series, folder.name)
         volume, name = Volume(raw.voxels, raw.ijk_to_ras, folder.name), series.description or folder.name
+        patient = patient_of(series)
 
         def put() -> Opened:
             node = self._add_volume(volume, name, folder)
             node.SetAttribute(_SERIES, series.uid)
+            if patient:
+                nodes.keep_patient(node, patient)
             return Opened(volume_node=node)
 
         return put
