@@ -293,8 +293,8 @@ class CaseStore:
             codes: terminology codes by segment name.
 
         Raises:
-            InputError: another grid, nothing vouched for, a slice or segment that does not exist, or the volume is in
-                the store already.
+            InputError: another grid, nothing vouched for, a slice or segment that does not exist, the volume is in the
+                store already, or the file referred to holds another one.
             StorageError: no space or no permission; nothing is left behind.
         """
         _check(volume, segmentation, vouched)
@@ -309,7 +309,11 @@ class CaseStore:
                 write_volume(volume, draft / "volume.nii.gz")
                 stored = read_volume(draft / "volume.nii.gz")  # the copy is what will be read from now on
             else:
-                stored = volume
+                stored = read_volume(reference)
+                if stored.content_hash != volume.content_hash:
+                    raise InputError(
+                        f"The file {reference} does not hold the volume of the case; give its own."
+                    )
             facts = _Facts(
                 name=name,
                 volume="volume.nii.gz" if reference is None else str(Path(reference).resolve()),

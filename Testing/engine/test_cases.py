@@ -59,6 +59,14 @@ def test_a_case_comes_back_as_it_was_added(tmp_path: Path) -> None:
     assert case.history[0].what == "added: 1 slice of liver drawn, 2 slices of spleen propagated"
 
 
+def test_a_file_that_holds_another_volume_cannot_be_referred_to(tmp_path: Path) -> None:
+    write_volume(a_volume(seed=9), tmp_path / "ct.nii.gz")
+    store = CaseStore(tmp_path / "store")
+    with pytest.raises(InputError, match="does not hold the volume of the case"):
+        store.add(a_volume(), an_annotation(a_volume()), VOUCHED, reference=tmp_path / "ct.nii.gz")
+    assert not store.cases()
+
+
 def test_a_volume_may_be_referred_to_where_it_lies(tmp_path: Path) -> None:
     volume, path = a_volume(), tmp_path / "ct.nii.gz"
     write_volume(volume, path)

@@ -207,6 +207,17 @@ def test_whoever_alone_shows_a_segment_is_not_held_out() -> None:
         assert {label for part in learnt for label in np.unique(part.labels)} == {0, 1, 2}
 
 
+def test_who_is_measured_on_can_be_named_by_file_folder_pattern_or_patient() -> None:
+    def scan(n: int) -> AnnotatedCase:
+        whole = case(n)
+        return replace(whole, scan=replace(whole.scan, name=f"site/p{n}/ct.nii.gz"))
+
+    cases = [scan(n) for n in range(4)]
+    for word in ("site/p2/ct.nii.gz", "site/p2", "*/p2", cases[2].scan.patient):
+        _, held, _ = hold_out(cases, validation=[word])
+        assert [part.scan.name for part in held] == ["site/p2/ct.nii.gz"]
+
+
 def without_segments(seed: int) -> AnnotatedCase:
     """A person on whose vouched slices there is nothing but background."""
     return replace(case(seed), labels=np.zeros_like(case(seed).labels))

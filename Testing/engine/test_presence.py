@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,16 @@ def test_the_table_of_label_maps_names_first_and_last_slice(tmp_path: Path) -> N
     ]
     write_presence(rows, tmp_path / "presence.csv")
     assert read_presence(tmp_path / "presence.csv") == rows
+
+
+def test_a_scan_that_is_there_twice_has_one_line(tmp_path: Path) -> None:
+    put_case(tmp_path / "a", 1, slice(4, 9))
+    put_case(tmp_path / "again", 1, slice(4, 8))
+    said: list[str] = []
+    rows = presence_from_labels(tmp_path, ["liver"], on_event=partial(logged, said))
+    assert said == ["again/ct.nii.gz was left out: it holds the voxels of a/ct.nii.gz."]
+    write_presence(rows, tmp_path / "table.csv")
+    assert read_presence(tmp_path / "table.csv") == rows
 
 
 def test_several_names_are_one_organ(tmp_path: Path) -> None:

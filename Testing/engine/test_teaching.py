@@ -119,6 +119,20 @@ def test_fine_tuning_keeps_the_colours_and_says_which_cases_are_damaged(
     assert all(isinstance(event, Log) and event.text.startswith("Left out: ") for event in told)
 
 
+def test_a_run_goes_on_with_its_own_segments_when_a_case_of_another_has_joined(
+    store: CaseStore, tmp_path: Path
+) -> None:
+    config = FinetuneConfig(cases=store.folder, out=tmp_path / "run", backbone="unet2d_4", steps=1, batch=2,
+                            size=(32, 32), device="cpu")  # fmt: skip
+    list(finetune(config))
+    known = store.cases()[0].segmentation()
+    tumour = replace(known, segments=(replace(known.segments[0], name="tumour"), *known.segments[1:]))
+    store.add(Volume(np.arange(432).reshape(6, 8, 9), GRID), tumour, [Vouched("tumour", 0, (1,))], name="new")
+    said = [event.text for event in finetune(config) if isinstance(event, Log)]
+    assert any("Going on after step 1" in text for text in said)
+    assert "tumour" not in read_model(tmp_path / "run" / "checkpoint.safetensors").info.names
+
+
 def test_segments_nobody_vouches_for_are_named(store: CaseStore) -> None:
     with pytest.raises(InputError, match=r"No slice of pancreas is vouched for.*kidney, liver, spleen"):
         labelled_cases(store.cases(), ["pancreas"])

@@ -86,6 +86,7 @@ def presence_from_labels(
     rows: list[Presence] = []
     unknown: list[str] = []
     names: set[str] = set()
+    name_of: dict[str, str] = {}
     for done, case in enumerate(cases, start=1):
         if cancelled():
             raise Cancelled("The table was not written: cancelled.")
@@ -101,7 +102,12 @@ def presence_from_labels(
         if missing_is_absent or not set(segments).isdisjoint(truth.names):
             shown = np.isin(truth.labels_kji, [s.label for s in truth.segments if s.name in segments])
             found = annotated_slices(as_stack(shown, volume.axis_of("axial")))
-            rows.append(Presence(case.name, (found[0], found[-1]) if found else None, scan_id(volume)))
+            row = Presence(case.name, (found[0], found[-1]) if found else None, scan_id(volume))
+            if row.id in name_of:
+                on_event(Log(f"{case.name} was left out: it holds the voxels of {name_of[row.id]}."))
+                continue
+            name_of[row.id] = case.name
+            rows.append(row)
         else:
             unknown.append(case.name)
         on_event(eta.step(done, case.name))

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from ..datasets.data import AIR_HU, IGNORE, Scan, fit_slice
 from ..datasets.input_contract import InputContract
+from ..datasets.sources import is_excluded
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -249,9 +250,10 @@ def hold_out(
     Args:
         cases: all of them; scans of one patient are never parted.
         seed: of the choice.
-        validation: names or patients to measure on; empty to choose: one patient in five, of those who show most
-            segments, but nobody who alone shows one; of fewer than three patients, or where nobody can be spared, a
-            run of neighbouring slices, and nothing where there are fewer than three slices.
+        validation: names, patients, or files and folders as they are left out (* stands for anything) to measure on;
+            empty to choose: one patient in five, of those who show most segments, but nobody who alone shows one; of
+            fewer than three patients, or where nobody can be spared, a run of neighbouring slices, and nothing where
+            there are fewer than three slices.
 
     Returns:
         To learn from, to measure on (may be empty), and a line that says what is measured on.
@@ -261,9 +263,9 @@ def hold_out(
     """
     patients = sorted({case.scan.patient for case in cases})
     if validation:
-        names = [{c.scan.name, c.scan.patient, c.scan.id} for c in cases]
-        unknown = sorted(set(validation).difference(*names))
-        chosen = {c.scan.patient for c, own in zip(cases, names, strict=True) if own & set(validation)}
+        meant = {word: {c.scan.patient for c in cases if _is_called(c.scan, word)} for word in validation}
+        unknown = sorted(word for word, patients_meant in meant.items() if not patients_meant)
+        chosen = set[str]().union(*meant.values())
         if unknown or len(chosen) == len(patients):
             raise InputError(
                 f"Validation on {', '.join(unknown or validation)} is not possible; name some, not all, of the cases"
@@ -284,6 +286,10 @@ def hold_out(
         )
     learnt = [case for case in cases if case.scan.patient not in chosen]
     return learnt, held, f"measured on {_names(held)}"
+
+
+def _is_called(scan: Scan, word: str) -> bool:
+    return word in (scan.name, scan.patient, scan.id) or is_excluded(scan.name, [word])
 
 
 def _dispensable(cases: Sequence[AnnotatedCase], patients: Sequence[str], count: int) -> set[str]:

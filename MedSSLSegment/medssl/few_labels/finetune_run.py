@@ -81,8 +81,9 @@ class FinetuneConfig(FinetuneSettings):
     carry: bool = True
     """Carry annotated slices to those nobody vouches for, with the small tracker, and learn from these as well."""
     validation: tuple[str, ...] = ()
-    """Cases to measure on and never to learn from; automatic: one patient in five, or some slices where there are fewer
-    than three, which teach too in the closing steps."""
+    """Cases to measure on and never to learn from, by id, name or patient, or by file or folder in a data folder;
+    automatic: one patient in five, or some slices where there are fewer than three, which teach too in the closing
+    steps."""
     size: tuple[int, ...] = ()
     """Rows and columns of a sample, or slices, rows and columns in 3D; automatic: the encoder's, or 96 (3D: 64)."""
     spacing: tuple[float, ...] = ()
@@ -175,10 +176,11 @@ def finetune(
 
 
 def _with_segments(config: FinetuneConfig, stored: Sequence[Case]) -> FinetuneConfig:
-    """Take all segments that the cases of a store teach, where none are named."""
+    """Take all segments that the cases of a store teach, where none are named; a run that goes on keeps its own."""
     if config.cases is None or config.segments:
         return config
-    return replace(config, segments=tuple(taught_segments(stored)))
+    begun = RunFolder.open(config.out).config if (config.out / "run.json").is_file() else {}
+    return replace(config, segments=tuple(begun.get("segments") or taught_segments(stored)))
 
 
 def _start(config: FinetuneConfig) -> Start:
@@ -240,7 +242,9 @@ def _train(
     yield from said
     annotated = [AnnotatedCase.of(scan) for scan in scans]
     content = _content(annotated)
-    learn_from, measure_on, words = hold_out(annotated, config.seed, config.validation)
+    patient_of = {case.id: case.patient for case in stored}
+    validation = [patient_of.get(word, word) for word in config.validation]
+    learn_from, measure_on, words = hold_out(annotated, config.seed, validation)
     learnt = by_scan(learn_from)
     # A case that a person names to measure on is kept apart for good.
     joins = bool(measure_on) and not config.validation and config.closing > 0

@@ -16,6 +16,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,12 +120,18 @@ class ModelStore:
         require_model_name(name)
         ModelInfo.from_json(read_checkpoint(file)[1])
         make_folder(self.folder)
+        with self._alone():
+            number = self._keep(file, name)
+        return self.find(f"{name}:{number}")
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """As the only program that changes the store."""
         busy = StorageError(
             f"Another program has been writing the models of {self.folder} for a minute; try again."
         )
-        with one_at_a_time(self.folder / ".lock", busy, _PATIENCE_S):
-            number = self._keep(file, name)
-        return self.find(f"{name}:{number}")
+        if not self.folder.is_dir():  # nothing is there, which whoever asks will say
+            return nullcontext()
+        return one_at_a_time(self.folder / ".lock", busy, _PATIENCE_S)
 
     def _keep(self, file: str | Path, name: str) -> int:
         folder = self.folder / name
@@ -154,9 +161,11 @@ class ModelStore:
 
         Raises:
             InputError: there is none.
+            StorageError: no permission, or another program keeps a model.
         """
-        version = self.find(model)
-        self._use(self.folder / version.name, version.number)
+        with self._alone():
+            version = self.find(model)
+            self._use(self.folder / version.name, version.number)
         return version
 
     def delete(self, model: str) -> None:
@@ -164,7 +173,12 @@ class ModelStore:
 
         Raises:
             InputError: there is none.
+            StorageError: no permission, or another program keeps a model.
         """
+        with self._alone():
+            self._delete(model)
+
+    def _delete(self, model: str) -> None:
         name, _, number = model.partition(":")
         files = _version_files(self._folder(name))
         chosen = [path for path in files if number in ("", str(_number(path)))]
