@@ -271,8 +271,9 @@ def test_a_trained_model_gives_probabilities_and_uncertainty_maps(volume: Volume
     model = SegmentationModel.build(ModelInfo(backbone="unet2d_4", contract=contract, segments=SEGMENTS))
     model.network.eval()
     events: list[object] = []
+    mr = Volume(volume.voxels_kji + np.int16(100), GRID)  # nothing as dark as fat in a CT
     result = segment_volume(
-        volume, model, predictor=Bright(), tracker=IntensityTracker(), on_event=events.append, device="cpu",
+        mr, model, predictor=Bright(), tracker=IntensityTracker(), on_event=events.append, device="cpu",
         options=SegmentOptions(uncertainty="flip-average", start=3),
     )  # fmt: skip
     maps = [event for event in events if isinstance(event, UncertaintyMap)]
