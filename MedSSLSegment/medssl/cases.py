@@ -119,10 +119,7 @@ class Case:
         Raises:
             InputError: it is gone or no longer the one that was annotated.
         """
-        if not self.volume_path.exists():
-            raise InputError(
-                f"The volume of case {self.name} is gone from {self.volume_path}; put it back or remove the case."
-            )
+        self.require_volume()
         volume = read_volume(self.volume_path)
         if volume.content_hash != self.stored_hash:
             raise InputError(
@@ -130,6 +127,17 @@ class Case:
                 " put the old file back or remove the case."
             )
         return volume
+
+    def require_volume(self) -> None:
+        """Refuse a case whose volume was moved away; quick, as nothing is read.
+
+        Raises:
+            InputError: it is gone.
+        """
+        if not self.volume_path.exists():
+            raise InputError(
+                f"The volume of case {self.name} is gone from {self.volume_path}; put it back or remove the case."
+            )
 
     def segmentation(self) -> Segmentation:
         """Read the label map; it means something only where a segment is vouched for."""

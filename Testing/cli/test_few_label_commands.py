@@ -306,7 +306,7 @@ def test_batch_goes_past_a_bad_file_and_on_where_it_stopped(
             ["finetune", "--cases", "STORE", "--steps", "0", "--out", "NEW"],
             "steps of fine-tuning must be above 0",
         ),
-        (["finetune", "--cases", "EMPTY", "--out", "NEW"], "The case store is empty"),
+        (["finetune", "--cases", "EMPTY", "--out", "NEW"], "has no case to learn from"),
         (
             ["finetune", "--cases", "STORE", "--segments", "heart", "--out", "NEW"],
             "No slice of heart is vouched for",

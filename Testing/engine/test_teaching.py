@@ -20,7 +20,7 @@ from medssl.few_labels.finetune_run import FinetuneConfig, finetune
 from medssl.few_labels.segmenter import read_model
 from medssl.few_labels.teaching import labelled_cases
 from medssl.segmentation import Segment, Segmentation
-from medssl.volume import Volume
+from medssl.volume import Volume, read_volume, write_volume
 
 GRID = np.diag([1.0, 1.0, 2.0, 1.0])
 SEGMENTS = tuple(
@@ -117,6 +117,27 @@ def test_fine_tuning_keeps_the_colours_and_says_which_cases_are_damaged(
     with pytest.raises(InputError, match="No slice of liver is vouched for"):
         next(events)
     assert all(isinstance(event, Log) and event.text.startswith("Left out: ") for event in told)
+
+
+def test_a_case_whose_volume_was_moved_is_left_out_and_is_no_part_of_the_models_lineage(
+    store: CaseStore, tmp_path: Path
+) -> None:
+    here = store.cases()[0]
+    away = tmp_path / "away.nii.gz"
+    write_volume(Volume(np.arange(432).reshape(6, 8, 9).astype(np.int16), GRID), away)
+    store.add(
+        read_volume(away), here.segmentation(), [Vouched("liver", 0, (1,))], name="0 away", reference=away
+    )
+    away.rename(tmp_path / "moved.nii.gz")
+    config = FinetuneConfig(cases=store.folder, out=tmp_path / "run", segments=("liver",), backbone="unet2d_4", steps=1,
+                            batch=2, size=(32, 32), device="cpu")  # fmt: skip
+    said = [event.text for event in finetune(config) if isinstance(event, Log)]
+    assert said[0].startswith("Left out: The volume of case 0 away is gone from")
+    assert read_model(tmp_path / "run" / "checkpoint.safetensors").info.cases == (here.fingerprint,)
+    here.volume_path.rename(tmp_path / "gone.nii.gz")
+    events = finetune(replace(config, out=tmp_path / "other"))
+    with pytest.raises(InputError, match="No slice of liver is vouched for"):
+        list(events)
 
 
 def test_a_run_goes_on_with_its_own_segments_when_a_case_of_another_has_joined(

@@ -20,7 +20,7 @@ from ..backbones import BACKBONES
 from ..cases import Case, CaseStore
 from ..datasets.input_contract import InputContract
 from ..datasets.labelled import LabelledCase, LabelledScans, find_cases
-from ..errors import InputError, ModelError
+from ..errors import InputError, MedSSLError, ModelError
 from ..events import Log, Progress, duration, never
 from ..foundation.protocols import SliceTracker
 from ..foundation.runtime import pick_device
@@ -29,7 +29,7 @@ from ..registry import DEFAULT_MODEL
 from ..runs.run_folder import RunFolder, TrainingMetric, plain
 from ..segmentation import Segment, default_color
 from ..storage import require_writable
-from ..volume import looks_like_ct
+from ..volume import Volume, looks_like_ct
 from .annotated_samples import AnnotatedCase, by_scan, hold_out
 from .carried_labels import with_carried_labels
 from .finetuning import FinetuneMetric, FinetuneSettings, Fitted, Preview, automatic, fit
@@ -155,6 +155,10 @@ def finetune(
     """
     damaged: list[Log] = []
     stored = [] if config.cases is None else CaseStore(config.cases).cases(damaged.append)
+    if not (
+        config.out / "run.json"
+    ).is_file():  # one that goes on needs all it began with, and says which is missing
+        stored = _with_volumes(stored, damaged.append)
     damaged = [Log(f"Left out: {log.text}") for log in damaged]
     yield from damaged  # before anything is refused because they are missing
     config = _with_segments(config, stored)
@@ -173,6 +177,19 @@ def finetune(
             kept = Log(_keep_model(config, run))
             run.append_event(kept)
             yield kept
+
+
+def _with_volumes(stored: Sequence[Case], on_problem: Callable[[Log], None]) -> list[Case]:
+    """The cases whose volumes are where they were."""
+    there = []
+    for case in stored:
+        try:
+            case.require_volume()
+        except InputError as error:
+            on_problem(Log(str(error)))
+        else:
+            there.append(case)
+    return there
 
 
 def _with_segments(config: FinetuneConfig, stored: Sequence[Case]) -> FinetuneConfig:
@@ -439,12 +456,23 @@ def _model_info(config: FinetuneConfig, start: Start, cases: Sequence[LabelledCa
 
 def _default_contract(dims: Literal[2, 3], cases: Sequence[LabelledCase]) -> InputContract:
     """For random weights: a CT window that shows soft tissue and bone, or an MR's own statistics."""
-    volume, _ = cases[0].read()
+    volume = _first_volume(cases)
     spacing = (_SPACING_MM if dims == 3 else None, _SPACING_MM, _SPACING_MM)
     common: dict[str, Any] = {"spatial_dims": dims, "size": _SIZE[dims], "spacing_kji_mm": spacing}
     if not looks_like_ct(volume):
         return InputContract(**common, scale="volume", modality="MR")
     return InputContract(**common, window_hu=(-200.0, 400.0), mean_hu=100.0, std_hu=200.0)
+
+
+def _first_volume(cases: Sequence[LabelledCase]) -> Volume:
+    """Of the first case that can be read."""
+    problems: list[MedSSLError] = []
+    for case in cases:
+        try:
+            return case.read()[0]
+        except MedSSLError as error:  # preparing the cases says which are left out
+            problems.append(error)
+    raise problems[0] if problems else InputError("There is no case to learn from.")
 
 
 def _metric(event: FinetuneMetric, settings: FinetuneSettings, samples_per_second: float) -> TrainingMetric:

@@ -45,7 +45,9 @@ def taught_segments(cases: Sequence[Case]) -> list[str]:
     vouched = {v.segment for case in cases for v in case.vouched}
     names = dict.fromkeys(s.name for case in cases for s in case.segments if s.name in vouched)
     if not names:
-        raise InputError("The case store is empty; add a case first, e.g. with: medssl cases add")
+        raise InputError(
+            "The case store has no case to learn from; add one first, e.g. with: medssl cases add"
+        )
     return list(names)
 
 
