@@ -147,6 +147,34 @@ def test_several_series_are_listed_and_one_is_taken_by_the_beginning_of_its_uid(
     np.testing.assert_array_equal(read_volume(tmp_path / "ct", series=FIRST).voxels_kji, stored())
 
 
+@pytest.mark.parametrize(
+    ("character_set", "encoding", "description"),
+    [
+        ("ISO_IR 100", "latin-1", "Schädel"),
+        ("ISO_IR 192", "utf-8", "頭部 Kopf"),
+        ("ISO_IR 144", "iso8859-5", "Череп"),
+        ("", "ascii", "Head"),
+        ("ISO_IR 192", "latin-1", "Sch\N{REPLACEMENT CHARACTER}del"),
+        ("nonsense", "ascii", "Head"),
+    ],
+)
+def test_descriptions_keep_their_letters_whatever_they_are_written_in(
+    tmp_path: Path, character_set: str, encoding: str, description: str
+) -> None:
+    write_series(tmp_path, stored(3), stack(3), description="PLACEHOLDER12")
+    written = description.replace("\N{REPLACEMENT CHARACTER}", "ä").encode(encoding).ljust(14)
+    for file in sorted(tmp_path.iterdir()):
+        image = dcmread(file)
+        if character_set:
+            image.SpecificCharacterSet = "ISO_IR 100"
+        image.SeriesDescription = "PLACEHOLDER12"
+        image.save_as(file)
+        content = file.read_bytes().replace(b"ISO_IR 100", character_set.encode().ljust(10))
+        file.write_bytes(content.replace(b"PLACEHOLDER12 ", written[:14]))
+    (series,) = list_dicom_series(tmp_path)
+    assert series.description == description
+
+
 def test_a_uid_that_begins_another_one_is_still_exact(tmp_path: Path) -> None:
     write_series(tmp_path / "ct", stored(), stack(5))
     write_series(tmp_path / "ct", stored(3), stack(3), uid=f"{FIRST}.7")

@@ -267,7 +267,7 @@ def _header(file: Path) -> _Header | None:
         file=file,
         uid=_text(tags, "SeriesInstanceUID"),
         kind=_text(tags, "SOPClassUID") or str(meta.get("MediaStorageSOPClassUID", "")),
-        description=_text(tags, "SeriesDescription"),
+        description=_letters(tags, "SeriesDescription"),
         modality=_text(tags, "Modality"),
         number=next(iter(_floats(_text(tags, "InstanceNumber"))), 0.0),
         frames=int(frames) if frames.isdecimal() else 1,
@@ -342,6 +342,18 @@ def _text(tags: Any, keyword: str) -> str:
     value = getattr(tags.get_item(keyword), "value", None) if keyword in tags else None
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
     return text.split("\0")[0].strip()
+
+
+def _letters(tags: Any, keyword: str) -> str:
+    """The text of a tag, in the letters that the file says it is written in; as its bytes are where that fails."""
+    with (
+        warnings.catch_warnings(),
+        suppress(Exception),
+    ):  # of letters that do not exist pydicom warns, or raises anything
+        warnings.simplefilter("error")
+        if keyword in tags:
+            return str(tags[keyword].value or "").split("\0")[0].strip()
+    return _text(tags, keyword)
 
 
 def _floats(text: str) -> tuple[float, ...]:
