@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import unicodedata
 import weakref
 import zlib
 from collections.abc import Callable
@@ -306,6 +307,15 @@ def test_a_file_may_say_whose_the_scans_are(tmp_path: Path, name: str, text: str
         put(ct(seed), tmp_path / "data" / f"p{seed}" / "ct.nii.gz")
     (tmp_path / "data" / name).write_text(text)
     assert list(patients_of(tmp_path / "data", tmp_path / "cache").values()) == ["Q", "Q", "p3"]
+
+
+def test_whose_a_scan_is_may_be_written_with_accents_of_either_kind(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for seed, name in ((1, "Müller 1"), (2, unicodedata.normalize("NFD", "Müller 2")), (3, "Meier")):
+        put(ct(seed), data / name / "ct.nii.gz")
+    listed = f"scan,patient\n{unicodedata.normalize('NFD', 'Müller 1')},Q\nMüller 2,Q\n"
+    (data / "patients.csv").write_text(listed, encoding="utf-8")
+    assert sorted(patients_of(data, tmp_path / "cache").values()) == ["Meier", "Q", "Q"]
 
 
 def test_two_dicom_series_of_a_patient_share_it(tmp_path: Path) -> None:

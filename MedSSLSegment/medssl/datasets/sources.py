@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -234,8 +235,8 @@ class Patients:
         """Patient of the scan of that name; a DICOM scan is named by its folder."""
         path = PurePosixPath(name)
         for candidate in (path, *path.parents):
-            if str(candidate) in self._stated:
-                return self._stated[str(candidate)]
+            if (stated := self._stated.get(_plain(str(candidate)))) is not None:
+                return stated
         if dicom_patient or is_folder:
             return dicom_patient or name
         folder = path.parent
@@ -283,7 +284,8 @@ def _read_patients(data: Path) -> Mapping[str, str]:
 
 
 def _plain(name: str) -> str:
-    return str(PurePosixPath(name.strip().replace("\\", "/")))
+    """A path as it is compared: some systems keep an accent apart from its letter in the names of files."""
+    return unicodedata.normalize("NFC", str(PurePosixPath(name.strip().replace("\\", "/"))))
 
 
 def _is_label(path: Path) -> bool:
