@@ -92,7 +92,9 @@ QT_CLASSES = {
         signals="timeout",
         bases=("QObject",),
     ),
-    "QShortcut": Known("qshortcut.h", properties="enabled", signals="activated", bases=("QObject",)),
+    "QShortcut": Known(
+        "qshortcut.h", properties="autoRepeat enabled", signals="activated", bases=("QObject",)
+    ),
     "QPainter": Known("qpainter.h", methods="drawLine drawText end fillRect setPen"),
     "QMouseEvent": Known("qevent.h", methods="position x"),
     "QPointF": Known("qpoint.h", methods="x"),

@@ -29,6 +29,7 @@ class Shortcuts:
         for key, (_what, act) in self.actions.items():
             shortcut = qt.QShortcut(qt.QKeySequence(key), parent)
             shortcut.activated.connect(act)
+            shortcut.autoRepeat = False  # a key that is held down acts once
             shortcut.enabled = key not in self._paused
             self._shortcuts[key] = shortcut
 

@@ -206,6 +206,9 @@ def test_keys_work_only_while_the_module_is_open(a_desk: Any) -> None:
     a_desk.widget.enter()
     shortcuts = dict(a_desk.panel.shortcuts._shortcuts)
     assert {s.key.toString() for s in shortcuts.values()} == set(a_desk.panel.shortcuts.actions)
+    assert not any(s.autoRepeat for s in shortcuts.values()), (
+        "a key that is held down would act again and again"
+    )
     shortcuts["B"].activated.emit()
     assert a_desk.ui.boxButton.checked
     a_desk.widget.exit()
