@@ -232,6 +232,17 @@ def test_a_damaged_slice_at_the_end_is_named_and_not_left_out(
         read_volume(tmp_path / "ct")
 
 
+def test_a_slice_that_names_its_kind_in_letters_that_mean_nothing_is_named(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", stored(), stack(5))
+    last = last_slice(tmp_path / "ct")
+    file = dcmread(last)
+    del file.SOPClassUID
+    file.save_as(last)
+    last.write_bytes(last.read_bytes().replace(b"\x02\x00\x02\x00UI", b"\x02\x00\x02\x00U9"))
+    with pytest.raises(InputError, match=rf"in ct cannot be read: {last.name} cannot be decoded; export"):
+        read_volume(tmp_path / "ct")
+
+
 def test_a_damaged_compressed_slice_is_named(tmp_path: Path) -> None:
     write_series(tmp_path / "ct", stored().repeat(4, axis=1).repeat(4, axis=2), stack(5))
     for path in (tmp_path / "ct").iterdir():

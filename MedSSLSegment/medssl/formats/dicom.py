@@ -266,7 +266,7 @@ def _header(file: Path) -> _Header | None:
     return _Header(
         file=file,
         uid=_text(tags, "SeriesInstanceUID"),
-        kind=_text(tags, "SOPClassUID") or str(meta.get("MediaStorageSOPClassUID", "")),
+        kind=_text(tags, "SOPClassUID") or _text(meta, "MediaStorageSOPClassUID"),
         description=_letters(tags, "SeriesDescription"),
         modality=_text(tags, "Modality"),
         number=next(iter(_floats(_text(tags, "InstanceNumber"))), 0.0),
