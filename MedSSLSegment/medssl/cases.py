@@ -29,11 +29,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, StorageError
+from .errors import InputError, MedSSLError, StorageError
 from .events import Log
 from .segmentation import Segment, Segmentation, read_segmentation, write_segmentation
 from .storage import atomic_path, is_leftover, make_folder, move, one_at_a_time
 from .volume import Volume, looks_like_ct, read_volume, take_slice, write_volume
+from .wire.codec import from_plain
 
 __all__ = ["Case", "CaseStore", "HistoryEntry", "Origin", "Vouched", "vouch_for_all", "vouched_voxels"]
 
@@ -201,18 +202,7 @@ class _Facts:
         values: dict[str, Any] = json.loads(text)
         if values.pop("format") != _FORMAT:
             raise ValueError("made by another version of the program")
-        return cls(
-            **{
-                **values,
-                "shape_kji": tuple(values["shape_kji"]),
-                "spacing_kji_mm": tuple(values["spacing_kji_mm"]),
-                "segments": tuple(
-                    Segment(s["name"], s["label"], tuple(s["color_rgb"])) for s in values["segments"]
-                ),
-                "vouched": tuple(Vouched(**{**v, "indices": tuple(v["indices"])}) for v in values["vouched"]),
-                "history": tuple(HistoryEntry(**entry) for entry in values["history"]),
-            }
-        )
+        return from_plain(cls, values, "case")
 
 
 class CaseStore:
@@ -547,7 +537,7 @@ def _read_facts(folder: Path) -> _Facts:
     path = folder / "case.json"
     try:
         return _Facts.from_json(path.read_text("utf-8"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MedSSLError) as error:
         raise InputError(
             f"The case file {path} cannot be read ({error}); restore it or remove the case."
         ) from error

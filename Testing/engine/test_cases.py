@@ -193,10 +193,25 @@ def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
         CaseStore(tmp_path)
 
 
-def test_a_damaged_case_is_named_and_the_others_are_listed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        None,
+        {"name": ["bad"]},
+        {"codes": ["T-62000"]},
+        {"history": [3]},
+        {"segments": [{"name": "liver", "label": None, "color_rgb": [1, 0, 0]}]},
+        {"vouched": [{"segment": ["liver"], "axis": 0, "indices": [1], "origin": "drawn"}]},
+        {"vouched": [{"segment": "liver", "axis": 7, "indices": [1], "origin": "drawn"}]},
+    ],
+)
+def test_a_damaged_case_is_named_and_the_others_are_listed(
+    tmp_path: Path, damage: dict[str, object] | None
+) -> None:
     store = CaseStore(tmp_path)
     good, bad = add(store, 1, "good"), add(store, 2, "bad")
-    (bad.folder / "case.json").write_text("{")
+    facts = json.loads((bad.folder / "case.json").read_text())
+    (bad.folder / "case.json").write_text("{" if damage is None else json.dumps({**facts, **damage}))
     said: list[str] = []
     assert [case.id for case in store.cases(lambda log: said.append(log.text))] == [good.id]
     assert len(said) == 1

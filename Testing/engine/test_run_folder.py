@@ -47,6 +47,23 @@ def test_what_a_killed_process_was_writing_stands_in_nobodys_way(tmp_path: Path)
         assert not left.exists()
 
 
+@pytest.mark.parametrize("record", ["[]", "3", '{"state": "running"}', '{"state": ["new"], "pid": {}}'])
+def test_a_status_that_means_nothing_is_none(run: RunFolder, record: str) -> None:
+    (run.path / "status.json").write_text(record)
+    assert run.status.state == "new"
+    with run.occupied():
+        run.report(Progress(1, 2))
+    assert run.status.state == "done"
+
+
+def test_events_that_mean_nothing_are_passed_over(run: RunFolder) -> None:
+    run.append_event(METRIC)
+    with (run.path / "events.jsonl").open("a") as file:
+        file.write('[]\n{"type": "log", "text": 3}\n{"type": "metric", "step": "x"}\n{"type": []}\nnothing\n')
+    run.append_event(Log("and on"))
+    assert run.events() == [METRIC, Log("and on")]
+
+
 def test_a_run_is_not_written_over(run: RunFolder) -> None:
     with pytest.raises(InputError, match="holds a run already"):
         RunFolder.create(run.path, "pretrain", {})

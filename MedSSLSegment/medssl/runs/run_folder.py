@@ -23,16 +23,17 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import __version__
-from ..errors import Cancelled, InputError, MedSSLError, ModelError, StorageError
+from ..errors import Cancelled, InputError, MedSSLError, ModelError, ProtocolError, StorageError
 from ..events import Log, Progress
 from ..storage import atomic_path, is_leftover
+from ..wire.codec import from_plain
 from .processes import is_alive, start_mark
 
 if TYPE_CHECKING:
@@ -324,11 +325,9 @@ class RunFolder:
         record = self._record()
         if record is None:
             return RunStatus("new")
-        state: State = record["state"]
-        if state == "running" and not _holder_is_alive(record):
-            state = "lost"
-        progress = record["progress"] and Progress(**record["progress"])
-        return RunStatus(state, progress, record["message"], record["pid"], record["host"], record["beat"])
+        is_lost = record.state == "running" and not _holder_is_alive(record)
+        state: State = "lost" if is_lost else record.state
+        return RunStatus(state, record.progress, record.message, record.pid, record.host, record.beat)
 
     def record(self, event: Progress | Log | TrainingMetric) -> None:
         """Keep what training tells: how far it is in the status, everything else in events.jsonl.
@@ -344,8 +343,8 @@ class RunFolder:
     def report(self, progress: Progress) -> None:
         """Tell others how far the run is; writes every few seconds at most."""
         record = self._record()
-        recent = record is not None and time.time() - record["beat"] < _REPORT_EVERY_S
-        if not recent or not record or not record["progress"] or progress.done == progress.total:
+        recent = record is not None and time.time() - record.beat < _REPORT_EVERY_S
+        if not recent or not record or not record.progress or progress.done == progress.total:
             self._write_status("running", progress)
 
     def ask_to_stop(self) -> None:
@@ -412,31 +411,22 @@ class RunFolder:
 
     def _leave(self, state: State, message: str) -> None:
         record = self._record()
-        progress = record and record["progress"] and Progress(**record["progress"])
+        progress = record.progress if record else None
         if progress and state == "done":
             progress = Progress(progress.total, progress.total, 0.0)
         with contextlib.suppress(StorageError):  # a full disk: the error on its way out says so already
-            self._write_status(state, progress or None, message)
+            self._write_status(state, progress, message)
 
-    def _record(self) -> dict[str, Any] | None:
+    def _record(self) -> _Record | None:
         try:
-            record: dict[str, Any] = json.loads((self.path / "status.json").read_text("utf-8"))
-        except (OSError, ValueError):
+            return from_plain(_Record, json.loads((self.path / "status.json").read_text("utf-8")), "status")
+        except (OSError, ValueError, ProtocolError):
             return None
-        return record
 
     def _write_status(self, state: State, progress: Progress | None, message: str = "") -> None:
         pid = os.getpid()
-        record = {
-            "state": state,
-            "message": message,
-            "progress": progress and asdict(progress),
-            "pid": pid,
-            "mark": start_mark(pid),
-            "host": socket.gethostname(),
-            "beat": time.time(),
-        }
-        _replace(self.path / "status.json", json.dumps(record))
+        record = _Record(state, message, progress, pid, start_mark(pid), socket.gethostname(), time.time())
+        _replace(self.path / "status.json", json.dumps(asdict(record)))
 
 
 def list_runs(folder: str | Path) -> list[RunFolder]:
@@ -483,16 +473,31 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 def _event(line: str) -> TrainingMetric | Log | None:
     try:
         record = json.loads(line)
-        kind: Callable[..., TrainingMetric | Log] = {"log": Log, "metric": TrainingMetric}[record.pop("type")]
-        return kind(**record)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        kinds: dict[str, type[TrainingMetric | Log]] = {"log": Log, "metric": TrainingMetric}
+        return from_plain(kinds[record.pop("type")], record, "event")
+    except (ValueError, KeyError, TypeError, AttributeError, ProtocolError):
         return None
 
 
-def _holder_is_alive(record: Mapping[str, Any]) -> bool:
-    if record["host"] != socket.gethostname():
-        return bool(time.time() - record["beat"] < _LOST_AFTER_S)
-    return is_alive(record["pid"], record["mark"])
+@dataclass(frozen=True)
+class _Record:
+    """What status.json holds."""
+
+    state: State
+    message: str
+    progress: Progress | None
+    pid: int
+    mark: str
+    """Tells the process from a later one with its number."""
+    host: str
+    beat: float
+    """When it was written, seconds since 1970."""
+
+
+def _holder_is_alive(record: _Record) -> bool:
+    if record.host != socket.gethostname():
+        return time.time() - record.beat < _LOST_AFTER_S
+    return is_alive(record.pid, record.mark)
 
 
 @contextlib.contextmanager

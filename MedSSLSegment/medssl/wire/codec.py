@@ -1,6 +1,7 @@
 """Dataclasses to JSON values and arrays, and back; masks as bounding box and packed bits.
 
-What comes back came through a pipe, so it is checked field by field against the dataclass's own annotations.
+What comes back came through a pipe or from a file, so it is checked field by field against the dataclass's own
+annotations.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ def _unpack(hint: Any, value: Any, path: str, arrays: Mapping[str, NDArray[Any]]
                 _unpack(h, v, f"{path}.{n}", arrays)
                 for n, (h, v) in enumerate(zip(hints, value, strict=True))
             )
-    if origin is dict and isinstance(value, dict):
+    if origin in (dict, Mapping) and isinstance(value, dict):
         return {key: _unpack(args[1], item, f"{path}.{key}", arrays) for key, item in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return _unpack_dataclass(hint, value, path, arrays)
