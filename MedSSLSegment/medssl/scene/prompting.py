@@ -8,6 +8,8 @@ they are saved with the scene, move with a transform, and go when the segmentati
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,9 +17,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, ProtocolError
 from ..prompts import SlicePrompt
 from ..volume import Volume
+from ..wire.codec import from_plain
 
 __all__ = [
     "Mark",
@@ -32,7 +35,10 @@ __all__ = [
 
 _ATTRIBUTE = "MedSSLSegment.Prompts"
 _PENDING = "MedSSLSegment.PendingPrompts"
+_SLICE_KEY = re.compile(r"[012]/[0-9]{1,9}")
 _POINTS_PER_SCRIBBLE = 5
+_POINTS_OF = {"point": (1, 1), "box": (2, 2), "scribble": (1, math.inf), "another": (0, 0)}
+"""How many points there are to each kind of mark, at least and at most."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class PromptBook:
     def marks(self, place: Place) -> tuple[Mark, ...]:
         """What was placed on a slice, oldest first."""
         entries = self._read().get(place.segment, {}).get(_slice_key(place), [])
-        return tuple(Mark(kind, tuple((x, y) for x, y in points), on) for kind, on, points in entries)
+        return tuple(mark for entry in entries if (mark := _mark(entry)) is not None)
 
     def places(self) -> tuple[Place, ...]:
         """Every slice that has prompts."""
@@ -104,9 +110,9 @@ class PromptBook:
 
     def pending(self) -> tuple[Place, ...]:
         """Slices whose prompts were neither accepted nor dropped, the one prompted last at the end."""
-        entries = json.loads(self._node.GetAttribute(_PENDING) or "[]")
-        places = [Place(segment, int(axis), int(index)) for segment, axis, index in entries]
-        return tuple(place for place in places if self.marks(place))
+        waiting = _json(self._node, _PENDING, list)
+        prompted = [place for place in self.places() if self.marks(place)]
+        return tuple(p for entry in waiting for p in prompted if [p.segment, p.axis, p.index] == entry)
 
     def note_pending(self, place: Place, is_pending: bool) -> None:
         """Remember whether the prompts of a slice still wait to be accepted."""
@@ -115,8 +121,16 @@ class PromptBook:
         self._node.SetAttribute(_PENDING, json.dumps(entries, separators=(",", ":")))
 
     def _read(self) -> dict[str, dict[str, list[Any]]]:
-        book: dict[str, dict[str, list[Any]]] = json.loads(self._node.GetAttribute(_ATTRIBUTE) or "{}")
-        return book
+        book = _json(self._node, _ATTRIBUTE, dict)
+        return {
+            segment: {
+                key: entries
+                for key, entries in slices.items()
+                if _SLICE_KEY.fullmatch(key) and isinstance(entries, list)
+            }
+            for segment, slices in book.items()
+            if isinstance(slices, dict)
+        }
 
 
 def as_prompt(place: Place, marks: Sequence[Mark]) -> SlicePrompt | None:
@@ -183,6 +197,27 @@ def axis_of_normal(volume: Volume, normal_ras: Sequence[float]) -> int:
     """The slice axis that a view with this normal looks along most nearly."""
     steps = volume.ijk_to_ras[:3, :3] / np.linalg.norm(volume.ijk_to_ras[:3, :3], axis=0)
     return 2 - int(np.argmax(np.abs(np.asarray(normal_ras, float) @ steps)))
+
+
+def _json(node: Any, attribute: str, kind: type[Any]) -> Any:
+    """What an attribute holds; nothing of that kind where it cannot be read, as other hands may have written it."""
+    try:
+        value = json.loads(node.GetAttribute(attribute) or "null")
+    except ValueError:
+        value = None
+    return value if isinstance(value, kind) else kind()
+
+
+def _mark(entry: Any) -> Mark | None:
+    """None where it is none that could have been placed."""
+    try:
+        kind, positive, points = entry
+        fields = {"kind": kind, "positive": positive, "points_xy_px": points}
+        mark = from_plain(Mark, fields, "mark")
+    except (TypeError, ValueError, ProtocolError):
+        return None
+    least, most = _POINTS_OF[mark.kind]
+    return mark if least <= len(mark.points_xy_px) <= most else None
 
 
 def _slice_key(place: Place) -> str:

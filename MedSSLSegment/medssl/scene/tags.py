@@ -2,16 +2,23 @@
 
 Tags are saved with the segmentation, are copied with a segment, and follow undo and redo. 3D Slicer's storage separates
 them by "|", so no tag holds one.
+
+A scene may come from another version of the program or from other hands: what cannot be read of a tag is passed over,
+so that a slice counts as drawn by a person rather than as written by the program.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import vtk
+
+from ..errors import ProtocolError
+from ..wire.codec import from_plain
 
 __all__ = [
     "STEPS_KEPT",
@@ -67,8 +74,8 @@ class Step:
 
 def predicted_slices(segmentation_node: Any, segment_id: str) -> dict[tuple[int, int], int]:
     """Slices that were filled by the program: {(axis, index): fingerprint of the mask as written}."""
-    entries = (entry.split("/") for entry in _read(segmentation_node, segment_id, _PREDICTED).split())
-    return {(int(axis), int(index)): int(mark, 16) for axis, index, mark in entries}
+    entries = _entries(segmentation_node, segment_id, _PREDICTED, "/([0-9a-f]{1,8})")
+    return {(axis, index): int(mark, 16) for axis, index, mark in entries}
 
 
 def note_predicted(segmentation_node: Any, segment_id: str, slices: Mapping[tuple[int, int], int]) -> None:
@@ -79,8 +86,8 @@ def note_predicted(segmentation_node: Any, segment_id: str, slices: Mapping[tupl
 
 def confidences(segmentation_node: Any, segment_id: str) -> dict[tuple[int, int], float]:
     """How sure the program was of each slice it wrote: {(axis, index): 0 .. 1}."""
-    entries = (entry.split("/") for entry in _read(segmentation_node, segment_id, _CONFIDENCE).split())
-    return {(int(axis), int(index)): int(percent) / 100 for axis, index, percent in entries}
+    entries = _entries(segmentation_node, segment_id, _CONFIDENCE, "/(100|[0-9]{1,2})")
+    return {(axis, index): int(percent) / 100 for axis, index, percent in entries}
 
 
 def note_confidences(segmentation_node: Any, segment_id: str, new: Mapping[tuple[int, int], float]) -> None:
@@ -92,8 +99,8 @@ def note_confidences(segmentation_node: Any, segment_id: str, new: Mapping[tuple
 
 def left_out(segmentation_node: Any, segment_id: str) -> frozenset[tuple[int, int]]:
     """Slices, as (axis, index), that are drawn and that the user does not want to be reference slices."""
-    entries = (entry.split("/") for entry in _read(segmentation_node, segment_id, _LEFT_OUT).split())
-    return frozenset((int(axis), int(index)) for axis, index in entries)
+    entries = _entries(segmentation_node, segment_id, _LEFT_OUT, "()")
+    return frozenset((axis, index) for axis, index, _ in entries)
 
 
 def note_left_out(segmentation_node: Any, segment_id: str, slices: Collection[tuple[int, int]]) -> None:
@@ -104,7 +111,12 @@ def note_left_out(segmentation_node: Any, segment_id: str, slices: Collection[tu
 
 def steps(segmentation_node: Any, segment_id: str) -> tuple[Step, ...]:
     """What the program did to a segment, oldest first."""
-    return tuple(_step(known) for known in json.loads(_read(segmentation_node, segment_id, _STEPS) or "[]"))
+    try:
+        known = json.loads(_read(segmentation_node, segment_id, _STEPS) or "[]")
+    except ValueError:
+        known = []
+    found = (_step(each) for each in known) if isinstance(known, list) else ()
+    return tuple(step for step in found if step is not None)
 
 
 def add_step(segmentation_node: Any, segment_id: str, step: Step) -> None:
@@ -116,10 +128,20 @@ def add_step(segmentation_node: Any, segment_id: str, step: Step) -> None:
     _write(segmentation_node, segment_id, _STEPS, text.replace("|", "\\u007c"))
 
 
-def _step(known: dict[str, Any]) -> Step:
-    rows = tuple((first, last) for first, last in known.get("missed", ()))
-    lists = {"references": tuple(known["references"]), "marks": tuple(known.get("marks", ()))}
-    return Step(**{**known, **lists, "missed": rows})
+def _step(known: Any) -> Step | None:
+    """None where it is none; what a later version of the program notes besides is passed over."""
+    names = {f.name for f in fields(Step)}
+    try:
+        return from_plain(Step, {name: known[name] for name in names & set(known)}, "step")
+    except (TypeError, ProtocolError):
+        return None
+
+
+def _entries(segmentation_node: Any, segment_id: str, tag: str, note: str) -> Iterator[tuple[int, int, str]]:
+    """(axis, index, what is noted of that slice), where the note has the form of a pattern with one group."""
+    for entry in _read(segmentation_node, segment_id, tag).split():
+        if match := re.fullmatch(f"([012])/([0-9]{{1,9}}){note}", entry):
+            yield int(match[1]), int(match[2]), match[3]
 
 
 def _read(segmentation_node: Any, segment_id: str, tag: str) -> str:
