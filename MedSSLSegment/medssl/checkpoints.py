@@ -131,7 +131,9 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _header(file: Any) -> dict[str, Any]:
-    header: dict[str, Any] = json.loads(_header_text(file))
+    header: Any = json.loads(_header_text(file))
+    if not isinstance(header, dict):
+        raise ValueError("the header is no table")
     header.pop(_DIGEST_KEY, None)
     return header
 

@@ -85,6 +85,13 @@ def test_a_damaged_file_is_refused_in_one_sentence(tmp_path: Path, name: str, co
         read_weights(tmp_path / name)
 
 
+@pytest.mark.parametrize("header", ["3", "[]", "null", "{"])
+def test_a_header_that_is_no_table_is_refused_in_one_sentence(tmp_path: Path, header: str) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "weights.safetensors", {"medssl": header})
+    with pytest.raises(ModelError, match=r"weights\.safetensors is damaged"):
+        read_checkpoint(tmp_path / "weights.safetensors")
+
+
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 def test_a_file_cut_in_the_middle_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

@@ -209,9 +209,10 @@ def test_files_that_are_no_encoder_are_refused_in_one_sentence(tmp_path: Path) -
     write_checkpoint(path, tensors, {n: v for n, v in meta.items() if n != "contract"})
     with pytest.raises(ModelError, match=r"incomplete \('contract'\)"):
         read_encoder(path)
-    write_checkpoint(path, tensors, {**meta, "contract": {"size": [1, 2, 3]}})
-    with pytest.raises(ModelError, match="input contract cannot be used"):
-        read_encoder(path)
+    for contract in ({"size": [1, 2, 3]}, {"window_hu": [0.0]}, {"size": "64"}, {"std_hu": None}, 3):
+        write_checkpoint(path, tensors, {**meta, "contract": contract})
+        with pytest.raises(ModelError, match="input contract cannot be used"):
+            read_encoder(path)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ModelError, match="damaged"):
         read_encoder(path)

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, ProtocolError
+from ..wire.codec import from_plain
 
 __all__ = ["InputContract", "IntensityStats"]
 
@@ -130,9 +131,8 @@ class InputContract:
             ModelError: a field is missing, unknown or not as it must be.
         """
         try:
-            fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-            return cls(**fields)
-        except (AttributeError, TypeError, InputError) as error:
+            return from_plain(cls, values, "contract")
+        except (ProtocolError, InputError) as error:
             raise ModelError(f"The checkpoint's input contract cannot be used ({error}).") from error
 
 
